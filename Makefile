@@ -1,0 +1,47 @@
+# make demo    train, evaluate and answer on the embedded digits (about 12 minutes on 2 cores)
+# make test    all tests
+# make check   formatter, linter, type checker, import direction, then all tests
+# make fix     let the formatter and the linter change what they can
+# Each creates .venv and installs the tested versions when it is missing.
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
+WORKERS ?= 2
+WORKDIR ?= runs/digits
+
+.PHONY: demo test check lint fix clean
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/run: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/dev: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) --editable '.[test,dev]'
+	@touch $(VENV)/run $@
+
+demo: $(VENV)/run
+	$(BIN)/python train.py --config configs/digits.py --workdir $(WORKDIR)
+	$(BIN)/python eval.py --config configs/digits.py --workdir $(WORKDIR)
+
+test: $(VENV)/dev
+	$(BIN)/python -m pytest --numprocesses $(WORKERS)
+
+lint: $(VENV)/dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+check: lint test
+
+fix: $(VENV)/dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
