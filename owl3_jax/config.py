@@ -1,0 +1,314 @@
+"""Every setting of a run, as frozen dataclasses that check themselves.
+
+`ModelConfig` is the architecture (what a checkpoint fixes), `ComputeConfig` how it is computed
+(dtypes, memory), the rest describes a training or evaluation run. A file in `configs/` builds one
+`Config`; `owl3_jax.command_line` overrides single fields of it.
+"""
+
+import dataclasses
+from typing import Any, Literal
+
+Form = Literal["gated", "static", "joint"]
+Remat = Literal["none", "full"]
+DType = Literal["float32", "bfloat16"]
+
+
+class ConfigError(ValueError):
+    """A setting that cannot work, with the field's name and what would."""
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+def _require_positive(config: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        _require(value > 0, f"{type(config).__name__}.{name} must be positive, got {value}")
+
+
+@dataclasses.dataclass(frozen=True)
+class VisionConfig:
+    """SigLIP (names as in config.json's `vision_config`)."""
+
+    hidden_size: int = 1152
+    intermediate_size: int = 4304
+    num_hidden_layers: int = 27  # as in the checkpoint; the last block is never used
+    num_attention_heads: int = 16
+    image_size: int = 384  # side of the squared image, pixels
+    patch_size: int = 14
+    layer_norm_eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "hidden_size", "intermediate_size", "num_attention_heads", "patch_size")
+        _require(self.num_hidden_layers >= 2, "vision.num_hidden_layers must be at least 2: the penultimate block is used")
+        _require(
+            self.hidden_size % self.num_attention_heads == 0,
+            f"vision.hidden_size {self.hidden_size} is no multiple of vision.num_attention_heads {self.num_attention_heads}",
+        )
+        _require(self.image_size >= self.patch_size, "vision.image_size must hold at least one patch")
+
+    @property
+    def num_used_layers(self) -> int:
+        """Blocks that are computed: the model takes the penultimate block's output."""
+        return self.num_hidden_layers - 1
+
+    @property
+    def grid(self) -> int:
+        """Patches along one side; pixels beyond the last whole patch are dropped."""
+        return self.image_size // self.patch_size
+
+    @property
+    def tokens_per_image(self) -> int:
+        """L of the glossary."""
+        return self.grid**2
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The architecture (names as in config.json; the form of hyper attention is ours to name)."""
+
+    form: Form = "gated"
+    vocab_size: int = 151851
+    hidden_size: int = 3584
+    intermediate_size: int = 18944
+    num_hidden_layers: int = 28
+    num_attention_heads: int = 28
+    num_key_value_heads: int = 4
+    hyper_layers: tuple[int, ...] = (1, 9, 17, 25)  # counted from ONE, as in config.json
+    tie_word_embeddings: bool = False
+    rope_theta: float = 1e6
+    rms_norm_eps: float = 1e-6
+    max_position_embeddings: int = 32768
+    initializer_range: float = 0.02  # standard deviation of the token embedding at initialisation
+    vision: VisionConfig = VisionConfig()
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+        _require_positive(self, "num_key_value_heads", "rope_theta", "max_position_embeddings", "initializer_range")
+        _require(
+            self.hidden_size % self.num_attention_heads == 0,
+            f"hidden_size {self.hidden_size} is no multiple of num_attention_heads {self.num_attention_heads}",
+        )
+        _require(
+            self.num_attention_heads % self.num_key_value_heads == 0,
+            f"num_attention_heads {self.num_attention_heads} is no multiple of num_key_value_heads {self.num_key_value_heads}",
+        )
+        _require(self.head_dim % 2 == 0, f"head size {self.head_dim} must be even for RoPE")
+        layers = self.hyper_layers
+        _require(len(layers) > 0, "hyper_layers is empty: without hyper attention no image is ever seen")
+        _require(
+            list(layers) == sorted(set(layers)) and layers[0] >= 1 and layers[-1] <= self.num_hidden_layers,
+            f"hyper_layers {layers} must be increasing numbers from 1 to num_hidden_layers ({self.num_hidden_layers})",
+        )
+        _require(self.form in ("gated", "static", "joint"), f"form must be gated, static or joint, got {self.form!r}")
+
+    @classmethod
+    def from_hf(cls, tree: dict[str, Any], form: Form) -> "ModelConfig":
+        """The architecture from a released checkpoint's config.json.
+
+        config.json does not tell the form; the checkpoint's tensor names do (`owl3_jax.convert`).
+        """
+        names = {field.name for field in dataclasses.fields(cls)} - {"form", "vision", "hyper_layers"}
+        vision_names = {field.name for field in dataclasses.fields(VisionConfig)}
+        return cls(
+            form=form,
+            hyper_layers=tuple(tree["hyper_layers"]),
+            vision=VisionConfig(**{k: v for k, v in tree.get("vision_config", {}).items() if k in vision_names}),
+            **{k: v for k, v in tree.items() if k in names},
+        )
+
+    @property
+    def head_dim(self) -> int:
+        """D of the glossary."""
+        return self.hidden_size // self.num_attention_heads
+
+    @property
+    def hyper_layer_indices(self) -> tuple[int, ...]:
+        """`hyper_layers` counted from zero."""
+        return tuple(layer - 1 for layer in self.hyper_layers)
+
+    @property
+    def image_is_seen_by_its_own_token(self) -> bool:
+        """Whether the placeholder's first token sees its image (`>=`) or only the later ones (`>`)."""
+        return self.form == "joint"
+
+    @property
+    def image_rope_offset(self) -> int:
+        """RoPE position of an image's keys, relative to the start of its placeholder."""
+        return 0 if self.form == "joint" else 1
+
+
+@dataclasses.dataclass(frozen=True)
+class ComputeConfig:
+    """How the model is computed; changes no checkpoint."""
+
+    dtype: DType = "bfloat16"  # activations
+    param_dtype: DType = "float32"
+    remat: Remat = "none"  # what a block keeps for its backward pass
+    images_per_chunk: int = 16  # images whose attention scores exist at the same time
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "images_per_chunk")
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each mesh axis; one of them may be -1: all that are left."""
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+    context: int = 1
+
+    def __post_init__(self) -> None:
+        sizes = dataclasses.astuple(self)
+        _require(sum(size == -1 for size in sizes) <= 1, f"at most one mesh axis can be -1, got {self}")
+        _require(all(size == -1 or size > 0 for size in sizes), f"mesh axes must be positive or -1, got {self}")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """One batch: `rows` x (`tokens_per_row` tokens, `images_per_row` images)."""
+
+    dataset: str = "digits"
+    data_dir: str = "data"  # prepared data sets lie here
+    rows: int = 16  # over all hosts
+    tokens_per_row: int = 512
+    images_per_row: int = 12
+    pack: bool = True  # several samples a row; otherwise one, padded
+    prefetch: int = 4  # batches prepared ahead
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "rows", "tokens_per_row", "images_per_row", "prefetch")
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with linear warm-up and cosine decay."""
+
+    learning_rate: float = 2e-5  # peak
+    end_learning_rate: float = 1e-7
+    warmup_steps: int = 100
+    b1: float = 0.9
+    b2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.0  # on matrices only, not on norms, biases and gates
+    clip_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "learning_rate", "clip_norm", "eps")
+        _require(0 <= self.end_learning_rate <= self.learning_rate, "optimizer.end_learning_rate must lie in [0, learning_rate]")
+        _require(self.warmup_steps >= 0, f"optimizer.warmup_steps must not be negative, got {self.warmup_steps}")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """Length of a run and what it leaves behind."""
+
+    steps: int = 1000
+    seed: int = 0  # parameters and augmentation
+    shift_pixels: int = 0  # augmentation: each image moves by up to so many pixels
+    log_every: int = 20  # steps
+    checkpoint_every: int = 500  # steps
+    checkpoints_to_keep: int = 2
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "steps", "log_every", "checkpoint_every", "checkpoints_to_keep")
+        _require(self.shift_pixels >= 0, f"train.shift_pixels must not be negative, got {self.shift_pixels}")
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+    """What `eval.py` asks of held-out images."""
+
+    questions: int = 256  # per number of images, exact match
+    exact_match_images: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128)
+    distractor_questions: int = 64  # per number of images, each asked in all option orders and distractor draws
+    distractor_images: tuple[int, ...] = (1, 2, 5, 10, 20, 50, 100)
+    distractor_draws: int = 2  # sets of distractors per question
+    max_new_tokens: int = 8
+    images_per_batch: int = 256  # bounds the memory of one generation batch
+    batch_shapes: int = 5  # at most so many different ones; each is compiled once
+    samples_shown: int = 8  # on the contact sheet
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "questions", "distractor_questions", "distractor_draws", "max_new_tokens")
+        _require_positive(self, "images_per_batch", "batch_shapes", "samples_shown")
+        for name in ("exact_match_images", "distractor_images"):
+            counts = getattr(self, name)
+            _require(bool(counts) and min(counts) >= 1, f"eval.{name} must name image counts of at least 1, got {counts}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One run."""
+
+    model: ModelConfig = ModelConfig()
+    compute: ComputeConfig = ComputeConfig()
+    mesh: MeshConfig = MeshConfig()
+    data: DataConfig = DataConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    train: TrainConfig = TrainConfig()
+    eval: EvalConfig = EvalConfig()
+
+    def __post_init__(self) -> None:
+        _require(
+            self.data.tokens_per_row <= self.model.max_position_embeddings,
+            f"data.tokens_per_row {self.data.tokens_per_row} exceeds model.max_position_embeddings "
+            f"{self.model.max_position_embeddings}",
+        )
+
+
+def load_json_tree(cls: type, tree: dict[str, Any]) -> Any:
+    """The dataclass `cls` from the plain dict that `dataclasses.asdict` and JSON made of it.
+
+    Raises ConfigError when a field is unknown or missing.
+    """
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    unknown = sorted(set(tree) - set(fields))
+    _require(not unknown, f"{cls.__name__} has no field {', '.join(unknown)}; it has {', '.join(fields)}")
+    values = {}
+    for name, value in tree.items():
+        kind = fields[name].type
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+            value = load_json_tree(kind, value)
+        elif isinstance(value, list):
+            value = tuple(value)
+        values[name] = value
+    return cls(**values)
+
+
+
+NAMED_SIZES: dict[str, ModelConfig] = {
+    "7b-240728": ModelConfig(),
+    "7b-241101": ModelConfig(
+        form="joint",
+        vocab_size=151651,
+        hyper_layers=(7, 15, 23, 26),
+        vision=VisionConfig(image_size=378),
+    ),
+    "1b-241014": ModelConfig(
+        form="static",
+        hidden_size=896,
+        intermediate_size=4864,
+        num_hidden_layers=24,
+        num_attention_heads=14,
+        num_key_value_heads=2,
+        hyper_layers=(6, 13, 20, 22),
+        tie_word_embeddings=True,
+    ),
+    # Where this checkpoint's four hyper layers stand is not published: its config.json decides when it is loaded.
+    "2b-241014": ModelConfig(
+        form="static",
+        hidden_size=1536,
+        intermediate_size=8960,
+        num_hidden_layers=28,
+        num_attention_heads=12,
+        num_key_value_heads=2,
+        tie_word_embeddings=True,
+    ),
+}

@@ -1,0 +1,115 @@
+"""Hyper attention: what a few decoder layers have beside the common ones (paper, section 3).
+
+The extras of all hyper layers are stacked, [M, ...]. Image keys and values depend on the images and
+their placeholders' positions only, so they are computed once, before the decoder's layers run, in
+training as at prefill; every layer then reads its own row of the `ImageCache`.
+"""
+
+import functools
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.linen import initializers
+from jaxtyping import Array, Bool, Float, Int
+
+from owl3_jax.config import ComputeConfig, ModelConfig
+from owl3_jax.models.image_attention import image_attention
+from owl3_jax.models.layers import Linear, constrain, rms_norm, rope
+
+
+class ImageCache(NamedTuple):
+    """Rotated image keys and values of every hyper layer."""
+
+    keys: Float[Array, "M B I L K D"]
+    values: Float[Array, "M B I L K D"]
+
+
+class Fusion(NamedTuple):
+    """All that hyper attention needs beside the text's own attention, for every hyper layer."""
+
+    cache: ImageCache
+    visible: Bool[Array, "B T I"]
+    gate: tuple[Array, ...]  # gated: kernel [M, D, D] and bias [M, D]; static: [M, H, D]; joint: nothing
+
+
+class HyperLayers(nn.Module):
+    """Parameters of the hyper layers (official `v_kv_proj`, `gate_proj.0` or `gate`), stacked."""
+
+    config: ModelConfig
+    compute: ComputeConfig
+
+    def setup(self) -> None:
+        config, M, D = self.config, len(self.config.hyper_layers), self.config.head_dim
+        dtypes = {"dtype": self.compute.dtype, "param_dtype": self.compute.param_dtype}
+        self.v_kv_proj = Linear(
+            "mbile,mekcd->mbilkcd",
+            (M, config.hidden_size, config.num_key_value_heads, 2, D),
+            ("hyper_layers", "embed", "kv_heads", "key_value", "head_dim"),
+            **dtypes,
+        )
+        if config.form == "gated":
+            axes = ("hyper_layers", "head_dim", "gate_out")
+            self.gate_proj = Linear("mbthd,mde->mbthe", (M, D, D), axes, **dtypes)
+        elif config.form == "static":
+            init = nn.with_logical_partitioning(initializers.zeros_init(), ("hyper_layers", "heads", "head_dim"))
+            self.gate = self.param("gate", init, (M, config.num_attention_heads, D), jnp.dtype(self.compute.param_dtype))
+
+    def image_cache(
+        self,
+        image_features: Float[Array, "B I L E"],
+        image_positions: Int[Array, "B I"],
+        norm_scales: Float[Array, "M E"],
+    ) -> ImageCache:
+        """Keys and values of all images, one hyper layer after the other.
+
+        `norm_scales` are the layers' own `input_layernorm`: image tokens share it with the text.
+        """
+        project = functools.partial(_keys_values, config=self.config, compute=self.compute)
+        layer = jax.checkpoint(lambda weights: project(image_features, image_positions, *weights))  # keeps no normed copy
+        return ImageCache(*jax.lax.map(layer, (norm_scales, self.v_kv_proj.kernel, self.v_kv_proj.bias)))
+
+    def gate_weights(self) -> tuple[Array, ...]:
+        """`Fusion.gate`."""
+        if self.config.form == "gated":
+            return self.gate_proj.kernel, self.gate_proj.bias
+        return (self.gate,) if self.config.form == "static" else ()
+
+
+def _keys_values(features, image_positions, norm_scale, kernel, bias, *, config, compute):
+    x = rms_norm(features, norm_scale, config.rms_norm_eps)
+    kv = jnp.einsum("bile,ekcd->cbilkd", x, kernel.astype(compute.dtype))
+    kv = kv + jnp.moveaxis(bias, 1, 0)[:, None, None, None].astype(compute.dtype)
+    kv = constrain(kv, ("key_value", "batch", "image", "image_token", "act_kv_heads", "head_dim"))
+    # All L tokens of an image share one rotation; values are not rotated.
+    positions = jnp.broadcast_to((image_positions + config.image_rope_offset)[..., None], features.shape[:3])
+    return rope(kv[0], positions, config.rope_theta), kv[1]
+
+
+def hyper_attention(
+    layer: Int[Array, ""],
+    q: Float[Array, "B T H D"],
+    text: Float[Array, "B T H D"],
+    text_lse: Float[Array, "B T H"],
+    fusion: Fusion,
+    *,
+    images_per_chunk: int,
+) -> Float[Array, "B T H D"]:
+    """(1 - g) * self-attention + g * image attention, in float32, for hyper layer `layer` (from zero).
+
+    gated   g = sigmoid(gate_proj(text)), one [D, D] map shared by all heads
+    static  g = sigmoid(gate)
+    joint   g = sigmoid(image lse - text lse), which is one softmax over images and text
+
+    A position that sees no image keeps its self-attention untouched.
+    """
+    keys, values, *gate = (x[layer] for x in (*fusion.cache, *fusion.gate))
+    image, image_lse = image_attention(q, keys, values, fusion.visible, images_per_chunk)
+    if len(gate) == 2:
+        kernel, bias = (x.astype(q.dtype) for x in gate)
+        logit = jnp.einsum("bthd,de->bthe", text.astype(q.dtype), kernel) + bias
+    else:
+        logit = gate[0] if gate else (image_lse - text_lse)[..., None]
+    mixed = text + jax.nn.sigmoid(logit.astype(jnp.float32)) * (image - text)
+    return jnp.where(fusion.visible.any(axis=-1)[:, :, None, None], mixed, text)

@@ -1,0 +1,79 @@
+"""mPLUG-Owl3: vision encoder, projector and hyper-attention decoder, from pixels and tokens to logits."""
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+from jaxtyping import Array, Float, Shaped
+
+from owl3_jax.batch import Batch
+from owl3_jax.config import ComputeConfig, ModelConfig
+from owl3_jax.models.layers import constrain
+from owl3_jax.models.projector import Projector
+from owl3_jax.models.qwen2 import Images, Qwen2, Text, TextCache
+from owl3_jax.models.siglip import Siglip
+
+
+class Outputs(NamedTuple):
+    """What a forward pass returns."""
+
+    logits: Float[Array, "B T V"]  # float32
+    image_features: Float[Array, "B I L E"]  # after the projector
+    hidden_states: Float[Array, "N1 B T E"] | None  # with collect_hidden_states: embedding, layers, the last normed
+
+
+class Owl3(nn.Module):
+    """The whole model in any of its three forms; submodules carry the official names.
+
+    `collect_hidden_states` adds the hidden states of every layer to the outputs, for parity checks.
+    """
+
+    config: ModelConfig
+    compute: ComputeConfig
+    collect_hidden_states: bool = False
+
+    def setup(self) -> None:
+        self.vision_model = Siglip(self.config.vision, self.compute)
+        self.vision2text_model = Projector(self.config, self.compute)
+        self.language_model = Qwen2(self.config, self.compute, self.collect_hidden_states)
+
+    def __call__(self, batch: Batch) -> Outputs:
+        features = self.encode_images(batch.pixels)
+        x, _, hidden_states = self.language_model(text_of(batch), self._images(batch, features))
+        return Outputs(self.language_model.logits(x), features, hidden_states)
+
+    def encode_images(self, pixels: Shaped[Array, "B I S S 3"]) -> Float[Array, "B I L E"]:
+        """Image features: SigLIP's penultimate block, projected to the decoder's width."""
+        B, I = pixels.shape[:2]
+        flat = pixels.reshape(B * I, *pixels.shape[2:])
+        with jax.named_scope("siglip"):
+            tokens = self.vision_model(constrain(flat, ("vision_batch", None, None, None)))
+        with jax.named_scope("projector"):
+            features = self.vision2text_model(tokens.reshape(B, I, *tokens.shape[1:]))
+        return constrain(features, ("batch", "image", "image_token", "act_embed"))
+
+    def prefill(self, batch: Batch, slots: int) -> tuple[Float[Array, "B T E"], Images, TextCache]:
+        """The prompt's hidden states and both caches; the text cache has room for C = `slots` positions."""
+        images = self._images(batch, self.encode_images(batch.pixels))
+        cache = TextCache.empty(self.config, self.compute, batch.tokens.shape[0], slots)
+        x, cache, _ = self.language_model(text_of(batch), images, cache)
+        return x, images, cache
+
+    def decode(self, text: Text, images: Images, cache: TextCache) -> tuple[Float[Array, "B T V"], TextCache]:
+        """Logits of further text from the caches alone: no vision weight and no `v_kv_proj` is read."""
+        x, cache, _ = self.language_model(text, images, cache)
+        return self.language_model.logits(x), cache
+
+    def logits(self, x: Float[Array, "B T E"]) -> Float[Array, "B T V"]:
+        """The head alone, for chosen positions of `prefill`'s hidden states."""
+        return self.language_model.logits(x)
+
+    def _images(self, batch: Batch, features: Float[Array, "B I L E"]) -> Images:
+        with jax.named_scope("image_cache"):
+            cache = self.language_model.image_cache(features, batch.image_positions)
+        return Images(cache, batch.image_positions, batch.image_segment_ids)
+
+
+def text_of(batch: Batch) -> Text:
+    """The text part of a batch."""
+    return Text(batch.tokens, batch.positions, batch.segment_ids)

@@ -1,0 +1,27 @@
+"""Image tokens from the encoder's width to the decoder's (official name `vision2text_model`)."""
+
+import flax.linen as nn
+import jax
+from jaxtyping import Array, Float
+
+from owl3_jax.config import ComputeConfig, ModelConfig
+from owl3_jax.models.layers import Linear
+
+
+class Projector(nn.Module):
+    """One linear map; in the joint form linear, exact (erf) GELU, linear (official `.0` and `.2`)."""
+
+    config: ModelConfig
+    compute: ComputeConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B I L Ev"]) -> Float[Array, "B I L E"]:
+        if self.config.form != "joint":
+            return self._linear(x, "vision_embed", "linear")
+        x = self._linear(x, "vision_embed", "0")
+        return self._linear(jax.nn.gelu(x, approximate=False), "projector_hidden", "2")
+
+    def _linear(self, x: Float[Array, "B I L X"], axis: str, name: str) -> Float[Array, "B I L E"]:
+        shape = (x.shape[-1], self.config.hidden_size)
+        dtypes = {"dtype": self.compute.dtype, "param_dtype": self.compute.param_dtype}
+        return Linear("bilx,xe->bile", shape, (axis, "embed"), **dtypes, name=name)(x)

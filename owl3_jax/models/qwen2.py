@@ -1,0 +1,253 @@
+"""The decoder: Qwen2 with hyper attention in a few layers (official name `language_model`).
+
+All layers run as one scan over stacked parameters, [N, ...], so that they are compiled once; a layer
+that is a hyper layer takes the other branch of a condition inside that one body.
+"""
+
+import functools
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.linen import initializers
+from jaxtyping import Array, Bool, Float, Int
+
+from owl3_jax.config import ComputeConfig, ModelConfig
+from owl3_jax.models.attention import attend, image_visibility, text_visibility
+from owl3_jax.models.hyper import Fusion, HyperLayers, ImageCache, hyper_attention
+from owl3_jax.models.layers import Linear, RMSNorm, constrain, rms_norm, rope
+
+
+class TextCache(NamedTuple):
+    """Rotated keys and values of the text so far. Slots up to `length` are written; segment 0 is padding."""
+
+    keys: Float[Array, "N B C K D"]
+    values: Float[Array, "N B C K D"]
+    positions: Int[Array, "B C"]
+    segment_ids: Int[Array, "B C"]
+    length: Int[Array, ""]
+
+    @classmethod
+    def empty(cls, config: ModelConfig, compute: ComputeConfig, rows: int, slots: int) -> "TextCache":
+        """A cache of B = `rows` rows and C = `slots` slots."""
+        shape = (config.num_hidden_layers, rows, slots, config.num_key_value_heads, config.head_dim)
+        zeros = jnp.zeros(shape, jnp.dtype(compute.dtype))
+        ids = jnp.zeros((rows, slots), jnp.int32)
+        return cls(zeros, zeros, ids, ids, jnp.zeros((), jnp.int32))
+
+    def with_ids(self, positions: Int[Array, "B T"], segment_ids: Int[Array, "B T"]) -> "TextCache":
+        """Announces T new positions at the end, whose keys and values the layers will write."""
+        write = lambda old, new: jax.lax.dynamic_update_slice(old, new, (0, self.length))
+        return self._replace(positions=write(self.positions, positions), segment_ids=write(self.segment_ids, segment_ids))
+
+
+class Text(NamedTuple):
+    """The text part of a batch."""
+
+    tokens: Int[Array, "B T"]
+    positions: Int[Array, "B T"]
+    segment_ids: Int[Array, "B T"]
+
+
+class Images(NamedTuple):
+    """Images as the decoder takes them."""
+
+    cache: ImageCache
+    positions: Int[Array, "B I"]
+    segment_ids: Int[Array, "B I"]
+
+
+class Carry(NamedTuple):
+    """What one decoder layer hands to the next."""
+
+    x: Float[Array, "B T E"]
+    keys: Float[Array, "N B C K D"] | None = None  # of the text cache
+    values: Float[Array, "N B C K D"] | None = None
+
+
+class LayerInputs(NamedTuple):
+    """What all decoder layers read."""
+
+    positions: Int[Array, "B T"]
+    visible: Bool[Array, "B T C"]
+    cache_length: Int[Array, ""] | None  # first free slot of the text cache
+    fusion: Fusion
+
+
+class MLP(nn.Module):
+    """SwiGLU."""
+
+    config: ModelConfig
+    compute: ComputeConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T E"]) -> Float[Array, "B T E"]:
+        E, F = self.config.hidden_size, self.config.intermediate_size
+        options = {"use_bias": False, "dtype": self.compute.dtype, "param_dtype": self.compute.param_dtype}
+        gate = Linear("bte,ef->btf", (E, F), ("embed", "mlp"), **options, name="gate_proj")(x)
+        up = Linear("bte,ef->btf", (E, F), ("embed", "mlp"), **options, name="up_proj")(x)
+        hidden = constrain(jax.nn.silu(gate) * up, ("batch", "text", "act_mlp"))
+        return Linear("btf,fe->bte", (F, E), ("mlp", "embed"), **options, name="down_proj")(hidden)
+
+
+class Attention(nn.Module):
+    """Causal grouped-query self-attention, fused with image attention in a hyper layer."""
+
+    config: ModelConfig
+    compute: ComputeConfig
+
+    def setup(self) -> None:
+        config, D = self.config, self.config.head_dim
+        E, H, K = config.hidden_size, config.num_attention_heads, config.num_key_value_heads
+        dtypes = {"dtype": self.compute.dtype, "param_dtype": self.compute.param_dtype}
+        self.q_proj = Linear("bte,ehd->bthd", (E, H, D), ("embed", "heads", "head_dim"), **dtypes)
+        self.k_proj = Linear("bte,ekd->btkd", (E, K, D), ("embed", "kv_heads", "head_dim"), **dtypes)
+        self.v_proj = Linear("bte,ekd->btkd", (E, K, D), ("embed", "kv_heads", "head_dim"), **dtypes)
+        self.o_proj = Linear("bthd,hde->bte", (H, D, E), ("heads", "head_dim", "embed"), use_bias=False, **dtypes)
+
+    def __call__(
+        self, x: Float[Array, "B T E"], carry: Carry, layer: Int[Array, ""], hyper_layer: Int[Array, ""], inputs: LayerInputs
+    ) -> tuple[Float[Array, "B T E"], Carry]:
+        q = rope(self.q_proj(x), inputs.positions, self.config.rope_theta)
+        k, v = rope(self.k_proj(x), inputs.positions, self.config.rope_theta), self.v_proj(x)
+        q = constrain(q, ("batch", "text", "act_heads", "head_dim"))
+        if carry.keys is not None:
+            carry = _write_cache(carry, layer, inputs.cache_length, k, v)
+            k, v = carry.keys[layer], carry.values[layer]
+        out, lse = attend(q, k, v, inputs.visible)
+        out = self._fuse(hyper_layer, q, out, lse, inputs.fusion)
+        return self.o_proj(out), carry
+
+    def _fuse(self, hyper_layer, q, out, lse, fusion):
+        fuse = functools.partial(hyper_attention, images_per_chunk=self.compute.images_per_chunk)
+
+        def hyper_or_plain(hyper_layer, q, out, lse, fusion):
+            plain = lambda *_: out
+            return jax.lax.cond(hyper_layer >= 0, fuse, plain, hyper_layer, q, out, lse, fusion)
+
+        if self.compute.remat == "none":
+            # Otherwise each of the N layers would keep room for image keys and values that only M of them use.
+            hyper_or_plain = jax.checkpoint(hyper_or_plain, prevent_cse=False)
+        return hyper_or_plain(hyper_layer, q, out, lse, fusion)
+
+
+def _write_cache(carry: Carry, layer, slot, k, v) -> Carry:
+    write = lambda cache, new: jax.lax.dynamic_update_slice(cache, new[None].astype(cache.dtype), (layer, 0, slot, 0, 0))
+    return carry._replace(keys=write(carry.keys, k), values=write(carry.values, v))
+
+
+class DecoderLayer(nn.Module):
+    """Pre-norm block; a scan body. Returns the carry and, with `collect`, its output to stack."""
+
+    config: ModelConfig
+    compute: ComputeConfig
+    collect: bool
+
+    @nn.compact
+    def __call__(
+        self,
+        carry: Carry,
+        layer: Int[Array, ""],
+        hyper_layer: Int[Array, ""],
+        input_norm: Float[Array, " E"],
+        inputs: LayerInputs,
+    ) -> tuple[Carry, Float[Array, "B T E"] | None]:
+        eps = self.config.rms_norm_eps
+        x = constrain(carry.x, ("batch", "text", "act_embed"))
+        attention = Attention(self.config, self.compute, name="self_attn")
+        mixed, carry = attention(rms_norm(x, input_norm, eps), carry, layer, hyper_layer, inputs)
+        x = x + mixed
+        norm = RMSNorm((self.config.hidden_size,), ("norm",), eps, self.compute.param_dtype, name="post_attention_layernorm")
+        x = x + MLP(self.config, self.compute, name="mlp")(norm(x))
+        return carry._replace(x=x), x if self.collect else None
+
+
+class Qwen2(nn.Module):
+    """Token embedding, N decoder layers, final norm and head."""
+
+    config: ModelConfig
+    compute: ComputeConfig
+    collect_hidden_states: bool = False
+
+    def setup(self) -> None:
+        config, dtype = self.config, jnp.dtype(self.compute.param_dtype)
+        E, N, V, eps = config.hidden_size, config.num_hidden_layers, config.vocab_size, config.rms_norm_eps
+        init = nn.with_logical_partitioning(initializers.normal(config.initializer_range), ("vocab", "embed"))
+        self.embed_tokens = self.param("embed_tokens", init, (V, E), dtype)
+        # Beside the scanned layers, not in them: image tokens pass the hyper layers' rows before the scan starts.
+        self.input_layernorm = RMSNorm((N, E), ("layers", "norm"), eps, self.compute.param_dtype)
+        self.hyper_layers = HyperLayers(config, self.compute)
+        self.layers = _scanned(self.compute.remat, N)(config, self.compute, self.collect_hidden_states)
+        self.norm = RMSNorm((E,), ("norm",), eps, self.compute.param_dtype)
+        if not config.tie_word_embeddings:
+            self.lm_head = self.param("lm_head", init, (V, E), dtype)
+
+    def image_cache(self, image_features: Float[Array, "B I L E"], image_positions: Int[Array, "B I"]) -> ImageCache:
+        """Keys and values of projected images in every hyper layer."""
+        scales = self.input_layernorm.scale[np.array(self.config.hyper_layer_indices)]  # [M, E]
+        return self.hyper_layers.image_cache(image_features, image_positions, scales)
+
+    def __call__(
+        self,
+        text: Text,
+        images: Images,
+        cache: TextCache | None = None,
+    ) -> tuple[Float[Array, "B T E"], TextCache | None, Float[Array, "N1 B T E"] | None]:
+        """Hidden states after the final norm, the extended cache, and with `collect_hidden_states` the
+        embedding output followed by each layer's, the last one after the final norm.
+
+        With a cache the T positions follow those it holds, and attend to them too.
+        """
+        x = self.embed_tokens.astype(self.compute.dtype)[text.tokens]
+        keys = text if cache is None else cache.with_ids(text.positions, text.segment_ids)
+        inputs = LayerInputs(
+            positions=text.positions,
+            visible=text_visibility(text.positions, text.segment_ids, keys.positions, keys.segment_ids),
+            cache_length=None if cache is None else cache.length,
+            fusion=self._fusion(text, images),
+        )
+        carry = Carry(x) if cache is None else Carry(x, cache.keys, cache.values)
+        order = jnp.arange(self.config.num_hidden_layers)
+        carry, collected = self.layers(carry, order, self._hyper_layer_of(), self.input_layernorm.scale, inputs)
+        out = self.norm(carry.x)
+        if self.collect_hidden_states:
+            collected = jnp.concatenate([x[None], collected[:-1], out[None]])
+        if cache is not None:
+            cache = keys._replace(keys=carry.keys, values=carry.values, length=cache.length + text.tokens.shape[1])
+        return out, cache, collected
+
+    def logits(self, x: Float[Array, "B T E"]) -> Float[Array, "B T V"]:
+        """The head, in float32."""
+        table = self.embed_tokens if self.config.tie_word_embeddings else self.lm_head
+        logits = jnp.einsum("bte,ve->btv", x, table.astype(x.dtype), preferred_element_type=jnp.float32)
+        return constrain(logits, ("batch", "text", "act_vocab"))
+
+    def _fusion(self, text: Text, images: Images) -> Fusion:
+        visible = image_visibility(
+            text.positions,
+            text.segment_ids,
+            images.positions,
+            images.segment_ids,
+            inclusive=self.config.image_is_seen_by_its_own_token,
+        )
+        return Fusion(images.cache, visible, self.hyper_layers.gate_weights())
+
+    def _hyper_layer_of(self) -> Int[Array, " N"]:
+        """For each layer its row among the hyper layers, or -1."""
+        rows = np.full(self.config.num_hidden_layers, -1, np.int32)
+        rows[list(self.config.hyper_layer_indices)] = np.arange(len(self.config.hyper_layers))
+        return jnp.asarray(rows)
+
+
+def _scanned(remat: str, layers: int) -> type[nn.Module]:
+    layer = DecoderLayer if remat == "none" else nn.remat(DecoderLayer, prevent_cse=False)
+    return nn.scan(
+        layer,
+        variable_axes={"params": 0},
+        split_rngs={"params": True},
+        in_axes=(0, 0, 0, nn.broadcast),
+        length=layers,
+        metadata_params={nn.PARTITION_NAME: "layers"},
+    )

@@ -1,0 +1,125 @@
+"""The vision encoder: SigLIP up to its penultimate block (official name `vision_model`)."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.linen import initializers
+from jaxtyping import Array, Float, Shaped
+
+from owl3_jax.config import ComputeConfig, VisionConfig
+from owl3_jax.models.attention import attend
+from owl3_jax.models.layers import Linear, constrain
+
+
+def normalize_pixels(pixels: Shaped[Array, "*images S S 3"]) -> Float[Array, "*images S S 3"]:
+    """uint8 pixels to float32 in [-1, 1]; float pixels are taken as already normalised."""
+    if pixels.dtype == jnp.uint8:
+        pixels = (pixels.astype(jnp.float32) / 255 - 0.5) / 0.5
+    return pixels.astype(jnp.float32)
+
+
+class Embeddings(nn.Module):
+    """Patches (a convolution whose stride is its kernel, valid) plus learned positions."""
+
+    config: VisionConfig
+    compute: ComputeConfig
+
+    @nn.compact
+    def __call__(self, pixels: Float[Array, "X S S 3"]) -> Float[Array, "X L Ev"]:
+        grid, side, width = self.config.grid, self.config.patch_size, self.config.hidden_size
+        whole = grid * side  # the last S % P pixel rows and columns are dropped
+        patches = pixels[:, :whole, :whole].reshape(len(pixels), grid, side, grid, side, 3)
+        x = Linear(
+            "xgphqc,pqce->xghe",
+            (side, side, 3, width),
+            ("patch_row", "patch_column", "channel", "vision_embed"),
+            dtype=self.compute.dtype,
+            param_dtype=self.compute.param_dtype,
+            name="patch_embedding",
+        )(patches)
+        init = nn.with_logical_partitioning(initializers.normal(width**-0.5), ("image_token", "vision_embed"))
+        positions = self.param(
+            "position_embedding", init, (self.config.tokens_per_image, width), jnp.dtype(self.compute.param_dtype)
+        )
+        return x.reshape(len(pixels), grid * grid, width) + positions.astype(x.dtype)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head attention without a mask, with biases."""
+
+    config: VisionConfig
+    compute: ComputeConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "X L Ev"]) -> Float[Array, "X L Ev"]:
+        width, heads = self.config.hidden_size, self.config.num_attention_heads
+        shape, axes = (width, heads, width // heads), ("vision_embed", "vision_heads", "head_dim")
+        dtypes = {"dtype": self.compute.dtype, "param_dtype": self.compute.param_dtype}
+        q, k, v = (Linear("xle,ehd->xlhd", shape, axes, **dtypes, name=f"{name}_proj")(x) for name in "qkv")
+        out, _ = attend(q, k, v)
+        return Linear("xlhd,hde->xle", (*shape[1:], width), (*axes[1:], "vision_embed"), **dtypes, name="out_proj")(out)
+
+
+class MLP(nn.Module):
+    """fc1, GELU (tanh approximation), fc2."""
+
+    config: VisionConfig
+    compute: ComputeConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "X L Ev"]) -> Float[Array, "X L Ev"]:
+        width, hidden = self.config.hidden_size, self.config.intermediate_size
+        dtypes = {"dtype": self.compute.dtype, "param_dtype": self.compute.param_dtype}
+        x = Linear("xle,ef->xlf", (width, hidden), ("vision_embed", "vision_mlp"), **dtypes, name="fc1")(x)
+        x = jax.nn.gelu(x, approximate=True)
+        return Linear("xlf,fe->xle", (hidden, width), ("vision_mlp", "vision_embed"), **dtypes, name="fc2")(x)
+
+
+class EncoderBlock(nn.Module):
+    """Pre-norm block; a scan body: returns (carry, output to stack)."""
+
+    config: VisionConfig
+    compute: ComputeConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "X L Ev"]) -> tuple[Float[Array, "X L Ev"], None]:
+        x = constrain(x, ("vision_batch", "image_token", "act_embed"))
+        x = x + SelfAttention(self.config, self.compute, name="self_attn")(self._norm("layer_norm1")(x))
+        x = x + MLP(self.config, self.compute, name="mlp")(self._norm("layer_norm2")(x))
+        return x, None
+
+    def _norm(self, name: str) -> nn.LayerNorm:
+        return nn.LayerNorm(
+            epsilon=self.config.layer_norm_eps,
+            dtype=self.compute.dtype,
+            param_dtype=self.compute.param_dtype,
+            use_fast_variance=False,
+            scale_init=nn.with_logical_partitioning(initializers.ones_init(), ("norm",)),
+            bias_init=nn.with_logical_partitioning(initializers.zeros_init(), ("norm",)),
+            name=name,
+        )
+
+
+class Siglip(nn.Module):
+    """Images to image tokens: the output of the penultimate block, with no final norm.
+
+    The checkpoints' last block, `post_layernorm` and pooling `head` are never used and have no
+    parameters here.
+    """
+
+    config: VisionConfig
+    compute: ComputeConfig
+
+    @nn.compact
+    def __call__(self, pixels: Shaped[Array, "X S S 3"]) -> Float[Array, "X L Ev"]:
+        x = Embeddings(self.config, self.compute, name="embeddings")(normalize_pixels(pixels))
+        block = EncoderBlock if self.compute.remat == "none" else nn.remat(EncoderBlock, prevent_cse=False)
+        encoder = nn.scan(
+            block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            length=self.config.num_used_layers,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )
+        x, _ = encoder(self.config, self.compute, name="layers")(x)
+        return x

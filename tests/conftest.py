@@ -1,0 +1,12 @@
+"""Set before jax starts: the CPU as eight devices, so that sharding is tested on every machine, and little time for
+optimising programs that run once."""
+
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+FLAGS = (
+    "--xla_force_host_platform_device_count=8",
+    "--xla_backend_optimization_level=0",
+    "--xla_llvm_disable_expensive_passes=true",
+)
+os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS])

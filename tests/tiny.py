@@ -1,0 +1,91 @@
+"""Small models and batches for tests. Sizes are distinct primes where nothing forbids it, so that swapped axes fail."""
+
+import dataclasses
+import functools
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from owl3_jax.batch import Batch
+from owl3_jax.config import ComputeConfig, Form, ModelConfig, VisionConfig
+from owl3_jax.models.owl3 import Owl3
+
+FORMS: tuple[Form, ...] = ("gated", "static", "joint")
+COMPUTE = ComputeConfig(dtype="float32", images_per_chunk=2)
+
+
+def model_config(form: Form = "gated", **changes: object) -> ModelConfig:
+    """V=31, E=42 (H=3, K=1, D=14), F=37, N=5; L=9 of 11x11 pixels, Ev=10 (Hv=2), Fv=13."""
+    vision = VisionConfig(
+        hidden_size=10, intermediate_size=13, num_hidden_layers=3, num_attention_heads=2, image_size=11, patch_size=3
+    )
+    config = ModelConfig(
+        form=form,
+        vocab_size=31,
+        hidden_size=42,
+        intermediate_size=37,
+        num_hidden_layers=5,
+        num_attention_heads=3,
+        num_key_value_heads=1,
+        hyper_layers=(2, 5),
+        rope_theta=1e4,
+        max_position_embeddings=97,
+        initializer_range=0.5,
+        vision=vision,
+    )
+    return dataclasses.replace(config, **changes)
+
+
+def single(tokens: int, images: list[int], *, side: int = 11, vocab: int = 31, seed: int = 0) -> Batch:
+    """One unpadded row of random tokens, with random images whose placeholders start at `images`."""
+    rng = np.random.default_rng(seed)
+    return Batch(
+        tokens=rng.integers(0, vocab, (1, tokens), np.int32),
+        positions=np.arange(tokens, dtype=np.int32)[None],
+        segment_ids=np.ones((1, tokens), np.int32),
+        pixels=rng.integers(0, 256, (1, len(images), side, side, 3), np.uint8),
+        image_positions=np.array(images, np.int32).reshape(1, -1),
+        image_segment_ids=np.ones((1, len(images)), np.int32),
+        loss_weights=rng.integers(0, 2, (1, tokens)).astype(np.float32),
+    )
+
+
+def pad(batch: Batch, tokens: int, images: int) -> Batch:
+    """Padding on the right up to `tokens` text positions and `images` images, with garbage where it must not matter."""
+    t, i = tokens - batch.tokens.shape[1], images - batch.image_positions.shape[1]
+    widen = lambda x, n, value: np.pad(x, [(0, 0), (0, n)] + [(0, 0)] * (x.ndim - 2), constant_values=value)
+    return Batch(
+        tokens=widen(batch.tokens, t, 7),
+        positions=widen(batch.positions, t, 3),
+        segment_ids=widen(batch.segment_ids, t, 0),
+        pixels=widen(batch.pixels, i, 99),
+        image_positions=widen(batch.image_positions, i, 1),
+        image_segment_ids=widen(batch.image_segment_ids, i, 0),
+        loss_weights=widen(batch.loss_weights, t, 0.0),
+    )
+
+
+def stack(batches: list[Batch]) -> Batch:
+    """Rows of equal shape below each other."""
+    return Batch(*(np.concatenate(arrays) for arrays in zip(*batches, strict=True)))
+
+
+def pack(batches: list[Batch]) -> Batch:
+    """Single rows as the segments of one row."""
+    joined = Batch(*(np.concatenate(arrays, axis=1) for arrays in zip(*batches, strict=True)))
+    number = lambda name: np.concatenate([getattr(b, name) * (n + 1) for n, b in enumerate(batches)], axis=1)
+    return joined._replace(segment_ids=number("segment_ids"), image_segment_ids=number("image_segment_ids"))
+
+
+@functools.cache
+def init(config: ModelConfig, seed: int = 0) -> dict:
+    """Random parameters in which every gate, norm and bias differs from its neutral start."""
+    batch = single(2, [0], side=config.vision.image_size, vocab=config.vocab_size)
+
+    def noisy(key):
+        leaves, tree = jax.tree.flatten(nn.unbox(Owl3(config, COMPUTE).init(key, batch))["params"])
+        keys = jax.random.split(jax.random.fold_in(key, 1), len(leaves))
+        return jax.tree.unflatten(tree, [x + 0.2 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)])
+
+    return jax.jit(noisy)(jax.random.key(seed))

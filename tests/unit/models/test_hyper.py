@@ -1,0 +1,77 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from owl3_jax.models.attention import attend
+from owl3_jax.models.hyper import Fusion, ImageCache, hyper_attention
+
+B, T, I, L, H, K, D, M = 2, 5, 3, 7, 6, 2, 4, 2
+ROW = 1  # the hyper layer that is asked for
+
+
+def inputs(seed=0):
+    rng = np.random.default_rng(seed)
+    draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+    q, k, v = draw(B, T, H, D), draw(B, T, K, D), draw(B, T, K, D)
+    causal = jnp.tril(jnp.ones((T, T), bool))[None].repeat(B, 0)
+    cache = ImageCache(draw(M, B, I, L, K, D), draw(M, B, I, L, K, D))
+    visible = jnp.asarray(rng.random((B, T, I)) < 0.6).at[:, 0].set(False)
+    return q, k, v, causal, cache, visible, draw
+
+
+def parts(q, k, v, causal, cache, visible):
+    text, lse = attend(q, k, v, causal)
+    image_keys, image_values = (x[ROW].reshape(B, I * L, K, D) for x in cache)
+    seen = jnp.repeat(visible, L, axis=-1)
+    image, _ = attend(q, image_keys, image_values, seen)
+    joint, _ = attend(
+        q,
+        jnp.concatenate([image_keys, k], 1),
+        jnp.concatenate([image_values, v], 1),
+        jnp.concatenate([seen, causal], -1),
+    )
+    return text, lse, image, joint
+
+
+def fuse(q, text, lse, cache, visible, gate):
+    return hyper_attention(jnp.int32(ROW), q, text, lse, Fusion(cache, visible, gate), images_per_chunk=2)
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-np.asarray(x, np.float64)))
+
+
+def test_gated_form_computes_its_gate_from_self_attention():
+    q, k, v, causal, cache, visible, draw = inputs()
+    text, lse, image, _ = parts(q, k, v, causal, cache, visible)
+    kernel, bias = draw(M, D, D), draw(M, D)
+    g = sigmoid(np.asarray(text) @ np.asarray(kernel[ROW]) + np.asarray(bias[ROW]))
+    expected = np.where(visible.any(-1)[..., None, None], (1 - g) * text + g * image, text)
+    np.testing.assert_allclose(fuse(q, text, lse, cache, visible, (kernel, bias)), expected, atol=3e-6)
+
+
+def test_static_form_has_a_learned_gate():
+    q, k, v, causal, cache, visible, draw = inputs(1)
+    text, lse, image, _ = parts(q, k, v, causal, cache, visible)
+    gate = draw(M, H, D)
+    g = sigmoid(gate[ROW])
+    expected = np.where(visible.any(-1)[..., None, None], (1 - g) * text + g * image, text)
+    np.testing.assert_allclose(fuse(q, text, lse, cache, visible, (gate,)), expected, atol=3e-6)
+
+
+def test_joint_form_is_one_softmax_over_images_and_text():
+    q, k, v, causal, cache, visible, _ = inputs(2)
+    text, lse, _, joint = parts(q, k, v, causal, cache, visible)
+    np.testing.assert_allclose(fuse(q, text, lse, cache, visible, ()), joint, atol=3e-6)
+
+
+@pytest.mark.parametrize("form", ["gated", "static", "joint"])
+def test_a_position_that_sees_no_image_keeps_its_self_attention(form):
+    q, k, v, causal, cache, visible, draw = inputs(3)
+    text, lse, _, _ = parts(q, k, v, causal, cache, visible)
+    gate = {"gated": (draw(M, D, D), draw(M, D)), "static": (draw(M, H, D),), "joint": ()}[form]
+    out = fuse(q, text, lse, cache, visible, gate)
+    unseeing = ~np.asarray(visible.any(-1))
+    assert unseeing.any()
+    np.testing.assert_array_equal(np.asarray(out)[unseeing], np.asarray(text)[unseeing])
+    assert not np.array_equal(np.asarray(out)[~unseeing], np.asarray(text)[~unseeing])

@@ -1,0 +1,139 @@
+"""The whole model: what the one batch form promises, cached decoding, and the released sizes."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from owl3_jax.batch import Batch
+from owl3_jax.config import NAMED_SIZES, ComputeConfig
+from owl3_jax.convert.load import abstract_params
+from owl3_jax.models.owl3 import Owl3, text_of
+from owl3_jax.models.qwen2 import Text
+from tests.tiny import COMPUTE, FORMS, init, model_config, pack, pad, single, stack
+
+ATOL = 1e-4  # logits of scale 20; measured 3.2e-5 in float32 where the sums run in another order
+
+
+def logits(form, batch: Batch, **compute):
+    config = model_config(form)
+    model = Owl3(config, dataclasses.replace(COMPUTE, **compute))
+    return np.asarray(jax.jit(model.apply)({"params": init(config)}, batch).logits)
+
+
+SAMPLES = {"two images": single(13, [2, 5], seed=1), "text only": single(7, [], seed=2), "three": single(11, [0, 1, 7], seed=3)}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_padded_ragged_rows_equal_each_sample_alone(form):
+    rows = logits(form, stack([pad(sample, 17, 5) for sample in SAMPLES.values()]))
+    for row, (name, sample) in zip(rows, SAMPLES.items(), strict=True):
+        alone = logits(form, sample)[0]
+        np.testing.assert_allclose(row[: len(alone)], alone, atol=ATOL, err_msg=name)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_packed_samples_equal_each_sample_alone(form):
+    packed = logits(form, pad(pack(list(SAMPLES.values())), 37, 7))[0]
+    start = 0
+    for name, sample in SAMPLES.items():
+        alone = logits(form, sample)[0]
+        np.testing.assert_allclose(packed[start : start + len(alone)], alone, atol=ATOL, err_msg=name)
+        start += len(alone)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_text_sees_an_image_from_its_placeholder_on_and_never_the_future(form):
+    sample = single(13, [2, 5], seed=1)
+    changed_pixels = sample.pixels.copy()
+    changed_pixels[0, 1] = 255 - changed_pixels[0, 1]  # the image at 5
+    changed_tokens = sample.tokens.copy()
+    changed_tokens[0, 9] = (changed_tokens[0, 9] + 1) % 31
+    before = logits(form, sample)[0]
+    moved = np.abs(logits(form, sample._replace(pixels=changed_pixels))[0] - before).max(-1) > 1e-4
+    first = 5 if form == "joint" else 6
+    assert moved.tolist() == [t >= first for t in range(13)]
+    moved = np.abs(logits(form, sample._replace(tokens=changed_tokens))[0] - before).max(-1) > 1e-4
+    assert moved.tolist() == [t >= 9 for t in range(13)]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_prefill_and_decoding_equal_one_forward_pass(form):
+    """A prompt of ragged rows, then two more pieces of text, through both caches."""
+    config = model_config(form)
+    model, params = Owl3(config, COMPUTE), {"params": init(config)}
+    whole = [single(11, [2, 5], seed=1), single(11, [1], seed=2)]
+    prompts = [6, 4]  # tokens of each row that come first
+    cut = lambda b, end: b._replace(**{n: getattr(b, n)[:, :end] for n in ("tokens", "positions", "segment_ids", "loss_weights")})
+    batch = stack([pad(cut(sample, end), 8, 3) for sample, end in zip(whole, prompts, strict=True)])
+    x, images, cache = jax.jit(lambda p, b: model.apply(p, b, 13, method="prefill"))(params, batch)
+    decode = jax.jit(lambda *args: model.apply(*args, method="decode"))
+    got = [[np.asarray(model.apply(params, x, method="logits"))[row, :end]] for row, end in enumerate(prompts)]
+    for start, stop in ((0, 1), (1, 5)):
+        piece = [
+            jax.tree.map(lambda a, end=end: a[:, end + start : end + stop], text_of(s)) for s, end in zip(whole, prompts, strict=True)
+        ]
+        out, cache = decode(params, Text(*(np.concatenate(a) for a in zip(*piece, strict=True))), images, cache)
+        for row in (0, 1):
+            got[row].append(np.asarray(out)[row])
+    for row, (sample, end) in enumerate(zip(whole, prompts, strict=True)):
+        expected = logits(form, sample)[0, : end + 5]
+        np.testing.assert_allclose(np.concatenate(got[row]), expected, atol=ATOL)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_gradients_do_not_depend_on_remat_or_chunks(form):
+    config, batch = model_config(form), pad(single(13, [2, 5, 6], seed=1), 17, 5)
+    params = init(config)
+
+    def grads(**compute):
+        model = Owl3(config, dataclasses.replace(COMPUTE, **compute))
+        weights = jax.random.normal(jax.random.key(5), (1, 17, 31)) * (batch.segment_ids != 0)[..., None]
+        return jax.jit(jax.grad(lambda p: jnp.sum(model.apply({"params": p}, batch).logits * weights)))(params)
+
+    plain = grads(images_per_chunk=7)
+    for other in (grads(images_per_chunk=2), grads(remat="full")):
+        for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(other), strict=True):
+            np.testing.assert_allclose(a, b, atol=2e-5 * max(1.0, float(jnp.abs(a).max())))
+
+
+def test_dtypes_apart_logits_in_float32():
+    config = model_config()
+    batch = pad(single(13, [2, 5], seed=1), 17, 3)
+    model = Owl3(config, ComputeConfig(dtype="bfloat16", param_dtype="float32", images_per_chunk=2))
+    params = init(config)
+    out = jax.jit(model.apply)({"params": params}, batch)
+    assert (out.logits.dtype, out.image_features.dtype) == (jnp.float32, jnp.bfloat16)
+    exact = logits("gated", batch)[:, :13]
+    assert np.abs(np.asarray(out.logits)[:, :13] - exact).max() / np.abs(exact).max() < 0.05  # measured 0.015
+    half = jax.eval_shape(Owl3(config, ComputeConfig(param_dtype="bfloat16")).init, jax.random.key(0), batch)
+    assert {leaf.dtype for leaf in jax.tree.leaves(half)} == {jnp.dtype("bfloat16")}
+
+
+def count(shapes, prefix):
+    return sum(math.prod(leaf.shape) for path, leaf in shapes.items() if path.startswith(prefix))
+
+
+# From the published sizes (E, F, N, K*D, V, Ev, ...), by hand: language model without hyper attention, `v_kv_proj`,
+# gates, projector. SigLIP so400m without the unused last block, final norm and pooling head.
+PUBLISHED = {
+    "7b-240728": (7_616_536_064 - 2 * 3584 * (152064 - 151851), 14_684_160, 66_048, 4_132_352),
+    "7b-241101": (7_616_536_064 - 2 * 3584 * (152064 - 151651)+ 0, 14_684_160, 0, 16_982_528),
+    "1b-241014": (494_032_768 - 896 * (151936 - 151851), 4 * (896 * 256 + 256), 4 * 896, 1152 * 896 + 896),
+    "2b-241014": (1_543_714_304 - 1536 * (151936 - 151851), 4 * (1536 * 512 + 512), 4 * 1536, 1152 * 1536 + 1536),
+}
+SIGLIP_BLOCK = 4 * (1152 * 1152 + 1152) + 2 * 1152 * 4304 + 4304 + 1152 + 4 * 1152
+
+
+@pytest.mark.parametrize("size", list(PUBLISHED))
+def test_parameter_counts_of_the_released_checkpoints(size):
+    shapes = abstract_params(NAMED_SIZES[size])
+    kv = count(shapes, "language_model/hyper_layers/v_kv_proj")
+    hyper = count(shapes, "language_model/hyper_layers")
+    language = count(shapes, "language_model") - hyper
+    assert (language, kv, hyper - kv, count(shapes, "vision2text_model")) == PUBLISHED[size]
+    embeddings = 588 * 1152 + 1152 + 729 * 1152
+    assert count(shapes, "vision_model") == embeddings + 26 * SIGLIP_BLOCK
