@@ -1,0 +1,1 @@
+"""Pure train step, straight loop, checkpoints that resume bit for bit."""

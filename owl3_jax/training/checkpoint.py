@@ -1,0 +1,205 @@
+"""Checkpoints of a run: `workdir/checkpoints/STEP/` with four items.
+
+    params/     the parameters: all that evaluation reads
+    progress/   step, optimizer state and random key
+    iterator/   where the data iterator stands, one file a process
+    run/        the run's Config and its number of processes, as JSON: no checkpoint is read as another model's
+
+A checkpoint is written under a temporary name, in the background, and renamed once all of it is on disk: a process
+killed or a disk filled during a save leaves the one before as it was, and only complete checkpoints are ever seen.
+
+Of orbax's two interfaces this uses CheckpointManager with `args.Composite`, because grain's handlers speak it and
+the newer one is still called experimental.
+"""
+
+import contextlib
+import dataclasses
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grain
+import grain.checkpoint
+import jax
+import orbax.checkpoint as ocp
+
+from owl3_jax.config import Config, ConfigError, load_json_tree
+from owl3_jax.training.step import TrainState, abstract_state
+
+Params = Any
+
+# Settings of the data that change no batch: a run may be resumed under other ones.
+_FREE_DATA_FIELDS = ("data.data_dir", "data.prefetch")
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that is missing, does not fit or could not be written, with what to do about it."""
+
+
+class Checkpoints:
+    """The checkpoints of one training run, to save and to resume from.
+
+    A context manager: leaving it waits for a save under way.
+    """
+
+    def __init__(self, workdir: Path, config: Config) -> None:
+        _silence_orbax()
+        self._config = config
+        self._manager = ocp.CheckpointManager(
+            _directory(workdir),
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=ocp.checkpoint_managers.LatestN(config.train.checkpoints_to_keep),
+                cleanup_tmp_directories=True,  # what a killed process left half-written
+            ),
+        )
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        with self._naming_the_last_good_step():
+            self._manager.close()
+
+    def latest_step(self) -> int | None:
+        """Training steps behind the last complete checkpoint; None when there is none."""
+        return self._manager.latest_step()
+
+    def check_same_run(self) -> None:
+        """Raises CheckpointError, listing the fields, when the last checkpoint is of another model or other data."""
+        step = self.latest_step()
+        if step is None:
+            return
+        saved, processes = _restore_run(self._manager, step)
+        differences = config_differences(saved, self._config, "model", "data")
+        differences = [line for line in differences if not line.startswith(_FREE_DATA_FIELDS)]
+        if processes != jax.process_count():  # each of them read a share of the data
+            differences.append(f"processes: {processes} there, {jax.process_count()} in this run")
+        _require_no_differences(self._manager, step, differences)
+
+    def save(self, step: int, state: TrainState, iterator: grain.DatasetIterator) -> None:
+        """Saves in the background; returns when the arrays are off the device and the save before this one is done.
+
+        Raises CheckpointError when that earlier save has failed.
+        """
+        items = ocp.args.Composite(
+            params=ocp.args.StandardSave(state.params),
+            progress=ocp.args.StandardSave(_progress(state)),
+            iterator=grain.checkpoint.CheckpointSave(iterator),
+            run=ocp.args.JsonSave({"config": dataclasses.asdict(self._config), "processes": jax.process_count()}),
+        )
+        with self._naming_the_last_good_step():
+            if step not in self._manager.all_steps():
+                self._manager.save(step, args=items)
+
+    def check_for_errors(self) -> None:
+        """Raises CheckpointError when a save in the background has failed; does not wait."""
+        if not self._manager.is_saving_in_progress():
+            self.wait()  # orbax forgets an error once its own thread has seen it; only waiting raises it for sure
+
+    def wait(self) -> None:
+        """Waits until everything is on disk; raises CheckpointError when it could not be written."""
+        with self._naming_the_last_good_step():
+            self._manager.wait_until_finished()
+
+    def restore(self, step: int, abstract: TrainState, iterator: grain.DatasetIterator) -> TrainState:
+        """The saved state, each array straight in the sharding of its place in `abstract`; sets `iterator` back too."""
+        items = _restore(
+            self._manager,
+            step,
+            params=ocp.args.StandardRestore(abstract.params),
+            progress=ocp.args.StandardRestore(_progress(abstract)),
+            iterator=grain.checkpoint.CheckpointRestore(iterator),
+        )
+        return TrainState(params=items.params, **items.progress)
+
+    @contextlib.contextmanager
+    def _naming_the_last_good_step(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError) as error:  # ValueError is TensorStore's, with the operating system's words inside
+            directory = Path(self._manager.directory)
+            complete = ocp.utils.checkpoint_steps(directory)
+            good = f"the last good checkpoint is step {max(complete)}" if complete else "there is no complete one yet"
+            raise CheckpointError(
+                f"could not write a checkpoint to {directory}: {error}; {good}: make room, then run the same command to resume"
+            ) from error
+
+
+def load_params(workdir: Path, config: Config, mesh: jax.sharding.Mesh) -> Params:
+    """The parameters of the last checkpoint in `workdir`, sharded over `mesh` by the rules.
+
+    Raises CheckpointError when there is no checkpoint, or the one there is of another model than `config.model`.
+    """
+    _silence_orbax()
+    directory = _directory(workdir)
+    if not directory.is_dir():
+        raise CheckpointError(f"no checkpoints in {workdir}: train first (train.py --workdir {workdir})")
+    with ocp.CheckpointManager(directory, options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
+        step = manager.latest_step()
+        if step is None:
+            raise CheckpointError(f"no complete checkpoint in {directory}: train first (train.py --workdir {workdir})")
+        _require_no_differences(manager, step, config_differences(_restore_run(manager, step)[0], config, "model"))
+        return _restore(manager, step, params=ocp.args.StandardRestore(abstract_state(config, mesh).params)).params
+
+
+def config_differences(saved: Config, wanted: Config, *sections: str) -> list[str]:
+    """One line for each field of those sections that differs: `model.hidden_size: 64 there, 128 in this run`."""
+    lines = []
+    for section in sections:
+        before, now = (_flatten(getattr(config, section), section) for config in (saved, wanted))
+        lines += [f"{name}: {before[name]!r} there, {now[name]!r} in this run" for name in now if before[name] != now[name]]
+    return lines
+
+
+def _progress(state: TrainState) -> dict[str, Any]:
+    return {"step": state.step, "opt_state": state.opt_state, "rng": state.rng}
+
+
+def _flatten(section: Any, prefix: str) -> dict[str, Any]:
+    """Dotted field names of a (nested) dataclass, to values."""
+    flat = {}
+    for field in dataclasses.fields(section):
+        name, value = f"{prefix}.{field.name}", getattr(section, field.name)
+        flat |= _flatten(value, name) if dataclasses.is_dataclass(value) else {name: value}
+    return flat
+
+
+def _directory(workdir: Path) -> Path:
+    return (workdir / "checkpoints").absolute()
+
+
+def _restore(manager: ocp.CheckpointManager, step: int, **items: ocp.args.CheckpointArgs) -> ocp.args.Composite:
+    try:
+        return manager.restore(step, args=ocp.args.Composite(**items))
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"cannot read checkpoint {Path(manager.directory) / str(step)}: {error}; "
+            "if its files are damaged, delete that directory to go on from the one before"
+        ) from error
+
+
+def _restore_run(manager: ocp.CheckpointManager, step: int) -> tuple[Config, int]:
+    """The Config that a checkpoint was made under, and the number of processes."""
+    run = _restore(manager, step, run=ocp.args.JsonRestore()).run
+    try:
+        return load_json_tree(Config, run["config"]), run["processes"]
+    except ConfigError as error:
+        raise CheckpointError(f"checkpoint {Path(manager.directory) / str(step)} is of another version: {error}") from error
+
+
+def _require_no_differences(manager: ocp.CheckpointManager, step: int, differences: list[str]) -> None:
+    if differences:
+        raise CheckpointError(
+            f"checkpoint {Path(manager.directory) / str(step)} does not fit this run; use its settings, or another workdir:\n  "
+            + "\n  ".join(differences)
+        )
+
+
+def _silence_orbax() -> None:
+    """Keeps orbax from logging an error's traceback several times before it raises it."""
+    logging.getLogger("absl").addFilter(_not_from_orbax)  # adding it again changes nothing
+
+
+def _not_from_orbax(record: logging.LogRecord) -> bool:
+    return "orbax" not in Path(record.pathname).parts

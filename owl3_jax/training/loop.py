@@ -1,0 +1,237 @@
+"""The training loop: restore or start, then step, report, save and stop."""
+
+import contextlib
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import grain
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from owl3_jax import sharding
+from owl3_jax.batch import Batch
+from owl3_jax.config import Config
+from owl3_jax.data import load_tokenizer
+from owl3_jax.data.pipeline import make_train_iterator
+from owl3_jax.data.prepare import prepare_dataset
+from owl3_jax.data.unreadable import UnreadableImages
+from owl3_jax.files import write_atomically
+from owl3_jax.processing.processor import Processor
+from owl3_jax.processing.tokenizer import ChatTokenizer
+from owl3_jax.training.checkpoint import Checkpoints
+from owl3_jax.training.metrics import MetricsFiles, Window
+from owl3_jax.training.progress import Progress
+from owl3_jax.training.signals import StopSignal
+from owl3_jax.training.step import (
+    Metrics,
+    TrainState,
+    abstract_state,
+    boxed_params,
+    example_batch,
+    init_state,
+    make_train_step,
+    nonfinite_tensors,
+)
+
+
+TENSORS_NAMED = 8  # in the message about a step that broke
+
+
+class NonFiniteError(RuntimeError):
+    """The loss or a gradient is NaN or infinite: names the step and the tensors."""
+
+
+class _Run(NamedTuple):
+    """What stays the same from step to step."""
+
+    config: Config
+    workdir: Path
+    mesh: Mesh
+    iterator: grain.DatasetIterator
+    unreadable: UnreadableImages
+    checkpoints: Checkpoints
+    files: MetricsFiles | None  # of the first process only
+    progress: Progress
+    stop: StopSignal
+
+
+class _Taken(NamedTuple):
+    """A step that was sent to the device, and may not be done yet."""
+
+    step: int
+    batch: Batch
+    metrics: Metrics
+
+
+def train(config: Config, workdir: Path) -> TrainState:
+    """Trains the model of `config` in `workdir`, or goes on with the run that is there, and returns the last state.
+
+    A run starts in this order:
+      1. The mesh is made.
+      2. The last complete checkpoint is looked for. One of another model or other data ends the run here, before
+         anything is written.
+      3. The data set is built if it is missing, and the iterator over this process's rows is made.
+      4. config.json, tokenizer.json and sharding.txt are written.
+      5. Parameters, optimizer, step, random key and the iterator's place come from the checkpoint, straight into their
+         shardings; without one they are made from `train.seed` and `data.seed`.
+      6. metrics.jsonl and the TensorBoard events go on after that step; what was written on later ones is dropped.
+
+    SIGTERM or SIGINT ends it after the current step with a checkpoint. All processes of a run call this function; only
+    the first prints and writes metrics.
+
+    Raises:
+        CheckpointError: see `Checkpoints`.
+        ConfigError: the batch does not fit the mesh, or the vocabulary the tokenizer.
+        NonFiniteError: a step broke; the checkpoints are all from before it.
+    """
+    mesh = sharding.make_mesh(config.mesh)
+    with Checkpoints(workdir, config) as checkpoints, contextlib.ExitStack() as stack:
+        checkpoints.check_same_run()
+        tokenizer = _tokenizer(config)
+        unreadable = UnreadableImages()
+        iterator = stack.enter_context(contextlib.closing(_make_iterator(config, tokenizer, unreadable)))
+        is_first = jax.process_index() == 0
+        if is_first:
+            _write_run_files(config, workdir, tokenizer, mesh)
+        start = checkpoints.latest_step() or 0
+        state = checkpoints.restore(start, abstract_state(config, mesh), iterator) if start else init_state(config, mesh)
+        run = _Run(
+            config,
+            workdir,
+            mesh,
+            iterator,
+            unreadable,
+            checkpoints,
+            files=stack.enter_context(MetricsFiles(workdir, start)) if is_first else None,
+            progress=stack.enter_context(Progress(start, config.train.steps, silent=not is_first)),
+            stop=stack.enter_context(StopSignal()),
+        )
+        _say_what_runs(run, state, start)
+        if start < config.train.steps:
+            state = _take_steps(run, state, start)
+        _say_how_it_ended(run, int(state.step))
+        return state
+
+
+def _take_steps(run: _Run, state: TrainState, start: int) -> TrainState:
+    """The steps after `start`; the host runs at most one step ahead of the device."""
+    settings = run.config.train
+    train_step = _compile(run)
+    window, taken, step = Window(), None, start
+    while step < settings.steps and not _must_stop(run, step):
+        step += 1
+        batch = sharding.shard_batch(next(run.iterator), run.mesh)
+        with jax.transfer_guard("disallow"):
+            state, metrics = train_step(state, batch)
+        _require_finite(run, state, taken)  # of the step before, while this one runs
+        taken = _Taken(step, batch, metrics)
+        window.add(metrics)
+        run.progress.advance()
+        if step % settings.log_every == 0 or step == settings.steps:
+            _report(run, step, window)
+        if step % settings.checkpoint_every == 0:
+            _save(run, state, taken)
+    _save(run, state, taken)
+    run.checkpoints.wait()
+    return state
+
+
+def _compile(run: _Run) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """The train step, compiled before the clock starts, with a line on the time and the memory that it takes."""
+    began = time.monotonic()
+    lowered = make_train_step(run.config, run.mesh).lower(abstract_state(run.config, run.mesh), example_batch(run.config))
+    compiled = lowered.compile()
+    megabytes = compiled.memory_analysis().peak_memory_in_bytes / 1e6
+    run.progress.say(f"compiled in {time.monotonic() - began:.1f} s; a step needs {megabytes:,.1f} MB on each device")
+    return compiled
+
+
+def _must_stop(run: _Run, step: int) -> bool:
+    """Whether a signal came. Several processes agree on it, at the steps that report, so that all stop at the same one."""
+    if jax.process_count() == 1:
+        return run.stop.received is not None
+    if step % run.config.train.log_every:
+        return False
+    return bool(multihost_utils.process_allgather(np.array(run.stop.received is not None)).any())
+
+
+def _require_finite(run: _Run, state: TrainState, taken: _Taken | None) -> None:
+    """Waits for a step; raises NonFiniteError when it broke. That step has left the parameters as they were."""
+    if taken is None or taken.metrics["finite"]:
+        return
+    loss, norm = (float(taken.metrics[name]) for name in ("loss", "grad_norm"))
+    broken = sorted(nonfinite_tensors(run.config, run.mesh)(state, taken.batch), reverse=True)  # parameters, then gradients
+    named = ", ".join(broken[:TENSORS_NAMED]) or "none of the tensors by itself"
+    more = f" and {len(broken) - TENSORS_NAMED} more" if len(broken) > TENSORS_NAMED else ""
+    raise NonFiniteError(
+        f"step {taken.step} is not finite (loss {loss}, gradient norm {norm}), in {named}{more}. Nothing of it was saved: "
+        "lower optimizer.learning_rate, and run again to go on from the last checkpoint before it"
+    )
+
+
+def _report(run: _Run, step: int, window: Window) -> None:
+    values = window.take() | {"unreadable_images": float(run.unreadable.count)}
+    run.progress.report(step, values)
+    if run.files is not None:
+        run.files.write(step, values)
+    run.checkpoints.check_for_errors()
+
+
+def _save(run: _Run, state: TrainState, taken: _Taken | None) -> None:
+    """Saves the state after `taken`, which is never a broken one."""
+    if taken is not None:
+        _require_finite(run, state, taken)
+        run.checkpoints.save(taken.step, state, run.iterator)
+
+
+def _tokenizer(config: Config) -> ChatTokenizer:
+    tokenizer = load_tokenizer(config.data)
+    tokenizer.check_embedding_rows(config.model.vocab_size)
+    return tokenizer
+
+
+def _make_iterator(config: Config, tokenizer: ChatTokenizer, unreadable: UnreadableImages) -> grain.DatasetIterator:
+    """Batches of this process's rows, from a data set that is built when it is missing."""
+    if jax.process_index() == 0:
+        prepare_dataset(config.data)
+    multihost_utils.sync_global_devices("data set prepared")
+    prepare_dataset(config.data)  # for hosts that do not share the first one's disk
+    processor = Processor(tokenizer, config.model.vision.image_size)
+    shard = {"shard_index": jax.process_index(), "shard_count": jax.process_count()}
+    return make_train_iterator(config.data, processor, **shard, unreadable=unreadable)
+
+
+def _write_run_files(config: Config, workdir: Path, tokenizer: ChatTokenizer, mesh: Mesh) -> None:
+    """What a reader of the workdir needs to know about the run."""
+    lines = {
+        "config.json": json.dumps(dataclasses.asdict(config), indent=2),
+        "sharding.txt": "\n".join(sharding.describe(boxed_params(config), mesh)),
+    }
+    for name, text in lines.items():
+        write_atomically(workdir / name, lambda file, text=text: file.write(f"{text}\n".encode()))
+    tokenizer.save(workdir / "tokenizer.json")
+
+
+def _say_what_runs(run: _Run, state: TrainState, start: int) -> None:
+    device, steps = jax.devices()[0], run.config.train.steps
+    axes = " x ".join(f"{name} {size}" for name, size in run.mesh.shape.items())
+    parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state.params))
+    run.progress.say(f"{jax.device_count()} {device.platform} device(s) ({device.device_kind}), mesh {axes}")
+    run.progress.say(f"{parameters:,} parameters, listed with their sharding in {run.workdir / 'sharding.txt'}")
+    if start:
+        run.progress.say(f"resuming after step {start} of {steps}")
+
+
+def _say_how_it_ended(run: _Run, step: int) -> None:
+    steps = run.config.train.steps
+    if step >= steps:
+        run.progress.say(f"finished: step {step} of {steps}; everything lies in {run.workdir}")
+    else:
+        run.progress.say(f"stopped by {run.stop.received or 'a signal'}: step {step} of {steps}; run the same command to resume")

@@ -1,0 +1,98 @@
+"""What a run reports: means over the steps since the last report, as text, JSON lines and TensorBoard events."""
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from tensorboardX import SummaryWriter
+
+from owl3_jax.files import write_atomically
+
+Values = dict[str, float]
+
+
+class Window:
+    """The metrics of the steps since the last report. They stay on the device until they are reported."""
+
+    def __init__(self) -> None:
+        self._steps: list[Mapping[str, jax.Array]] = []
+        self._began = time.monotonic()
+
+    def add(self, metrics: Mapping[str, jax.Array]) -> None:
+        """The metrics of one more step, which may still be running."""
+        self._steps.append(metrics)
+
+    def take(self) -> Values:
+        """Waits for the last step, and starts a new window."""
+        steps = jax.device_get(self._steps)
+        values = summarize(steps, time.monotonic() - self._began)
+        self._steps, self._began = [], time.monotonic()
+        return values
+
+
+def summarize(steps: Sequence[Mapping[str, np.ndarray]], seconds: float) -> Values:
+    """One report on several steps, which took `seconds` together.
+
+    `loss` and `accuracy` are means over target tokens, `grad_norm` over steps; `learning_rate` is the last step's.
+    """
+    columns = {name: np.array([float(step[name]) for step in steps]) for name in steps[0]}
+    targets = max(columns["target_tokens"].sum(), 1.0)
+    return {
+        "loss": float(columns["loss"] @ columns["target_tokens"] / targets),
+        "accuracy": float(columns["accuracy"] @ columns["target_tokens"] / targets),
+        "learning_rate": float(columns["learning_rate"][-1]),
+        "grad_norm": float(columns["grad_norm"].mean()),
+        "tokens_per_second": float(columns["tokens"].sum() / seconds),
+        "images_per_second": float(columns["images"].sum() / seconds),
+    }
+
+
+def format_line(step: int, steps: int, values: Values) -> str:
+    """One report as a line of text."""
+    skipped = f"  {values['unreadable_images']:.0f} unreadable images skipped" if values["unreadable_images"] else ""
+    return (
+        f"step {step}/{steps}  loss {values['loss']:.4f}  accuracy {values['accuracy']:.3f}"
+        f"  learning rate {values['learning_rate']:.2e}"
+        f"  {values['tokens_per_second']:,.0f} tokens/s  {values['images_per_second']:,.0f} images/s{skipped}"
+    )
+
+
+class MetricsFiles:
+    """`metrics.jsonl` and `tensorboard/` of a workdir. A context manager.
+
+    Opened to go on after `step`: reports on later steps, left by an earlier run that got further than its last
+    checkpoint, are dropped, so that no step appears twice.
+    """
+
+    def __init__(self, workdir: Path, step: int) -> None:
+        path = workdir / "metrics.jsonl"
+        _drop_lines_after(path, step)
+        self._lines = path.open("a")
+        self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+
+    def __enter__(self) -> "MetricsFiles":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._lines.close()
+        self._events.close()
+
+    def write(self, step: int, values: Values) -> None:
+        """Appends one report, at once readable by others."""
+        self._lines.write(json.dumps({"step": step, **values}) + "\n")
+        self._lines.flush()
+        for name, value in values.items():
+            self._events.add_scalar(name, value, step)
+        self._events.flush()
+
+
+def _drop_lines_after(path: Path, step: int) -> None:
+    """Also drops a last line that a killed process has not finished."""
+    if not path.exists():
+        return
+    whole = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    kept = [line for line in whole if json.loads(line)["step"] <= step]
+    write_atomically(path, lambda file: file.write("".join(kept).encode()))

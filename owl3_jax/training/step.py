@@ -1,0 +1,184 @@
+"""The train step: a pure function (state, batch) -> (state, metrics), jitted over the mesh."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from flax.traverse_util import flatten_dict
+from jax.sharding import Mesh, NamedSharding
+from jaxtyping import Array, Key, Shaped
+
+from owl3_jax.batch import Batch
+from owl3_jax.config import Config, ConfigError
+from owl3_jax.models.owl3 import Owl3
+from owl3_jax.sharding import batch_sharding, param_shardings, replicated, rows_divisor, use_mesh
+from owl3_jax.training.loss import next_token_loss
+from owl3_jax.training.optimizer import learning_rate_schedule, make_optimizer
+
+Params = dict[str, Any]
+Metrics = dict[str, Array]
+ArrayOrShape = Array | jax.ShapeDtypeStruct | NamedSharding  # a state, an abstract one, or its shardings
+
+
+@flax.struct.dataclass
+class TrainState:
+    """All that a run carries from step to step, and that a checkpoint holds."""
+
+    step: ArrayOrShape  # int32 scalar: steps done
+    params: Params
+    opt_state: optax.OptState
+    rng: ArrayOrShape  # key; folded with the step, it moves the images of each batch
+
+
+def example_batch(config: Config) -> Batch:
+    """The shapes and dtypes of one batch over all hosts; nothing is allocated."""
+    data, side = config.data, config.model.vision.image_size
+    text = jax.ShapeDtypeStruct((data.rows, data.tokens_per_row), jnp.int32)
+    image = jax.ShapeDtypeStruct((data.rows, data.images_per_row), jnp.int32)
+    pixels = jax.ShapeDtypeStruct((*image.shape, side, side, 3), jnp.uint8)
+    return Batch(text, text, text, pixels, image, image, jax.ShapeDtypeStruct(text.shape, jnp.float32))
+
+
+def boxed_params(config: Config) -> Params:
+    """Abstract parameters with their logical axis names."""
+    init = Owl3(config.model, config.compute).init
+    return jax.eval_shape(init, jax.random.key(0), example_batch(config))["params"]
+
+
+def abstract_state(config: Config, mesh: Mesh) -> TrainState:
+    """Shapes, dtypes and shardings of the whole state; nothing is allocated."""
+    shapes = jax.eval_shape(lambda key: _initial_state(config, key), jax.random.key(0))
+    shardings = _state_shardings(config, mesh, shapes)
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+
+
+def init_state(config: Config, mesh: Mesh) -> TrainState:
+    """A fresh state from config.train.seed, made in place on the mesh."""
+    shardings = jax.tree.map(lambda x: x.sharding, abstract_state(config, mesh))
+    with use_mesh(mesh):
+        return jax.jit(lambda key: _initial_state(config, key), out_shardings=shardings)(jax.random.key(config.train.seed))
+
+
+def make_train_step(config: Config, mesh: Mesh) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """The jitted step; it takes over (donates) the state's memory.
+
+    Metrics: loss, accuracy, target_tokens, tokens, images, grad_norm, learning_rate, and `finite`. A
+    step whose loss or gradients are not finite leaves parameters and optimizer as they were.
+    """
+    _check_rows(config, mesh)
+    optimizer = make_optimizer(config.optimizer, config.train.steps)
+    schedule = learning_rate_schedule(config.optimizer, config.train.steps)
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        (loss, metrics), grads = jax.value_and_grad(loss_fn(config), has_aux=True)(state.params, state, batch)
+        norm = optax.global_norm(grads)
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+        metrics |= {"loss": loss, "grad_norm": norm, "learning_rate": schedule(state.step), "finite": finite}
+        metrics |= {"tokens": (batch.segment_ids != 0).sum(), "images": (batch.image_segment_ids != 0).sum()}
+        params, opt_state = keep(params, state.params), keep(opt_state, state.opt_state)
+        return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
+
+    shardings = jax.tree.map(lambda x: x.sharding, abstract_state(config, mesh))
+    jitted = jax.jit(
+        train_step,
+        in_shardings=(shardings, batch_sharding(mesh)),
+        out_shardings=(shardings, replicated(mesh)),
+        donate_argnums=0,
+    )
+
+    return _OnMesh(jitted, mesh)
+
+
+class _OnMesh:
+    """A jitted function that is traced, lowered and called with the mesh and the rules set."""
+
+    def __init__(self, jitted: Any, mesh: Mesh) -> None:
+        self._jitted, self._mesh = jitted, mesh
+
+    def __call__(self, *args: Any) -> Any:
+        with use_mesh(self._mesh):
+            return self._jitted(*args)
+
+    def lower(self, *args: Any) -> jax.stages.Lowered:
+        """As `jax.jit(...).lower`."""
+        with use_mesh(self._mesh):
+            return self._jitted.lower(*args)
+
+
+def loss_fn(config: Config) -> Callable[[Params, TrainState, Batch], tuple[Array, Metrics]]:
+    """(params, state, batch) -> (loss, metrics); of the state only step and rng are read."""
+    model = Owl3(config.model, config.compute)
+
+    def loss(params: Params, state: TrainState, batch: Batch) -> tuple[Array, Metrics]:
+        if config.train.shift_pixels:
+            key = jax.random.fold_in(state.rng, state.step)
+            batch = batch._replace(pixels=shift_images(key, batch.pixels, config.train.shift_pixels))
+        return next_token_loss(model.apply({"params": params}, batch).logits, batch)
+
+    return loss
+
+
+def shift_images(key: Key[Array, ""], pixels: Shaped[Array, "B I S S 3"], most: int) -> Shaped[Array, "B I S S 3"]:
+    """Augmentation: each image moved by up to `most` pixels along both axes; what is uncovered is black."""
+    B, I, S = pixels.shape[:3]
+    padded = jnp.pad(pixels, ((0, 0), (0, 0), (most, most), (most, most), (0, 0)))
+    starts = jax.random.randint(key, (B, I, 2), 0, 2 * most + 1)
+    crop = lambda image, start: jax.lax.dynamic_slice(image, (*start, 0), (S, S, 3))
+    return jax.vmap(jax.vmap(crop))(padded, starts)
+
+
+def nonfinite_tensors(config: Config, mesh: Mesh) -> Callable[[TrainState, Batch], dict[str, bool]]:
+    """A function (state, batch) -> {path: True} for all parameters and gradients that are not finite."""
+
+    def check(state: TrainState, batch: Batch) -> tuple[Params, Params]:
+        grads, _ = jax.grad(loss_fn(config), has_aux=True)(state.params, state, batch)
+        broken = lambda tree: jax.tree.map(lambda x: ~jnp.isfinite(x).all(), tree)
+        return broken(state.params), broken(grads)
+
+    jitted = _OnMesh(jax.jit(check), mesh)
+
+    def named(state: TrainState, batch: Batch) -> dict[str, bool]:
+        params, grads = jitted(state, batch)
+        flags = {f"{kind}/{path}": flag for kind, tree in (("params", params), ("grads", grads)) for path, flag in _flat(tree)}
+        return {path: True for path, flag in flags.items() if bool(flag)}
+
+    return named
+
+
+def _flat(tree: Params) -> list[tuple[str, Any]]:
+    return list(flatten_dict(tree, sep="/").items())
+
+
+def _initial_state(config: Config, key: Key[Array, ""]) -> TrainState:
+    params_key, rng = jax.random.split(key)
+    shapes = example_batch(config)
+    zeros = jax.tree.map(lambda x: jnp.zeros((1, *x.shape[1:]), x.dtype), shapes)
+    params = nn.unbox(Owl3(config.model, config.compute).init(params_key, zeros))["params"]
+    opt_state = make_optimizer(config.optimizer, config.train.steps).init(params)
+    return TrainState(jnp.zeros((), jnp.int32), params, opt_state, rng)
+
+
+def _state_shardings(config: Config, mesh: Mesh, shapes: TrainState) -> TrainState:
+    params = param_shardings(boxed_params(config), mesh)
+    optimizer = make_optimizer(config.optimizer, config.train.steps)
+    whole = replicated(mesh)
+    opt_state = optax.tree_utils.tree_map_params(
+        optimizer, lambda _, sharding: sharding, shapes.opt_state, params, transform_non_params=lambda _: whole
+    )
+    return TrainState(whole, params, opt_state, whole)
+
+
+def _check_rows(config: Config, mesh: Mesh) -> None:
+    divisor = rows_divisor(mesh)
+    if config.data.rows % divisor:
+        raise ConfigError(f"data.rows {config.data.rows} is no multiple of the mesh's data x fsdp axes ({divisor})")
+    tensor, heads = mesh.shape["tensor"], config.model.num_key_value_heads
+    if heads % tensor:
+        raise ConfigError(f"mesh.tensor {tensor} does not divide model.num_key_value_heads {heads}")

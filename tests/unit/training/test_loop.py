@@ -1,0 +1,288 @@
+"""The loop around a train step of two parameters, so that only the loop is tested; tests/e2e trains a real model."""
+
+import dataclasses
+import functools
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+import pytest
+
+from owl3_jax.batch import Batch
+from owl3_jax.config import Config, DataConfig, TrainConfig, load_json_tree
+from owl3_jax.data.unreadable import UnreadableImages
+from owl3_jax.sharding import batch_sharding, replicated
+from owl3_jax.training import loop
+from owl3_jax.training.checkpoint import CheckpointError
+from owl3_jax.training.loop import NonFiniteError, train
+from owl3_jax.training.step import TrainState
+from tests import tiny
+
+REPOSITORY = Path(__file__).parents[3]
+ROWS = 8
+CONFIG = Config(
+    model=dataclasses.replace(tiny.model_config(), vocab_size=97),
+    data=DataConfig(rows=ROWS, tokens_per_row=3, images_per_row=1),
+    train=TrainConfig(steps=23, log_every=5, checkpoint_every=7),
+)
+BROKEN_VALUE = 1_000_003
+
+
+def make_batch(index: int, *, broken: int | None = None, rows: int = ROWS, offset: int = 0) -> Batch:
+    value = BROKEN_VALUE if index == broken else index + offset
+    text, image = np.full((rows, 3), value, np.int32), np.zeros((rows, 1), np.int32)
+    return Batch(text, text, text, np.zeros((rows, 1, 11, 11, 3), np.uint8), image, image, np.ones((rows, 3), np.float32))
+
+
+def make_iterator(
+    *settings: object,
+    unreadable: UnreadableImages,
+    shard_index: int = 0,
+    shard_count: int = 1,
+    broken: int | None = None,
+    before: Callable[[int], None] = lambda index: None,
+) -> grain.DatasetIterator:
+    """Batch 1, 2, 3, ...; the second of several processes has 10 more in its rows. `before` is called with the number."""
+
+    def batch(index: int) -> Batch:
+        before(index)
+        return make_batch(index, broken=broken, rows=ROWS // shard_count, offset=10 * shard_index)
+
+    return iter(grain.MapDataset.range(1, 1000).map(batch).to_iter_dataset(grain.ReadOptions(num_threads=0)))
+
+
+def take_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+    """A state that depends on every batch and on their order."""
+    mean = batch.tokens.mean()
+    finite = mean < BROKEN_VALUE
+    params = {"w": jnp.where(finite, state.params["w"] * 1.25 + mean, state.params["w"]), "b": state.params["b"]}
+    one = jnp.float32(1)
+    metrics = {"loss": jnp.where(finite, mean, jnp.nan), "finite": finite, "accuracy": one, "target_tokens": one}
+    metrics |= {"tokens": one, "images": one, "grad_norm": one, "learning_rate": one}
+    return state.replace(step=state.step + 1, params=params), metrics
+
+
+def make_train_step(config: Config, mesh: jax.sharding.Mesh) -> object:
+    whole = replicated(mesh)
+    return jax.jit(take_step, in_shardings=(whole, batch_sharding(mesh)), out_shardings=whole, donate_argnums=0)
+
+
+def fresh_state() -> TrainState:
+    return TrainState(jnp.int32(0), {"w": jnp.ones(7), "b": jnp.zeros(2)}, optax.EmptyState(), jax.random.key(0))
+
+
+def init_state(config: Config, mesh: jax.sharding.Mesh) -> TrainState:
+    return jax.jit(fresh_state, out_shardings=replicated(mesh))()
+
+
+def abstract_state(config: Config, mesh: jax.sharding.Mesh) -> TrainState:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), fresh_state())
+
+
+SMALL_PARTS = {
+    "init_state": init_state,
+    "abstract_state": abstract_state,
+    "make_train_step": make_train_step,
+    "nonfinite_tensors": lambda config, mesh: lambda state, batch: {"grads/w": True, "params/w": True},
+    "prepare_dataset": lambda config: None,
+    "make_train_iterator": make_iterator,
+}
+
+
+@pytest.fixture(autouse=True)
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, part in SMALL_PARTS.items():
+        monkeypatch.setattr(loop, name, part)
+
+
+def with_train(**changes: int) -> Config:
+    return dataclasses.replace(CONFIG, train=dataclasses.replace(CONFIG.train, **changes))
+
+
+def expected_w(steps: int, offset: int = 0) -> np.ndarray:
+    state = fresh_state()
+    for index in range(1, steps + 1):
+        state, _ = jax.jit(take_step)(state, make_batch(index, offset=offset))
+    return np.asarray(state.params["w"])
+
+
+def logged(workdir: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def saved_steps(workdir: Path) -> list[int]:
+    return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())
+
+
+def terminate_at(step: int) -> Callable[[int], None]:
+    """Sends this process SIGTERM while that step is under way."""
+    return lambda index: signal.raise_signal(signal.SIGTERM) if index == step else None
+
+
+def test_all_steps_are_taken_reported_and_saved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    state = train(CONFIG, tmp_path)
+    assert int(state.step) == 23
+    np.testing.assert_array_equal(state.params["w"], expected_w(23))
+    assert [line["step"] for line in logged(tmp_path)] == [5, 10, 15, 20, 23]
+    assert logged(tmp_path)[0]["loss"] == 3.0  # the mean over steps 1 to 5
+    assert saved_steps(tmp_path) == [21, 23]
+    printed = capsys.readouterr().out
+    for text in ("8 cpu device(s)", "mesh data 8 x fsdp 1", "9 parameters", "compiled in", "step 5/23  loss 3.0000", "finished: step 23"):
+        assert text in printed
+
+
+def test_what_describes_the_run_lies_in_the_workdir(tmp_path: Path) -> None:
+    train(CONFIG, tmp_path)
+    assert load_json_tree(Config, json.loads((tmp_path / "config.json").read_text())) == CONFIG
+    assert "language_model/embed_tokens" in (tmp_path / "sharding.txt").read_text()
+    assert json.loads((tmp_path / "tokenizer.json").read_text())["model"]
+
+
+@pytest.mark.parametrize("first", [7, 12])  # a multiple of checkpoint_every, and not
+def test_a_longer_run_goes_on_where_a_shorter_one_ended(
+    tmp_path: Path, first: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(with_train(steps=first), tmp_path)
+    capsys.readouterr()
+    state = train(CONFIG, tmp_path)
+    np.testing.assert_array_equal(state.params["w"], expected_w(23))
+    assert f"resuming after step {first} of 23" in capsys.readouterr().out
+
+
+def test_a_finished_run_is_left_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train(CONFIG, tmp_path)
+    before = logged(tmp_path)
+    capsys.readouterr()
+    state = train(CONFIG, tmp_path)
+    np.testing.assert_array_equal(state.params["w"], expected_w(23))
+    assert logged(tmp_path) == before
+    printed = capsys.readouterr().out
+    assert "finished: step 23 of 23" in printed
+    assert "compiled" not in printed
+
+
+def test_reports_past_the_last_checkpoint_are_dropped(tmp_path: Path) -> None:
+    train(with_train(steps=7), tmp_path)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 10, "loss": 99.0}\n')  # a run that was killed before its next checkpoint
+    train(CONFIG, tmp_path)
+    assert [line["step"] for line in logged(tmp_path)] == [5, 7, 10, 15, 20, 23]
+    assert logged(tmp_path)[2]["loss"] == 9.0  # the mean over steps 8 to 10
+
+
+def test_a_signal_ends_the_step_and_saves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "make_train_iterator", functools.partial(make_iterator, before=terminate_at(12)))
+        state = train(CONFIG, tmp_path)
+    assert int(state.step) == 12
+    assert saved_steps(tmp_path) == [7, 12]
+    assert "stopped by SIGTERM: step 12 of 23; run the same command to resume" in capsys.readouterr().out
+    state = train(CONFIG, tmp_path)
+    np.testing.assert_array_equal(state.params["w"], expected_w(23))
+
+
+@pytest.mark.parametrize("broken", [1, 8, 14, 23])  # first; amid; at a checkpoint; last
+def test_a_step_that_is_not_finite_stops_the_run_and_is_never_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: int
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "make_train_iterator", functools.partial(make_iterator, broken=broken))
+        with pytest.raises(NonFiniteError, match=rf"^step {broken} is not finite \(loss nan, .* in params/w, grads/w\."):
+            train(CONFIG, tmp_path)
+    assert all(step < broken for step in saved_steps(tmp_path))
+    state = train(CONFIG, tmp_path)  # with that batch repaired
+    np.testing.assert_array_equal(state.params["w"], expected_w(23))
+
+
+def test_a_long_list_of_tensors_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = {f"grads/{number:02}": True for number in range(13)}
+    monkeypatch.setattr(loop, "nonfinite_tensors", lambda config, mesh: lambda state, batch: names)
+    monkeypatch.setattr(loop, "make_train_iterator", functools.partial(make_iterator, broken=2))
+    with pytest.raises(NonFiniteError, match=r"in grads/12, .*grads/05 and 5 more\."):
+        train(CONFIG, tmp_path)
+
+
+def test_another_model_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    train(CONFIG, tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    other = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, form="joint"))
+    with pytest.raises(CheckpointError, match=r"model\.form: 'gated' there, 'joint' in this run"):
+        train(other, tmp_path)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_metrics_are_fetched_one_step_late_and_otherwise_only_for_reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`finite` of a step is looked at after the next one was sent to the device."""
+    events: list[str] = []
+
+    def noting(function: Callable[..., object], event: Callable[..., str]) -> Callable[..., object]:
+        def noted(*args: object) -> object:
+            events.append(event(*args))
+            return function(*args)
+
+        return noted
+
+    monkeypatch.setattr(loop, "_require_finite", noting(loop._require_finite, lambda run, state, taken: f"check {taken and taken.step}"))
+    monkeypatch.setattr(loop, "_report", noting(loop._report, lambda run, step, window: f"report {step}"))
+    monkeypatch.setattr(loop.sharding, "shard_batch", noting(loop.sharding.shard_batch, lambda batch, mesh: f"send {batch.tokens[0, 0]}"))
+    train(with_train(steps=4, log_every=3), tmp_path)
+    assert events == ["send 1", "check None", "send 2", "check 1", "send 3", "check 2", "report 3", "send 4", "check 3", "report 4", "check 4"]
+
+
+def test_skipped_images_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def skipping(*settings: object, unreadable: UnreadableImages, **shard: int) -> grain.DatasetIterator:
+        unreadable.skip("digits/train[3]", ValueError("cut off"))
+        return make_iterator(unreadable=unreadable, **shard)
+
+    monkeypatch.setattr(loop, "make_train_iterator", skipping)
+    train(with_train(steps=5), tmp_path)
+    assert logged(tmp_path)[0]["unreadable_images"] == 1.0
+
+
+ONE_OF_TWO_PROCESSES = """
+import functools, sys
+from pathlib import Path
+import jax
+address, index, workdir = sys.argv[1:]
+jax.distributed.initialize(address, num_processes=2, process_id=int(index))
+from tests.unit.training import test_loop as parts
+vars(parts.loop).update(parts.SMALL_PARTS)
+if index == "1":
+    signalled = functools.partial(parts.make_iterator, before=parts.terminate_at(12))
+    parts.loop.make_train_iterator = signalled
+parts.train(parts.CONFIG, Path(workdir))
+"""
+
+
+def test_two_processes_train_together_and_stop_at_the_same_step(tmp_path: Path) -> None:
+    """Each reads its own rows; the signal reaches the second only, and both stop where they report next."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    environment = os.environ | {"PYTHONPATH": ".", "XLA_FLAGS": ""}  # one device each
+    run = functools.partial(subprocess.Popen, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, text=True)
+    processes = [run([sys.executable, "-c", ONE_OF_TWO_PROCESSES, address, str(index), str(tmp_path)]) for index in range(2)]
+    printed = [process.communicate(timeout=120)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    assert "2 cpu device(s)" in printed[0] and "stopped by a signal: step 15 of 23" in printed[0]
+    assert [line for line in printed[1].splitlines() if not line.startswith("[Gloo]")] == []
+    assert [line["step"] for line in logged(tmp_path)] == [5, 10, 15]
+    assert sorted(path.name for path in (tmp_path / "checkpoints" / "15" / "iterator").glob("*.json")) == [
+        "process_0-of-2.json",
+        "process_1-of-2.json",
+    ]
+    params = ocp.StandardCheckpointer().restore(tmp_path / "checkpoints" / "15" / "params", fresh_state().params)
+    np.testing.assert_array_equal(params["w"], expected_w(15, offset=5))
