@@ -1,0 +1,1 @@
+"""The embedded data set: real handwritten digits, tinted, and questions about them."""

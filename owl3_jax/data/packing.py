@@ -1,0 +1,58 @@
+"""Packing of samples into rows by grain, and the batch form made from its result.
+
+grain's first-fit packer fills all rows of a batch at the same time: a sample goes into the first row that has room for its
+tokens and its images; when none has, the batch is complete. It numbers the samples of a row from 1 and their tokens from 0,
+as the batch form does. With one sample a row at most, the same packer pads.
+"""
+
+from typing import Any
+
+import grain
+import numpy as np
+
+from owl3_jax.batch import Batch
+from owl3_jax.config import DataConfig
+from owl3_jax.processing.processor import Sample
+
+Fields = dict[str, np.ndarray]
+
+
+def pack_samples(samples: grain.IterDataset, config: DataConfig, rows: int) -> grain.IterDataset:
+    """Batches of `rows` rows from samples, packed or padded as `config.pack` says.
+
+    Every sample must fit into an empty row.
+    """
+    packed = grain.experimental.FirstFitPackIterDataset(
+        samples.map(_to_fields),
+        length_struct={
+            "tokens": config.tokens_per_row,
+            "loss_weights": config.tokens_per_row,
+            "pixels": config.images_per_row,
+            "image_positions": config.images_per_row,
+        },
+        num_packing_bins=rows,
+        max_sequences_per_bin=None if config.pack else 1,
+        shuffle_bins=False,
+    )
+    return packed.batch(rows, drop_remainder=True).map(_to_batch)
+
+
+def _to_fields(sample: Sample) -> Fields:
+    return {
+        "tokens": sample.input_ids,
+        "loss_weights": sample.labels.astype(np.float32),
+        "pixels": sample.pixel_values,
+        "image_positions": sample.image_starts,
+    }
+
+
+def _to_batch(packed: dict[str, Any]) -> Batch:
+    return Batch(
+        tokens=packed["tokens"],
+        positions=packed["tokens_positions"],
+        segment_ids=packed["tokens_segment_ids"],
+        pixels=packed["pixels"],
+        image_positions=packed["image_positions"],
+        image_segment_ids=packed["pixels_segment_ids"],
+        loss_weights=packed["loss_weights"],
+    )

@@ -1,0 +1,98 @@
+"""Chunks to token ids, and ids back to text, over a `tokenizers` tokenizer (a tokenizer.json file)."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import tokenizers
+
+from owl3_jax.processing.chat import IMAGE, MARKERS, TEXT_END, TURN_END, Chunk
+
+
+class EncodedText(NamedTuple):
+    """Tokens of a conversation."""
+
+    input_ids: np.ndarray  # [T] int32
+    labels: np.ndarray  # [T] bool, True where the token bears loss
+    image_starts: np.ndarray  # [I] int32, index of the first token of each placeholder
+
+
+class ChatTokenizer:
+    """Tokenises chunk by chunk. Markers of the chat layout become special tokens; text never does, whatever it spells."""
+
+    def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
+        """Takes a copy of `tokenizer`. Raises ValueError when it lacks a marker of the chat layout."""
+        self._tokenizer = tokenizers.Tokenizer.from_str(tokenizer.to_str())
+        # In text, special tokens are ordinary characters: a user who types `<|im_end|>` ends no turn.
+        self._tokenizer.encode_special_tokens = True
+        self._marker_ids = {marker: [self.token_id(marker)] for marker in MARKERS}
+        self._image_ids = self._encode_placeholder()
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> "ChatTokenizer":
+        """Reads a tokenizer.json. Raises FileNotFoundError, or ValueError when it is no such file."""
+        text = Path(path).read_text(encoding="utf-8")
+        try:
+            tokenizer = tokenizers.Tokenizer.from_str(text)
+        except Exception as error:  # the library raises nothing narrower
+            raise ValueError(f"{path} is not a readable tokenizer.json: {error}") from error
+        return cls(tokenizer)
+
+    def save(self, path: str | Path) -> None:
+        """Writes a tokenizer.json that `from_file` reads."""
+        Path(path).write_text(self._tokenizer.to_str(pretty=True), encoding="utf-8")
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows that an embedding needs: the highest id plus one."""
+        return max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+
+    @property
+    def stop_ids(self) -> tuple[int, int]:
+        """Ids that end an answer: `<|im_end|>` and `<|endoftext|>`."""
+        return self.token_id(TURN_END), self.token_id(TEXT_END)
+
+    def token_id(self, token: str) -> int:
+        """The id of one token as the vocabulary spells it. Raises ValueError when there is none."""
+        token_id = self._tokenizer.token_to_id(token)
+        if token_id is None:
+            raise ValueError(f"the tokenizer has no token {token!r}; is its tokenizer.json the one of the checkpoint?")
+        return token_id
+
+    def encode(self, chunks: Iterable[Chunk]) -> EncodedText:
+        """Tokenises every chunk by itself and joins the ids."""
+        ids: list[int] = []
+        labels: list[bool] = []
+        image_starts: list[int] = []
+        for chunk in chunks:
+            if chunk.kind == "image":
+                image_starts.append(len(ids))
+            chunk_ids = self._encode_chunk(chunk)
+            ids += chunk_ids
+            labels += [chunk.is_target] * len(chunk_ids)
+        return EncodedText(np.array(ids, np.int32), np.array(labels, np.bool_), np.array(image_starts, np.int32))
+
+    def decode(self, ids: Sequence[int] | np.ndarray, *, skip_special_tokens: bool = True) -> str:
+        """The text of `ids`."""
+        return self._tokenizer.decode([int(token) for token in ids], skip_special_tokens=skip_special_tokens)
+
+    def check_embedding_rows(self, vocab_size: int) -> None:
+        """Raises ValueError when a model of `vocab_size` rows cannot take every id."""
+        if self.vocab_size > vocab_size:
+            raise ValueError(f"the tokenizer has ids up to {self.vocab_size - 1}, model.vocab_size {vocab_size} is too small")
+
+    def _encode_chunk(self, chunk: Chunk) -> list[int]:
+        if chunk.kind == "marker":
+            return self._marker_ids[chunk.text]
+        if chunk.kind == "image":
+            return self._image_ids
+        return self._encode_text(chunk.text)
+
+    def _encode_text(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def _encode_placeholder(self) -> list[int]:
+        # The released tokenizers have no such token: there the placeholder is five ordinary ids.
+        image_id = self._tokenizer.token_to_id(IMAGE)
+        return self._encode_text(IMAGE) if image_id is None else [image_id]

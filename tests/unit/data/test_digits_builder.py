@@ -1,0 +1,108 @@
+"""The data set as it is really built: its records, and the proof that no test picture is in a training record."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from owl3_jax.config import ConfigError, DataConfig
+from owl3_jax.data import load_tokenizer
+from owl3_jax.data.digits.builder import SAMPLES
+from owl3_jax.data.digits.images import COLOURS, digit_image, encoded_image, split_ids
+from owl3_jax.data.pipeline import process_record
+from owl3_jax.data.prepare import prepare_dataset
+from owl3_jax.data.sources import Record, open_records
+from owl3_jax.processing.processor import Processor
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory) -> DataConfig:
+    config = DataConfig(data_dir=str(tmp_path_factory.mktemp("data")))
+    prepare_dataset(config)
+    return config
+
+
+@pytest.fixture(scope="module")
+def records(config) -> dict[str, list[Record]]:
+    """All records that were stored."""
+    return {split: list(iterate(open_records(config, split))) for split in SAMPLES}
+
+
+def iterate(source):
+    return (source[index] for index in range(len(source)))
+
+
+def test_both_splits_have_their_samples(records):
+    assert {split: len(stored) for split, stored in records.items()} == SAMPLES
+
+
+def test_no_test_picture_is_in_any_training_record(records):
+    """By the ids in the metadata, and by the stored bytes: no held-out picture is there in any colour."""
+    held_out = set(split_ids("test").tolist())
+    held_out_bytes = {encoded_image(digit_image(image_id, colour)) for image_id in held_out for colour in COLOURS}
+    shown = {encoded for record in records["train"] for encoded in record.images}
+    assert not {image_id for record in records["train"] for image_id in record.metadata["image_ids"]} & held_out
+    assert not shown & held_out_bytes
+
+
+def test_every_training_picture_is_used_and_test_records_show_held_out_ones_only(records):
+    used = {split: {i for record in stored for i in record.metadata["image_ids"]} for split, stored in records.items()}
+    assert used["train"] == set(split_ids("train").tolist())
+    assert used["test"] <= set(split_ids("test").tolist())
+
+
+def test_stored_images_are_those_of_the_metadata(records):
+    for record in records["test"]:
+        metadata = record.metadata
+        images = [digit_image(i, colour) for i, colour in zip(metadata["image_ids"], metadata["colours"], strict=True)]
+        assert record.images == [encoded_image(image) for image in images]
+        assert metadata["digits"] == [image.digit for image in images]
+        answers = [message["content"] for message in record.messages if message["role"] == "assistant"]
+        assert metadata["answers"] == answers
+        assert len(metadata["kinds"]) == len(answers)
+
+
+def test_colour_answers_are_true(records):
+    """Read from the stored text and metadata alone, without the functions that made them."""
+    checked = 0
+    for record in records["train"]:
+        digit_of = dict(zip(record.metadata["colours"], record.metadata["digits"], strict=True))
+        for user, assistant in zip(record.messages[::2], record.messages[1::2], strict=True):
+            if "Which digit is" in user["content"]:
+                colour, digit = assistant["content"].split()[:2]
+                assert f"is {colour}?" in user["content"]
+                assert digit_of[colour] == int(digit)
+                checked += 1
+    assert checked > len(records["train"])
+
+
+def test_records_process_into_samples(config, records):
+    record = records["test"][0]
+    sample = process_record(record, Processor(load_tokenizer(config), 8), training=True)
+    assert len(sample.image_starts) == len(record.images)
+    stored = np.asarray(Image.open(io.BytesIO(record.images[0])))
+    np.testing.assert_array_equal(sample.pixel_values[0], stored)
+
+
+def test_a_prepared_data_set_is_not_built_again(config):
+    folder = prepare_dataset(config)
+    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert prepare_dataset(config) == folder
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+
+
+def test_it_is_stored_as_array_record_and_small(config):
+    files = list(prepare_dataset(config).iterdir())
+    assert sum(".array_record-" in file.name for file in files) == len(SAMPLES)
+    assert sum(file.stat().st_size for file in files) < 60e6
+    info = json.loads(next(file for file in files if file.name == "dataset_info.json").read_text())
+    assert info["name"] == "digits"
+
+
+def test_what_is_missing_is_said(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no data set in .*digits"):
+        open_records(DataConfig(data_dir=str(tmp_path)), "train")
+    with pytest.raises(ConfigError, match=r"data\.dataset 'digit' is unknown; it must be one of digits"):
+        open_records(DataConfig(dataset="digit", data_dir=str(tmp_path)), "train")
