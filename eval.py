@@ -1,0 +1,61 @@
+"""Scores the model of a workdir on held-out images.
+
+    python eval.py --config configs/digits.py --workdir runs/digits
+
+Prints the scores and writes them to `WORKDIR/eval/`: report.json, exact_match.png, distractor_resistance.png, and samples.png
+with questions, their pictures and the model's answers.
+"""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from owl3_jax import command_line, sharding
+from owl3_jax.batch import Batch
+from owl3_jax.compilation_cache import use_compilation_cache
+from owl3_jax.config import Config, ConfigError
+from owl3_jax.data import load_tokenizer
+from owl3_jax.evaluation.evaluate import evaluate
+from owl3_jax.evaluation.runner import Generate
+from owl3_jax.inference.generate import Params, generate
+from owl3_jax.models.owl3 import Owl3
+from owl3_jax.processing.images import UnreadableImage
+from owl3_jax.training.checkpoint import CheckpointError, load_params
+
+
+@dataclasses.dataclass(frozen=True)
+class Flags:
+    """Scores the model that train.py left in a workdir."""
+
+    workdir: Path  # of the training run; results go to its folder `eval`
+
+
+def main() -> None:
+    """Reads the command line, loads the model and scores it."""
+    config, flags = command_line.parse(Flags)
+    use_compilation_cache()
+    try:
+        mesh = sharding.make_mesh(config.mesh)
+        answer = make_generate(config, load_params(flags.workdir, config, mesh), mesh)
+        evaluate(config, answer, flags.workdir / "eval", rows_divisor=sharding.rows_divisor(mesh))
+    except (ConfigError, CheckpointError, UnreadableImage) as error:
+        sys.exit(f"error: {error}")
+
+
+def make_generate(config: Config, params: Params, mesh: jax.sharding.Mesh) -> Generate:
+    """The greedy answers of the model with `params`, on `mesh`."""
+    model = Owl3(config.model, config.compute)
+    length, stop_ids = config.eval.max_new_tokens, load_tokenizer(config.data).stop_ids
+
+    def generate_on_mesh(batch: Batch) -> np.ndarray:
+        with sharding.use_mesh(mesh):
+            return generate(model, params, sharding.shard_batch(batch, mesh), max_new_tokens=length, stop_ids=stop_ids)
+
+    return generate_on_mesh
+
+
+if __name__ == "__main__":
+    main()
