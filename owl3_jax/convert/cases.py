@@ -1,0 +1,65 @@
+"""Parity cases: a .npz file of prompts and images with the outputs that another implementation gave for them.
+
+Keys are `NAME/input_ids` [T], `NAME/media_starts` [I], `NAME/pixel_values` [I, 3, S, S] (absent without images), and the
+outputs `image_embeds` [I, L, E], `hidden_states` [N + 1, T, E], `logits` [T, V] and `greedy` [A], each of them optional.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from owl3_jax.batch import Batch
+
+OUTPUTS = ("image_embeds", "hidden_states", "logits", "greedy")
+
+
+class Case(NamedTuple):
+    """One prompt and what is expected of it."""
+
+    name: str
+    input_ids: np.ndarray  # [T] int32
+    image_starts: np.ndarray  # [I] int32
+    pixel_values: np.ndarray  # [I, S, S, 3] float32, normalised to [-1, 1]
+    expected: dict[str, np.ndarray]  # those of OUTPUTS that the file has
+
+
+def read_cases(path: Path, image_size: int) -> list[Case]:
+    """The cases of a .npz file in the order of their names; `image_size` is S for those without images.
+
+    Raises ValueError when the file holds no case.
+    """
+    with np.load(path) as file:
+        arrays = dict(file)
+    names = sorted(key.removesuffix("/input_ids") for key in arrays if key.endswith("/input_ids"))
+    if not names:
+        raise ValueError(f"{path} holds no case: no array is called NAME/input_ids, there are {', '.join(sorted(arrays))}")
+    return [_case(arrays, name, image_size) for name in names]
+
+
+def _case(arrays: dict[str, np.ndarray], name: str, image_size: int) -> Case:
+    no_images = np.zeros((0, 3, image_size, image_size), np.float32)
+    pixels = arrays.get(f"{name}/pixel_values", no_images)
+    return Case(
+        name,
+        arrays[f"{name}/input_ids"].astype(np.int32),
+        arrays[f"{name}/media_starts"].astype(np.int32),
+        pixels.transpose(0, 2, 3, 1).astype(np.float32),
+        {output: arrays[f"{name}/{output}"] for output in OUTPUTS if f"{name}/{output}" in arrays},
+    )
+
+
+def pad_cases(cases: Sequence[Case], *, tokens: int | None = None, images: int | None = None) -> Batch:
+    """One case a row, padded on the right to `tokens` and `images` (default: the most that a case has)."""
+    tokens = tokens or max(len(case.input_ids) for case in cases)
+    images = max(len(case.image_starts) for case in cases) if images is None else images
+    ids = np.zeros((3, len(cases), tokens), np.int32)
+    image_ids = np.zeros((2, len(cases), images), np.int32)
+    pixels = np.zeros((len(cases), images, *cases[0].pixel_values.shape[1:]), np.float32)
+    for row, case in enumerate(cases):
+        T, I = len(case.input_ids), len(case.image_starts)
+        ids[:, row, :T] = case.input_ids, np.arange(T), np.ones(T)
+        image_ids[:, row, :I] = case.image_starts, np.ones(I)
+        pixels[row, :I] = case.pixel_values
+    return Batch(*ids, pixels, *image_ids)

@@ -1,0 +1,55 @@
+"""Parameters from a checkpoint directory, official or converted, whole or straight onto the devices of a mesh."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import Mesh
+
+from owl3_jax.config import DType, ModelConfig
+from owl3_jax.convert import official
+from owl3_jax.convert.converted import PARAMS, is_converted, read_model, read_params, stored_params
+from owl3_jax.convert.official import Parameter, abstract_params, open_checkpoint
+from owl3_jax.sharding import param_shardings
+
+Params = dict[str, Any]
+
+
+def load_config(directory: Path) -> ModelConfig:
+    """The architecture of a checkpoint directory, official or converted.
+
+    Raises CheckpointError when the directory does not tell it.
+    """
+    return read_model(directory)[0] if is_converted(directory) else official.load_config(directory)
+
+
+def load_params(directory: Path, config: ModelConfig, mesh: Mesh | None = None, *, dtype: DType | None = None) -> Params:
+    """The parameters of a checkpoint directory, official or converted.
+
+    With a mesh every host reads only the bytes of its own shards, one parameter after the other.
+
+    Args:
+        directory: a Hugging Face directory, or one that `tools/convert_checkpoint.py` wrote.
+        config: the architecture, as `load_config` tells it.
+        mesh: where to put the parameters, sharded by the rules; without one they are numpy arrays.
+        dtype: what to cast to while reading; the checkpoint's own by default.
+
+    Raises:
+        CheckpointError: the directory does not hold this model; it lists everything that is wrong.
+    """
+    shardings = mesh and flatten_dict(param_shardings(abstract_params(config), mesh), sep="/")
+    cast = np.dtype(dtype) if dtype else None
+    if is_converted(directory):
+        stored = stored_params(directory / PARAMS)
+        sharding = lambda path: shardings[path] if shardings else None
+        wanted = {p: jax.ShapeDtypeStruct(x.shape, cast or x.dtype, sharding=sharding(p)) for p, x in stored.items()}
+        return read_params(directory / PARAMS, unflatten_dict(wanted, sep="/"))
+    parameters = open_checkpoint(directory, config, cast).parameters
+    read = lambda path, parameter: _onto_mesh(parameter, shardings[path]) if shardings else parameter.read()
+    return unflatten_dict({path: read(path, parameter) for path, parameter in parameters.items()}, sep="/")
+
+
+def _onto_mesh(parameter: Parameter, sharding: jax.sharding.Sharding) -> jax.Array:
+    return jax.make_array_from_callback(parameter.shape, sharding, parameter.read)
