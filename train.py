@@ -24,6 +24,7 @@ class Flags:
 
 
 def main() -> None:
+    """Reads the command line and trains."""
     config, flags = command_line.parse(Flags)
     use_compilation_cache()
     try:

@@ -12,12 +12,9 @@ Glossary
     M   hyper layers                        Ev Hv Dv Fv Nv  the same, of the vision encoder
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import jax
-import numpy as np
-
-AnyArray = jax.Array | np.ndarray
+AnyArray = Any  # a jax or numpy array, or its ShapeDtypeStruct
 
 
 class Batch(NamedTuple):
@@ -34,4 +31,4 @@ class Batch(NamedTuple):
     pixels: AnyArray  # [B, I, S, S, 3] uint8, or float32 normalised to [-1, 1]
     image_positions: AnyArray  # [B, I] int32, `positions` of the first token of the image's placeholder
     image_segment_ids: AnyArray  # [B, I] int32
-    loss_weights: AnyArray | None = None  # [B, T] float32: weight of predicting tokens[b, t] from what stands before it
+    loss_weights: AnyArray = None  # [B, T] float32, in training: weight of predicting tokens[b, t] from what precedes it

@@ -200,7 +200,9 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         _require_positive(self, "learning_rate", "clip_norm", "eps")
-        _require(0 <= self.end_learning_rate <= self.learning_rate, "optimizer.end_learning_rate must lie in [0, learning_rate]")
+        _require(
+            0 <= self.end_learning_rate <= self.learning_rate, "optimizer.end_learning_rate must lie in [0, learning_rate]"
+        )
         _require(self.warmup_steps >= 0, f"optimizer.warmup_steps must not be negative, got {self.warmup_steps}")
 
 
@@ -275,12 +277,10 @@ def load_json_tree(cls: type, tree: dict[str, Any]) -> Any:
     for name, value in tree.items():
         kind = fields[name].type
         if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-            value = load_json_tree(kind, value)
-        elif isinstance(value, list):
-            value = tuple(value)
-        values[name] = value
+            values[name] = load_json_tree(kind, value)
+        else:
+            values[name] = tuple(value) if isinstance(value, list) else value
     return cls(**values)
-
 
 
 NAMED_SIZES: dict[str, ModelConfig] = {

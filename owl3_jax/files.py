@@ -6,6 +6,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 
+def write_text(path: Path, text: str) -> Path:
+    """`text` in UTF-8, as `write_atomically` does it."""
+    return write_atomically(path, lambda file: file.write(text.encode()))
+
+
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> Path:
     """Calls `write` on a new file beside `path`, then renames it to `path`; a failure leaves an old `path` as it was."""
     path.parent.mkdir(parents=True, exist_ok=True)

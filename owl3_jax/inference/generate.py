@@ -30,7 +30,7 @@ def generate(model: Owl3, params: Params, batch: Batch, *, max_new_tokens: int, 
 class _Decoding(NamedTuple):
     """State of the loop; `token` is the newest, already written to `answer`."""
 
-    count: Int[Array, ""]  # tokens written
+    written: Int[Array, ""]  # tokens of the answer so far
     token: Int[Array, " B"]
     done: Bool[Array, " B"]
     answer: Int[Array, "B A"]
@@ -38,10 +38,8 @@ class _Decoding(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnames=("model", "max_new_tokens"))
-def _generate(
-    model: Owl3, params: Params, batch: Batch, stop_ids: Int[Array, " X"], max_new_tokens: int
-) -> Int[Array, "B A"]:
-    apply = functools.partial(model.apply, {"params": params})
+def _generate(model: Owl3, params: Params, batch: Batch, stop_ids: Int[Array, " X"], max_new_tokens: int) -> Int[Array, "B A"]:
+    apply: Callable[..., Any] = functools.partial(model.apply, {"params": params})
     B, T = batch.tokens.shape
     x, images, cache = apply(batch, T + max_new_tokens, method="prefill")
     lengths = (batch.segment_ids != 0).sum(axis=1)  # [B]
@@ -50,7 +48,7 @@ def _generate(
     answer = jnp.zeros((B, max_new_tokens), jnp.int32).at[:, 0].set(first)
     start = _Decoding(jnp.ones((), jnp.int32), first, jnp.isin(first, stop_ids), answer, cache)
     return jax.lax.while_loop(
-        lambda state: (state.count < max_new_tokens) & ~state.done.all(),
+        lambda state: (state.written < max_new_tokens) & ~state.done.all(),
         lambda state: _decode(apply, images, lengths, stop_ids, state),
         start,
     ).answer
@@ -59,12 +57,12 @@ def _generate(
 def _decode(
     apply: Callable[..., Any], images: Images, lengths: Int[Array, " B"], stop_ids: Int[Array, " X"], state: _Decoding
 ) -> _Decoding:
-    positions = (lengths + state.count - 1)[:, None]  # of the newest token: padding is not counted
+    positions = (lengths + state.written - 1)[:, None]  # of the newest token: padding is not counted
     text = Text(state.token[:, None], positions, jnp.ones_like(positions))
     logits, cache = apply(text, images, state.cache, method="decode")
     token = jnp.where(state.done, 0, _most_likely(logits))
-    answer = jax.lax.dynamic_update_slice(state.answer, token[:, None], (0, state.count))
-    return _Decoding(state.count + 1, token, state.done | jnp.isin(token, stop_ids), answer, cache)
+    answer = jax.lax.dynamic_update_slice(state.answer, token[:, None], (0, state.written))
+    return _Decoding(state.written + 1, token, state.done | jnp.isin(token, stop_ids), answer, cache)
 
 
 def _most_likely(logits: Float[Array, "B 1 V"]) -> Int[Array, " B"]:

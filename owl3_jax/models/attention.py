@@ -3,11 +3,13 @@
 Softmax attention over a part of the keys that also returns the log-sum-exp of its scores can be
 merged with another part without error. Chunks of images, text and images in the joint form, and keys
 spread over devices are the same operation: `merge`.
+
+Heads stand before positions, so that no score-sized array is ever transposed.
 """
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 # Stands for minus infinity in float32 scores: sums of it stay finite, so no gradient turns into NaN.
 MASKED = -1e30
@@ -56,20 +58,23 @@ def image_visibility(
     return same & (distance >= 0 if inclusive else distance > 0)
 
 
-def attention_scores(q: Float[Array, "B T H D"], k: Float[Array, "B C K D"]) -> Float[Array, "B K G T C"]:
+def attention_scores(q: Float[Array, "B H T D"], k: Float[Array, "B K C D"]) -> Float[Array, "B K G T C"]:
     """Scaled dot products in float32; query head h belongs to key head h // G."""
-    B, T, H, D = q.shape
-    K = k.shape[2]
-    grouped = q.reshape(B, T, K, H // K, D)
-    return jnp.einsum("btkgd,bckd->bkgtc", grouped, k, preferred_element_type=jnp.float32) * D**-0.5
+    return jnp.einsum("bkgtd,bkcd->bkgtc", group(q, k.shape[1]), k, preferred_element_type=jnp.float32) * q.shape[3] ** -0.5
+
+
+def group(x: Shaped[Array, "B H *rest"], kv_heads: int) -> Shaped[Array, "B K G *rest"]:
+    """Query heads by the key head that they share."""
+    B, H, *rest = x.shape
+    return x.reshape(B, kv_heads, H // kv_heads, *rest)
 
 
 def attend(
-    q: Float[Array, "B T H D"],
-    k: Float[Array, "B C K D"],
-    v: Float[Array, "B C K D"],
+    q: Float[Array, "B H T D"],
+    k: Float[Array, "B K C D"],
+    v: Float[Array, "B K C D"],
     visible: Bool[Array, "B T C"] | None = None,
-) -> tuple[Float[Array, "B T H D"], Float[Array, "B T H"]]:
+) -> tuple[Float[Array, "B H T D"], Float[Array, "B H T"]]:
     """Grouped-query attention; scores and softmax in float32.
 
     Returns the output in float32 (zero where a position sees nothing) and the log-sum-exp of the
@@ -78,20 +83,22 @@ def attend(
     scores = attention_scores(q, k)
     if visible is not None:
         scores = jnp.where(visible[:, None, None], scores, MASKED)
-    lse = jax.nn.logsumexp(scores, axis=-1)  # [B, K, G, T]
-    weights = jnp.exp(scores - lse[..., None]).astype(v.dtype)
-    out = jnp.einsum("bkgtc,bckd->btkgd", weights, v, preferred_element_type=jnp.float32).reshape(q.shape)
+    top = jax.lax.stop_gradient(scores.max(axis=-1))  # [B, K, G, T]
+    weights = jnp.exp(scores - top[..., None])
+    total = weights.sum(axis=-1)
+    out = jnp.einsum("bkgtc,bkcd->bkgtd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    out = (out / total[..., None]).reshape(q.shape)
     if visible is not None:
-        out = jnp.where(visible.any(axis=-1)[:, :, None, None], out, 0.0)
-    return out, jnp.moveaxis(lse, 3, 1).reshape(q.shape[:3])
+        out = jnp.where(visible.any(axis=-1)[:, None, :, None], out, 0.0)
+    return out, (top + jnp.log(total)).reshape(q.shape[:3])
 
 
 def merge(
-    out: Float[Array, "B T H D"],
-    lse: Float[Array, "B T H"],
-    other: Float[Array, "B T H D"],
-    other_lse: Float[Array, "B T H"],
-) -> tuple[Float[Array, "B T H D"], Float[Array, "B T H"]]:
+    out: Float[Array, "B H T D"],
+    lse: Float[Array, "B H T"],
+    other: Float[Array, "B H T D"],
+    other_lse: Float[Array, "B H T"],
+) -> tuple[Float[Array, "B H T D"], Float[Array, "B H T"]]:
     """Attention over the union of two disjoint sets of keys, from the attention over each."""
     share = jax.nn.sigmoid(other_lse - lse)[..., None]
     return out + share * (other - out), jnp.logaddexp(lse, other_lse)

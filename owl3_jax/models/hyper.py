@@ -16,14 +16,14 @@ from jaxtyping import Array, Bool, Float, Int
 
 from owl3_jax.config import ComputeConfig, ModelConfig
 from owl3_jax.models.image_attention import image_attention
-from owl3_jax.models.layers import Linear, constrain, rms_norm, rope
+from owl3_jax.models.layers import Linear, constrain, declare, rms_norm, rope
 
 
 class ImageCache(NamedTuple):
     """Rotated image keys and values of every hyper layer."""
 
-    keys: Float[Array, "M B I L K D"]
-    values: Float[Array, "M B I L K D"]
+    keys: Float[Array, "M B K I L D"]
+    values: Float[Array, "M B K I L D"]
 
 
 class Fusion(NamedTuple):
@@ -42,19 +42,18 @@ class HyperLayers(nn.Module):
 
     def setup(self) -> None:
         config, M, D = self.config, len(self.config.hyper_layers), self.config.head_dim
-        dtypes = {"dtype": self.compute.dtype, "param_dtype": self.compute.param_dtype}
         self.v_kv_proj = Linear(
             "mbile,mekcd->mbilkcd",
             (M, config.hidden_size, config.num_key_value_heads, 2, D),
             ("hyper_layers", "embed", "kv_heads", "key_value", "head_dim"),
-            **dtypes,
+            self.compute,
         )
         if config.form == "gated":
             axes = ("hyper_layers", "head_dim", "gate_out")
-            self.gate_proj = Linear("mbthd,mde->mbthe", (M, D, D), axes, **dtypes)
+            self.gate_proj = Linear("mbhtd,mde->mbhte", (M, D, D), axes, self.compute)
         elif config.form == "static":
-            init = nn.with_logical_partitioning(initializers.zeros_init(), ("hyper_layers", "heads", "head_dim"))
-            self.gate = self.param("gate", init, (M, config.num_attention_heads, D), jnp.dtype(self.compute.param_dtype))
+            shape, axes = (M, config.num_attention_heads, D), ("hyper_layers", "heads", "head_dim")
+            self.gate: Array = declare(self, "gate", initializers.zeros_init(), shape, axes, self.compute)
 
     def image_cache(
         self,
@@ -79,23 +78,23 @@ class HyperLayers(nn.Module):
 
 def _keys_values(features, image_positions, norm_scale, kernel, bias, *, config, compute):
     x = rms_norm(features, norm_scale, config.rms_norm_eps)
-    kv = jnp.einsum("bile,ekcd->cbilkd", x, kernel.astype(compute.dtype))
-    kv = kv + jnp.moveaxis(bias, 1, 0)[:, None, None, None].astype(compute.dtype)
-    kv = constrain(kv, ("key_value", "batch", "image", "image_token", "act_kv_heads", "head_dim"))
+    kv = jnp.einsum("bile,ekcd->cbkild", x, kernel.astype(compute.dtype))
+    kv = kv + jnp.moveaxis(bias, 1, 0)[:, None, :, None, None].astype(compute.dtype)
+    kv = constrain(kv, ("key_value", "batch", "act_kv_heads", "image", "image_token", "head_dim"))
     # All L tokens of an image share one rotation; values are not rotated.
-    positions = jnp.broadcast_to((image_positions + config.image_rope_offset)[..., None], features.shape[:3])
+    positions = (image_positions + config.image_rope_offset)[:, None, :, None]  # [B, 1, I, 1]
     return rope(kv[0], positions, config.rope_theta), kv[1]
 
 
 def hyper_attention(
     layer: Int[Array, ""],
-    q: Float[Array, "B T H D"],
-    text: Float[Array, "B T H D"],
-    text_lse: Float[Array, "B T H"],
+    q: Float[Array, "B H T D"],
+    text: Float[Array, "B H T D"],
+    text_lse: Float[Array, "B H T"],
     fusion: Fusion,
     *,
     images_per_chunk: int,
-) -> Float[Array, "B T H D"]:
+) -> Float[Array, "B H T D"]:
     """(1 - g) * self-attention + g * image attention, in float32, for hyper layer `layer` (from zero).
 
     gated   g = sigmoid(gate_proj(text)), one [D, D] map shared by all heads
@@ -108,8 +107,10 @@ def hyper_attention(
     image, image_lse = image_attention(q, keys, values, fusion.visible, images_per_chunk)
     if len(gate) == 2:
         kernel, bias = (x.astype(q.dtype) for x in gate)
-        logit = jnp.einsum("bthd,de->bthe", text.astype(q.dtype), kernel) + bias
+        logit = jnp.einsum("bhtd,de->bhte", text.astype(q.dtype), kernel) + bias
+    elif len(gate) == 1:
+        logit = gate[0][:, None]  # [H, 1, D]
     else:
-        logit = gate[0] if gate else (image_lse - text_lse)[..., None]
+        logit = (image_lse - text_lse)[..., None]
     mixed = text + jax.nn.sigmoid(logit.astype(jnp.float32)) * (image - text)
-    return jnp.where(fusion.visible.any(axis=-1)[:, :, None, None], mixed, text)
+    return jnp.where(fusion.visible.any(axis=-1)[:, None, :, None], mixed, text)

@@ -4,12 +4,16 @@ Every parameter is declared with one logical axis name per dim; `owl3_jax.shardi
 mesh axes these become.
 """
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.linen import initializers
 from flax.linen.spmd import RulesFallback
 from jaxtyping import Array, Float, Int, Shaped
+
+from owl3_jax.config import ComputeConfig
 
 
 def constrain(x: Shaped[Array, "..."], axes: tuple[str | None, ...]) -> Shaped[Array, "..."]:
@@ -20,19 +24,32 @@ def constrain(x: Shaped[Array, "..."], axes: tuple[str | None, ...]) -> Shaped[A
     return nn.with_logical_constraint(x, axes, fallback=RulesFallback.RAISE_ERROR)
 
 
+def declare(
+    module: nn.Module,
+    name: str,
+    init: nn.initializers.Initializer,
+    shape: tuple[int, ...],
+    axes: tuple[str, ...],
+    compute: ComputeConfig,
+) -> Array:
+    """A parameter of `module` in `compute.param_dtype`, with a logical axis name for each dim."""
+    value: Any = module.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.dtype(compute.param_dtype))
+    return value
+
+
 class Linear(nn.Module):
     """A linear map written as an einsum of input and kernel, e.g. `"bte,ehd->bthd"`.
 
     Dims of the kernel that the output lacks are summed over; a bias has those that it keeps. A letter
-    that all three share is a stack of independent maps. Kernels start with variance 1 / fan-in.
+    that all three share is a stack of independent maps. Dims that kernel and output share stand in the
+    same order in both. Kernels start with variance 1 / fan-in.
     """
 
     equation: str
     shape: tuple[int, ...]  # of the kernel
     axes: tuple[str, ...]  # logical axis name of each dim of the kernel
+    compute: ComputeConfig
     use_bias: bool = True
-    dtype: str = "float32"
-    param_dtype: str = "float32"
 
     def setup(self) -> None:
         inputs, _, rest = self.equation.partition(",")
@@ -42,15 +59,19 @@ class Linear(nn.Module):
         kept = tuple(i for i, letter in enumerate(letters) if letter in output)
         free = tuple(i for i in kept if i not in stacked)
         init = initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=summed, out_axis=free, batch_axis=stacked)
-        self.kernel = self.param("kernel", nn.with_logical_partitioning(init, self.axes), self.shape, jnp.dtype(self.param_dtype))
+        self.kernel: Array = declare(self, "kernel", init, self.shape, self.axes, self.compute)
         if self.use_bias:
             axes, shape = tuple(self.axes[i] for i in kept), tuple(self.shape[i] for i in kept)
-            zeros = nn.with_logical_partitioning(initializers.zeros_init(), axes)
-            self.bias = self.param("bias", zeros, shape, jnp.dtype(self.param_dtype))
+            self.bias: Array = declare(self, "bias", initializers.zeros_init(), shape, axes, self.compute)
 
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
-        y = jnp.einsum(self.equation, x.astype(self.dtype), self.kernel.astype(self.dtype))
-        return y + self.bias.astype(self.dtype) if self.use_bias else y
+        dtype = self.compute.dtype
+        y = jnp.einsum(self.equation, x.astype(dtype), self.kernel.astype(dtype))
+        if not self.use_bias:
+            return y
+        letters, output = self.equation.split(",")[1].split("->")
+        missing = [axis for axis, letter in enumerate(output) if letter not in letters]
+        return y + jnp.expand_dims(self.bias, missing).astype(dtype)
 
 
 def rms_norm(x: Float[Array, "*rows E"], scale: Float[Array, " E"], eps: float) -> Float[Array, "*rows E"]:
@@ -66,21 +87,23 @@ class RMSNorm(nn.Module):
     shape: tuple[int, ...]
     axes: tuple[str, ...]
     eps: float
-    param_dtype: str = "float32"
+    compute: ComputeConfig
 
     def setup(self) -> None:
-        ones = nn.with_logical_partitioning(initializers.ones_init(), self.axes)
-        self.scale = self.param("scale", ones, self.shape, jnp.dtype(self.param_dtype))
+        self.scale: Array = declare(self, "scale", initializers.ones_init(), self.shape, self.axes, self.compute)
 
     def __call__(self, x: Float[Array, "*rows E"]) -> Float[Array, "*rows E"]:
         return rms_norm(x, self.scale, self.eps)
 
 
-def rope(x: Float[Array, "*rows heads D"], positions: Int[Array, "*rows"], theta: float) -> Float[Array, "*rows heads D"]:
-    """Rotary position embedding, rotate-halves convention, computed in float32."""
+def rope(x: Float[Array, "*dims D"], positions: Int[Array, "..."], theta: float) -> Float[Array, "*dims D"]:
+    """Rotary position embedding, rotate-halves convention, computed in float32.
+
+    `positions` is broadcast against the leading dims of `x`.
+    """
     half = x.shape[-1] // 2
     frequencies = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)  # [D/2]
-    angles = positions[..., None, None].astype(jnp.float32) * frequencies  # [*rows, 1, D/2]
+    angles = positions[..., None].astype(jnp.float32) * frequencies
     cos, sin = jnp.cos(angles), jnp.sin(angles)
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)

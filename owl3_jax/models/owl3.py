@@ -56,13 +56,13 @@ class Owl3(nn.Module):
         """The prompt's hidden states and both caches; the text cache has room for C = `slots` positions."""
         images = self._images(batch, self.encode_images(batch.pixels))
         cache = TextCache.empty(self.config, self.compute, batch.tokens.shape[0], slots)
-        x, cache, _ = self.language_model(text_of(batch), images, cache)
-        return x, images, cache
+        x, extended, _ = self.language_model(text_of(batch), images, cache)
+        return x, images, extended
 
     def decode(self, text: Text, images: Images, cache: TextCache) -> tuple[Float[Array, "B T V"], TextCache]:
         """Logits of further text from the caches alone: no vision weight and no `v_kv_proj` is read."""
-        x, cache, _ = self.language_model(text, images, cache)
-        return self.language_model.logits(x), cache
+        x, extended, _ = self.language_model(text, images, cache)
+        return self.language_model.logits(x), extended
 
     def logits(self, x: Float[Array, "B T E"]) -> Float[Array, "B T V"]:
         """The head alone, for chosen positions of `prefill`'s hidden states."""

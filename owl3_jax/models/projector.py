@@ -23,5 +23,4 @@ class Projector(nn.Module):
 
     def _linear(self, x: Float[Array, "B I L X"], axis: str, name: str) -> Float[Array, "B I L E"]:
         shape = (x.shape[-1], self.config.hidden_size)
-        dtypes = {"dtype": self.compute.dtype, "param_dtype": self.compute.param_dtype}
-        return Linear("bilx,xe->bile", shape, (axis, "embed"), **dtypes, name=name)(x)
+        return Linear("bilx,xe->bile", shape, (axis, "embed"), self.compute, name=name)(x)

@@ -5,7 +5,7 @@ that is a hyper layer takes the other branch of a condition inside that one body
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -17,14 +17,14 @@ from jaxtyping import Array, Bool, Float, Int
 from owl3_jax.config import ComputeConfig, ModelConfig
 from owl3_jax.models.attention import attend, image_visibility, text_visibility
 from owl3_jax.models.hyper import Fusion, HyperLayers, ImageCache, hyper_attention
-from owl3_jax.models.layers import Linear, RMSNorm, constrain, rms_norm, rope
+from owl3_jax.models.layers import Linear, RMSNorm, constrain, declare, rms_norm, rope
 
 
 class TextCache(NamedTuple):
     """Rotated keys and values of the text so far. Slots up to `length` are written; segment 0 is padding."""
 
-    keys: Float[Array, "N B C K D"]
-    values: Float[Array, "N B C K D"]
+    keys: Float[Array, "N B K C D"]
+    values: Float[Array, "N B K C D"]
     positions: Int[Array, "B C"]
     segment_ids: Int[Array, "B C"]
     length: Int[Array, ""]
@@ -32,7 +32,7 @@ class TextCache(NamedTuple):
     @classmethod
     def empty(cls, config: ModelConfig, compute: ComputeConfig, rows: int, slots: int) -> "TextCache":
         """A cache of B = `rows` rows and C = `slots` slots."""
-        shape = (config.num_hidden_layers, rows, slots, config.num_key_value_heads, config.head_dim)
+        shape = (config.num_hidden_layers, rows, config.num_key_value_heads, slots, config.head_dim)
         zeros = jnp.zeros(shape, jnp.dtype(compute.dtype))
         ids = jnp.zeros((rows, slots), jnp.int32)
         return cls(zeros, zeros, ids, ids, jnp.zeros((), jnp.int32))
@@ -63,8 +63,8 @@ class Carry(NamedTuple):
     """What one decoder layer hands to the next."""
 
     x: Float[Array, "B T E"]
-    keys: Float[Array, "N B C K D"] | None = None  # of the text cache
-    values: Float[Array, "N B C K D"] | None = None
+    keys: Float[Array, "N B K C D"] | None = None  # of the text cache
+    values: Float[Array, "N B K C D"] | None = None
 
 
 class LayerInputs(NamedTuple):
@@ -85,11 +85,10 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B T E"]) -> Float[Array, "B T E"]:
         E, F = self.config.hidden_size, self.config.intermediate_size
-        options = {"use_bias": False, "dtype": self.compute.dtype, "param_dtype": self.compute.param_dtype}
-        gate = Linear("bte,ef->btf", (E, F), ("embed", "mlp"), **options, name="gate_proj")(x)
-        up = Linear("bte,ef->btf", (E, F), ("embed", "mlp"), **options, name="up_proj")(x)
+        gate = Linear("bte,ef->btf", (E, F), ("embed", "mlp"), self.compute, use_bias=False, name="gate_proj")(x)
+        up = Linear("bte,ef->btf", (E, F), ("embed", "mlp"), self.compute, use_bias=False, name="up_proj")(x)
         hidden = constrain(jax.nn.silu(gate) * up, ("batch", "text", "act_mlp"))
-        return Linear("btf,fe->bte", (F, E), ("mlp", "embed"), **options, name="down_proj")(hidden)
+        return Linear("btf,fe->bte", (F, E), ("mlp", "embed"), self.compute, use_bias=False, name="down_proj")(hidden)
 
 
 class Attention(nn.Module):
@@ -101,21 +100,21 @@ class Attention(nn.Module):
     def setup(self) -> None:
         config, D = self.config, self.config.head_dim
         E, H, K = config.hidden_size, config.num_attention_heads, config.num_key_value_heads
-        dtypes = {"dtype": self.compute.dtype, "param_dtype": self.compute.param_dtype}
-        self.q_proj = Linear("bte,ehd->bthd", (E, H, D), ("embed", "heads", "head_dim"), **dtypes)
-        self.k_proj = Linear("bte,ekd->btkd", (E, K, D), ("embed", "kv_heads", "head_dim"), **dtypes)
-        self.v_proj = Linear("bte,ekd->btkd", (E, K, D), ("embed", "kv_heads", "head_dim"), **dtypes)
-        self.o_proj = Linear("bthd,hde->bte", (H, D, E), ("heads", "head_dim", "embed"), use_bias=False, **dtypes)
+        self.q_proj = Linear("bte,ehd->bhtd", (E, H, D), ("embed", "heads", "head_dim"), self.compute)
+        self.k_proj = Linear("bte,ekd->bktd", (E, K, D), ("embed", "kv_heads", "head_dim"), self.compute)
+        self.v_proj = Linear("bte,ekd->bktd", (E, K, D), ("embed", "kv_heads", "head_dim"), self.compute)
+        self.o_proj = Linear("bhtd,hde->bte", (H, D, E), ("heads", "head_dim", "embed"), self.compute, use_bias=False)
 
     def __call__(
         self, x: Float[Array, "B T E"], carry: Carry, layer: Int[Array, ""], hyper_layer: Int[Array, ""], inputs: LayerInputs
     ) -> tuple[Float[Array, "B T E"], Carry]:
-        q = rope(self.q_proj(x), inputs.positions, self.config.rope_theta)
-        k, v = rope(self.k_proj(x), inputs.positions, self.config.rope_theta), self.v_proj(x)
-        q = constrain(q, ("batch", "text", "act_heads", "head_dim"))
-        if carry.keys is not None:
-            carry = _write_cache(carry, layer, inputs.cache_length, k, v)
-            k, v = carry.keys[layer], carry.values[layer]
+        positions, theta = inputs.positions[:, None], self.config.rope_theta  # [B, 1, T]: the same for all heads
+        q, k, v = rope(self.q_proj(x), positions, theta), rope(self.k_proj(x), positions, theta), self.v_proj(x)
+        q = constrain(q, ("batch", "act_heads", "text", "head_dim"))
+        if carry.keys is not None and carry.values is not None:
+            write = functools.partial(_write_layer, layer=layer, slot=inputs.cache_length)
+            keys, values = write(carry.keys, k), write(carry.values, v)
+            carry, k, v = carry._replace(keys=keys, values=values), keys[layer], values[layer]
         out, lse = attend(q, k, v, inputs.visible)
         out = self._fuse(hyper_layer, q, out, lse, inputs.fusion)
         return self.o_proj(out), carry
@@ -133,9 +132,8 @@ class Attention(nn.Module):
         return hyper_or_plain(hyper_layer, q, out, lse, fusion)
 
 
-def _write_cache(carry: Carry, layer, slot, k, v) -> Carry:
-    write = lambda cache, new: jax.lax.dynamic_update_slice(cache, new[None].astype(cache.dtype), (layer, 0, slot, 0, 0))
-    return carry._replace(keys=write(carry.keys, k), values=write(carry.values, v))
+def _write_layer(cache: Float[Array, "N B K C D"], new: Float[Array, "B K T D"], *, layer, slot) -> Float[Array, "N B K C D"]:
+    return jax.lax.dynamic_update_slice(cache, new[None].astype(cache.dtype), (layer, 0, 0, slot, 0))
 
 
 class DecoderLayer(nn.Module):
@@ -159,7 +157,7 @@ class DecoderLayer(nn.Module):
         attention = Attention(self.config, self.compute, name="self_attn")
         mixed, carry = attention(rms_norm(x, input_norm, eps), carry, layer, hyper_layer, inputs)
         x = x + mixed
-        norm = RMSNorm((self.config.hidden_size,), ("norm",), eps, self.compute.param_dtype, name="post_attention_layernorm")
+        norm = RMSNorm((self.config.hidden_size,), ("norm",), eps, self.compute, name="post_attention_layernorm")
         x = x + MLP(self.config, self.compute, name="mlp")(norm(x))
         return carry._replace(x=x), x if self.collect else None
 
@@ -172,17 +170,17 @@ class Qwen2(nn.Module):
     collect_hidden_states: bool = False
 
     def setup(self) -> None:
-        config, dtype = self.config, jnp.dtype(self.compute.param_dtype)
+        config = self.config
         E, N, V, eps = config.hidden_size, config.num_hidden_layers, config.vocab_size, config.rms_norm_eps
-        init = nn.with_logical_partitioning(initializers.normal(config.initializer_range), ("vocab", "embed"))
-        self.embed_tokens = self.param("embed_tokens", init, (V, E), dtype)
+        normal = initializers.normal(config.initializer_range)
+        self.embed_tokens = declare(self, "embed_tokens", normal, (V, E), ("vocab", "embed"), self.compute)
         # Beside the scanned layers, not in them: image tokens pass the hyper layers' rows before the scan starts.
-        self.input_layernorm = RMSNorm((N, E), ("layers", "norm"), eps, self.compute.param_dtype)
+        self.input_layernorm = RMSNorm((N, E), ("layers", "norm"), eps, self.compute)
         self.hyper_layers = HyperLayers(config, self.compute)
         self.layers = _scanned(self.compute.remat, N)(config, self.compute, self.collect_hidden_states)
-        self.norm = RMSNorm((E,), ("norm",), eps, self.compute.param_dtype)
+        self.norm = RMSNorm((E,), ("norm",), eps, self.compute)
         if not config.tie_word_embeddings:
-            self.lm_head = self.param("lm_head", init, (V, E), dtype)
+            self.lm_head = declare(self, "lm_head", normal, (V, E), ("vocab", "embed"), self.compute)
 
     def image_cache(self, image_features: Float[Array, "B I L E"], image_positions: Int[Array, "B I"]) -> ImageCache:
         """Keys and values of projected images in every hyper layer."""
@@ -194,28 +192,32 @@ class Qwen2(nn.Module):
         text: Text,
         images: Images,
         cache: TextCache | None = None,
-    ) -> tuple[Float[Array, "B T E"], TextCache | None, Float[Array, "N1 B T E"] | None]:
+    ) -> tuple[Float[Array, "B T E"], Any, Float[Array, "N1 B T E"] | None]:
         """Hidden states after the final norm, the extended cache, and with `collect_hidden_states` the
         embedding output followed by each layer's, the last one after the final norm.
 
         With a cache the T positions follow those it holds, and attend to them too.
         """
         x = self.embed_tokens.astype(self.compute.dtype)[text.tokens]
-        keys = text if cache is None else cache.with_ids(text.positions, text.segment_ids)
         inputs = LayerInputs(
             positions=text.positions,
-            visible=text_visibility(text.positions, text.segment_ids, keys.positions, keys.segment_ids),
-            cache_length=None if cache is None else cache.length,
+            visible=text_visibility(text.positions, text.segment_ids, text.positions, text.segment_ids),
+            cache_length=None,
             fusion=self._fusion(text, images),
         )
-        carry = Carry(x) if cache is None else Carry(x, cache.keys, cache.values)
+        carry = Carry(x)
+        if cache is not None:
+            cache = cache.with_ids(text.positions, text.segment_ids)
+            visible = text_visibility(text.positions, text.segment_ids, cache.positions, cache.segment_ids)
+            inputs = inputs._replace(visible=visible, cache_length=cache.length)
+            carry = Carry(x, cache.keys, cache.values)
         order = jnp.arange(self.config.num_hidden_layers)
         carry, collected = self.layers(carry, order, self._hyper_layer_of(), self.input_layernorm.scale, inputs)
         out = self.norm(carry.x)
         if self.collect_hidden_states:
             collected = jnp.concatenate([x[None], collected[:-1], out[None]])
         if cache is not None:
-            cache = keys._replace(keys=carry.keys, values=carry.values, length=cache.length + text.tokens.shape[1])
+            cache = cache._replace(keys=carry.keys, values=carry.values, length=cache.length + text.tokens.shape[1])
         return out, cache, collected
 
     def logits(self, x: Float[Array, "B T E"]) -> Float[Array, "B T V"]:

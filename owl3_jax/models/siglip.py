@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Shaped
 
 from owl3_jax.config import ComputeConfig, VisionConfig
 from owl3_jax.models.attention import attend
-from owl3_jax.models.layers import Linear, constrain
+from owl3_jax.models.layers import Linear, constrain, declare
 
 
 def normalize_pixels(pixels: Shaped[Array, "*images S S 3"]) -> Float[Array, "*images S S 3"]:
@@ -33,14 +33,11 @@ class Embeddings(nn.Module):
             "xgphqc,pqce->xghe",
             (side, side, 3, width),
             ("patch_row", "patch_column", "channel", "vision_embed"),
-            dtype=self.compute.dtype,
-            param_dtype=self.compute.param_dtype,
+            self.compute,
             name="patch_embedding",
         )(patches)
-        init = nn.with_logical_partitioning(initializers.normal(width**-0.5), ("image_token", "vision_embed"))
-        positions = self.param(
-            "position_embedding", init, (self.config.tokens_per_image, width), jnp.dtype(self.compute.param_dtype)
-        )
+        shape, axes = (self.config.tokens_per_image, width), ("image_token", "vision_embed")
+        positions = declare(self, "position_embedding", initializers.normal(width**-0.5), shape, axes, self.compute)
         return x.reshape(len(pixels), grid * grid, width) + positions.astype(x.dtype)
 
 
@@ -54,10 +51,9 @@ class SelfAttention(nn.Module):
     def __call__(self, x: Float[Array, "X L Ev"]) -> Float[Array, "X L Ev"]:
         width, heads = self.config.hidden_size, self.config.num_attention_heads
         shape, axes = (width, heads, width // heads), ("vision_embed", "vision_heads", "head_dim")
-        dtypes = {"dtype": self.compute.dtype, "param_dtype": self.compute.param_dtype}
-        q, k, v = (Linear("xle,ehd->xlhd", shape, axes, **dtypes, name=f"{name}_proj")(x) for name in "qkv")
+        q, k, v = (Linear("xle,ehd->xhld", shape, axes, self.compute, name=f"{name}_proj")(x) for name in "qkv")
         out, _ = attend(q, k, v)
-        return Linear("xlhd,hde->xle", (*shape[1:], width), (*axes[1:], "vision_embed"), **dtypes, name="out_proj")(out)
+        return Linear("xhld,hde->xle", (*shape[1:], width), (*axes[1:], "vision_embed"), self.compute, name="out_proj")(out)
 
 
 class MLP(nn.Module):
@@ -69,10 +65,9 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "X L Ev"]) -> Float[Array, "X L Ev"]:
         width, hidden = self.config.hidden_size, self.config.intermediate_size
-        dtypes = {"dtype": self.compute.dtype, "param_dtype": self.compute.param_dtype}
-        x = Linear("xle,ef->xlf", (width, hidden), ("vision_embed", "vision_mlp"), **dtypes, name="fc1")(x)
+        x = Linear("xle,ef->xlf", (width, hidden), ("vision_embed", "vision_mlp"), self.compute, name="fc1")(x)
         x = jax.nn.gelu(x, approximate=True)
-        return Linear("xlf,fe->xle", (hidden, width), ("vision_mlp", "vision_embed"), **dtypes, name="fc2")(x)
+        return Linear("xlf,fe->xle", (hidden, width), ("vision_mlp", "vision_embed"), self.compute, name="fc2")(x)
 
 
 class EncoderBlock(nn.Module):

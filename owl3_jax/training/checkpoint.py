@@ -120,9 +120,10 @@ class Checkpoints:
         except (OSError, ValueError) as error:  # ValueError is TensorStore's, with the operating system's words inside
             directory = Path(self._manager.directory)
             complete = ocp.utils.checkpoint_steps(directory)
-            good = f"the last good checkpoint is step {max(complete)}" if complete else "there is no complete one yet"
+            good = f"step {max(complete)}, from which the same command resumes" if complete else "none yet"
             raise CheckpointError(
-                f"could not write a checkpoint to {directory}: {error}; {good}: make room, then run the same command to resume"
+                f"could not write a checkpoint to {directory}: {error}. If the disk is full, make room. "
+                f"The last complete checkpoint is {good}"
             ) from error
 
 
@@ -158,7 +159,7 @@ def _progress(state: TrainState) -> dict[str, Any]:
 
 def _flatten(section: Any, prefix: str) -> dict[str, Any]:
     """Dotted field names of a (nested) dataclass, to values."""
-    flat = {}
+    flat: dict[str, Any] = {}
     for field in dataclasses.fields(section):
         name, value = f"{prefix}.{field.name}", getattr(section, field.name)
         flat |= _flatten(value, name) if dataclasses.is_dataclass(value) else {name: value}

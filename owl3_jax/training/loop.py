@@ -17,12 +17,12 @@ from jax.sharding import Mesh
 
 from owl3_jax import sharding
 from owl3_jax.batch import Batch
-from owl3_jax.config import Config
+from owl3_jax.config import Config, ConfigError
 from owl3_jax.data import load_tokenizer
 from owl3_jax.data.pipeline import make_train_iterator
 from owl3_jax.data.prepare import prepare_dataset
 from owl3_jax.data.unreadable import UnreadableImages
-from owl3_jax.files import write_atomically
+from owl3_jax.files import write_text
 from owl3_jax.processing.processor import Processor
 from owl3_jax.processing.tokenizer import ChatTokenizer
 from owl3_jax.training.checkpoint import Checkpoints
@@ -39,7 +39,6 @@ from owl3_jax.training.step import (
     make_train_step,
     nonfinite_tensors,
 )
-
 
 TENSORS_NAMED = 8  # in the message about a step that broke
 
@@ -94,25 +93,17 @@ def train(config: Config, workdir: Path) -> TrainState:
     mesh = sharding.make_mesh(config.mesh)
     with Checkpoints(workdir, config) as checkpoints, contextlib.ExitStack() as stack:
         checkpoints.check_same_run()
-        tokenizer = _tokenizer(config)
-        unreadable = UnreadableImages()
+        tokenizer, unreadable = _tokenizer(config), UnreadableImages()
         iterator = stack.enter_context(contextlib.closing(_make_iterator(config, tokenizer, unreadable)))
         is_first = jax.process_index() == 0
         if is_first:
             _write_run_files(config, workdir, tokenizer, mesh)
         start = checkpoints.latest_step() or 0
         state = checkpoints.restore(start, abstract_state(config, mesh), iterator) if start else init_state(config, mesh)
-        run = _Run(
-            config,
-            workdir,
-            mesh,
-            iterator,
-            unreadable,
-            checkpoints,
-            files=stack.enter_context(MetricsFiles(workdir, start)) if is_first else None,
-            progress=stack.enter_context(Progress(start, config.train.steps, silent=not is_first)),
-            stop=stack.enter_context(StopSignal()),
-        )
+        files = stack.enter_context(MetricsFiles(workdir, start)) if is_first else None
+        progress = stack.enter_context(Progress(start, config.train.steps, silent=not is_first))
+        stop = stack.enter_context(StopSignal())
+        run = _Run(config, workdir, mesh, iterator, unreadable, checkpoints, files, progress, stop)
         _say_what_runs(run, state, start)
         if start < config.train.steps:
             state = _take_steps(run, state, start)
@@ -148,7 +139,8 @@ def _compile(run: _Run) -> Callable[[TrainState, Batch], tuple[TrainState, Metri
     began = time.monotonic()
     lowered = make_train_step(run.config, run.mesh).lower(abstract_state(run.config, run.mesh), example_batch(run.config))
     compiled = lowered.compile()
-    megabytes = compiled.memory_analysis().peak_memory_in_bytes / 1e6
+    memory = compiled.memory_analysis()
+    megabytes = memory.peak_memory_in_bytes / 1e6 if memory else math.nan
     run.progress.say(f"compiled in {time.monotonic() - began:.1f} s; a step needs {megabytes:,.1f} MB on each device")
     return compiled
 
@@ -193,7 +185,10 @@ def _save(run: _Run, state: TrainState, taken: _Taken | None) -> None:
 
 def _tokenizer(config: Config) -> ChatTokenizer:
     tokenizer = load_tokenizer(config.data)
-    tokenizer.check_embedding_rows(config.model.vocab_size)
+    try:
+        tokenizer.check_embedding_rows(config.model.vocab_size)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     return tokenizer
 
 
@@ -210,12 +205,8 @@ def _make_iterator(config: Config, tokenizer: ChatTokenizer, unreadable: Unreada
 
 def _write_run_files(config: Config, workdir: Path, tokenizer: ChatTokenizer, mesh: Mesh) -> None:
     """What a reader of the workdir needs to know about the run."""
-    lines = {
-        "config.json": json.dumps(dataclasses.asdict(config), indent=2),
-        "sharding.txt": "\n".join(sharding.describe(boxed_params(config), mesh)),
-    }
-    for name, text in lines.items():
-        write_atomically(workdir / name, lambda file, text=text: file.write(f"{text}\n".encode()))
+    write_text(workdir / "config.json", json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+    write_text(workdir / "sharding.txt", "\n".join([*sharding.describe(boxed_params(config), mesh), ""]))
     tokenizer.save(workdir / "tokenizer.json")
 
 
@@ -234,4 +225,6 @@ def _say_how_it_ended(run: _Run, step: int) -> None:
     if step >= steps:
         run.progress.say(f"finished: step {step} of {steps}; everything lies in {run.workdir}")
     else:
-        run.progress.say(f"stopped by {run.stop.received or 'a signal'}: step {step} of {steps}; run the same command to resume")
+        run.progress.say(
+            f"stopped by {run.stop.received or 'a signal'}: step {step} of {steps}; run the same command to resume"
+        )

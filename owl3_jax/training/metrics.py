@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from tensorboardX import SummaryWriter
 
-from owl3_jax.files import write_atomically
+from owl3_jax.files import write_text
 
 Values = dict[str, float]
 
@@ -50,12 +50,11 @@ def summarize(steps: Sequence[Mapping[str, np.ndarray]], seconds: float) -> Valu
     }
 
 
-def format_line(step: int, steps: int, values: Values) -> str:
-    """One report as a line of text."""
+def format_values(values: Values) -> str:
+    """One report as text."""
     skipped = f"  {values['unreadable_images']:.0f} unreadable images skipped" if values["unreadable_images"] else ""
     return (
-        f"step {step}/{steps}  loss {values['loss']:.4f}  accuracy {values['accuracy']:.3f}"
-        f"  learning rate {values['learning_rate']:.2e}"
+        f"loss {values['loss']:.4f}  accuracy {values['accuracy']:.3f}  learning rate {values['learning_rate']:.2e}"
         f"  {values['tokens_per_second']:,.0f} tokens/s  {values['images_per_second']:,.0f} images/s{skipped}"
     )
 
@@ -95,4 +94,4 @@ def _drop_lines_after(path: Path, step: int) -> None:
         return
     whole = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
     kept = [line for line in whole if json.loads(line)["step"] <= step]
-    write_atomically(path, lambda file: file.write("".join(kept).encode()))
+    write_text(path, "".join(kept))

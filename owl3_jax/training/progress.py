@@ -4,7 +4,7 @@ import sys
 
 from tqdm import tqdm
 
-from owl3_jax.training.metrics import Values, format_line
+from owl3_jax.training.metrics import Values, format_values
 
 
 class Progress:
@@ -41,6 +41,6 @@ class Progress:
     def report(self, step: int, values: Values) -> None:
         """Shows one report: beside the bar, or as a line."""
         if self._bar.disable:
-            self.say(format_line(step, self._steps, values))
+            self.say(f"step {step}/{self._steps}  {format_values(values)}")
         else:
-            self._bar.set_postfix_str(format_line(step, self._steps, values))
+            self._bar.set_postfix_str(format_values(values))

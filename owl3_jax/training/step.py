@@ -1,5 +1,6 @@
 """The train step: a pure function (state, batch) -> (state, metrics), jitted over the mesh."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax.traverse_util import flatten_dict
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 from jaxtyping import Array, Key, Shaped
 
 from owl3_jax.batch import Batch
@@ -21,17 +22,32 @@ from owl3_jax.training.optimizer import learning_rate_schedule, make_optimizer
 
 Params = dict[str, Any]
 Metrics = dict[str, Array]
-ArrayOrShape = Array | jax.ShapeDtypeStruct | NamedSharding  # a state, an abstract one, or its shardings
+
+
+class OnMesh:
+    """A jitted function that is traced, lowered and called with the mesh and the rules set."""
+
+    def __init__(self, jitted: Any, mesh: Mesh) -> None:
+        self._jitted, self._mesh = jitted, mesh
+
+    def __call__(self, *args: Any) -> Any:
+        with use_mesh(self._mesh):
+            return self._jitted(*args)
+
+    def lower(self, *args: Any) -> jax.stages.Lowered:
+        """As `jax.jit(...).lower`."""
+        with use_mesh(self._mesh):
+            return self._jitted.lower(*args)
 
 
 @flax.struct.dataclass
 class TrainState:
-    """All that a run carries from step to step, and that a checkpoint holds."""
+    """All that a run carries from step to step, and that a checkpoint holds: arrays, their shapes or shardings."""
 
-    step: ArrayOrShape  # int32 scalar: steps done
+    step: Any  # int32 scalar: steps done
     params: Params
     opt_state: optax.OptState
-    rng: ArrayOrShape  # key; folded with the step, it moves the images of each batch
+    rng: Any  # key; folded with the step, it moves the images of each batch
 
 
 def example_batch(config: Config) -> Batch:
@@ -63,8 +79,8 @@ def init_state(config: Config, mesh: Mesh) -> TrainState:
         return jax.jit(lambda key: _initial_state(config, key), out_shardings=shardings)(jax.random.key(config.train.seed))
 
 
-def make_train_step(config: Config, mesh: Mesh) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """The jitted step; it takes over (donates) the state's memory.
+def make_train_step(config: Config, mesh: Mesh) -> OnMesh:
+    """The jitted step (state, batch) -> (state, metrics); it takes over (donates) the state's memory.
 
     Metrics: loss, accuracy, target_tokens, tokens, images, grad_norm, learning_rate, and `finite`. A
     step whose loss or gradients are not finite leaves parameters and optimizer as they were.
@@ -83,7 +99,7 @@ def make_train_step(config: Config, mesh: Mesh) -> Callable[[TrainState, Batch],
         metrics |= {"loss": loss, "grad_norm": norm, "learning_rate": schedule(state.step), "finite": finite}
         metrics |= {"tokens": (batch.segment_ids != 0).sum(), "images": (batch.image_segment_ids != 0).sum()}
         params, opt_state = keep(params, state.params), keep(opt_state, state.opt_state)
-        return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
+        return dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state), metrics
 
     shardings = jax.tree.map(lambda x: x.sharding, abstract_state(config, mesh))
     jitted = jax.jit(
@@ -93,23 +109,7 @@ def make_train_step(config: Config, mesh: Mesh) -> Callable[[TrainState, Batch],
         donate_argnums=0,
     )
 
-    return _OnMesh(jitted, mesh)
-
-
-class _OnMesh:
-    """A jitted function that is traced, lowered and called with the mesh and the rules set."""
-
-    def __init__(self, jitted: Any, mesh: Mesh) -> None:
-        self._jitted, self._mesh = jitted, mesh
-
-    def __call__(self, *args: Any) -> Any:
-        with use_mesh(self._mesh):
-            return self._jitted(*args)
-
-    def lower(self, *args: Any) -> jax.stages.Lowered:
-        """As `jax.jit(...).lower`."""
-        with use_mesh(self._mesh):
-            return self._jitted.lower(*args)
+    return OnMesh(jitted, mesh)
 
 
 def loss_fn(config: Config) -> Callable[[Params, TrainState, Batch], tuple[Array, Metrics]]:
@@ -120,7 +120,8 @@ def loss_fn(config: Config) -> Callable[[Params, TrainState, Batch], tuple[Array
         if config.train.shift_pixels:
             key = jax.random.fold_in(state.rng, state.step)
             batch = batch._replace(pixels=shift_images(key, batch.pixels, config.train.shift_pixels))
-        return next_token_loss(model.apply({"params": params}, batch).logits, batch)
+        outputs: Any = model.apply({"params": params}, batch)
+        return next_token_loss(outputs.logits, batch)
 
     return loss
 
@@ -142,7 +143,7 @@ def nonfinite_tensors(config: Config, mesh: Mesh) -> Callable[[TrainState, Batch
         broken = lambda tree: jax.tree.map(lambda x: ~jnp.isfinite(x).all(), tree)
         return broken(state.params), broken(grads)
 
-    jitted = _OnMesh(jax.jit(check), mesh)
+    jitted = OnMesh(jax.jit(check), mesh)
 
     def named(state: TrainState, batch: Batch) -> dict[str, bool]:
         params, grads = jitted(state, batch)

@@ -15,13 +15,20 @@ class Flags:
     tries: int = 3  # how often
 
 
+CONFIG = """
+from owl3_jax.config import Config, TrainConfig
+
+
+def get_config():
+    return Config(train=TrainConfig(steps=77))
+"""
+
+
 @pytest.fixture
 def config_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("COLUMNS", "200")  # so that no message is broken into lines
     path = tmp_path / "run.py"
-    path.write_text(
-        "from owl3_jax.config import Config, TrainConfig\n\n\ndef get_config():\n    return Config(train=TrainConfig(steps=77))\n"
-    )
+    path.write_text(CONFIG)
     return path
 
 
@@ -44,12 +51,12 @@ def test_an_override_changes_one_field(config_file: Path, override: list[str]) -
 
 
 def test_overrides_of_every_kind_of_field(config_file: Path) -> None:
-    line = "--config.model.hyper_layers 2 5 --config.data.pack=False --config.model.form=joint --config.optimizer.learning_rate=3e-4"
+    line = "--config.model.hyper_layers 2 5 --config.data.pack=False --config.model.form=joint --config.optimizer.b1=3e-4"
     config, _ = parse_line(config_file, *line.split())
     assert config.model.hyper_layers == (2, 5)
     assert config.data.pack is False
     assert config.model.form == "joint"
-    assert config.optimizer.learning_rate == 3e-4
+    assert config.optimizer.b1 == 3e-4
 
 
 def test_fields_that_only_fit_together_can_be_overridden_together(config_file: Path) -> None:
@@ -106,12 +113,13 @@ def test_help_shows_fields_with_comments_and_the_defaults_of_the_file(
     [
         ("", "has no function get_config"),
         ("def get_config():\n    return {}\n", "must return a Config, got dict"),
-        ("from owl3_jax.config import *\ndef get_config():\n    return Config(train=TrainConfig(steps=0))\n", "steps must be positive"),
+        (
+            "from owl3_jax.config import *\ndef get_config():\n    return Config(train=TrainConfig(steps=0))\n",
+            "steps must be positive",
+        ),
     ],
 )
-def test_a_wrong_config_file_is_an_error(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, message: str
-) -> None:
+def test_a_wrong_config_file_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, message: str) -> None:
     path = tmp_path / "wrong.py"
     path.write_text(text)
     with pytest.raises(SystemExit) as exit_info:

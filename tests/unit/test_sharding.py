@@ -101,7 +101,9 @@ def test_every_axis_name_that_a_model_uses_has_a_rule():
     boxed = jax.tree.leaves(boxed_params(config("joint")), is_leaf=lambda x: hasattr(x, "names"))
     used = {name for box in boxed for name in box.names}
     source = "".join(path.read_text() for path in (Path(owl3_jax.__file__).parent / "models").glob("*.py"))
-    constrained = {name for call in re.findall(r"constrain\([\w.]+, \(([^)]*)\)", source) for name in re.findall(r'"(\w+)"', call)}
+    constrained = {
+        name for call in re.findall(r"constrain\([\w.]+, \(([^)]*)\)", source) for name in re.findall(r'"(\w+)"', call)
+    }
     assert len(used) > 10 and len(constrained) > 5
     assert used | constrained <= names
     assert len(names) == len(sharding.RULES), "an axis has two rules"
@@ -126,9 +128,9 @@ def test_one_printed_line_per_parameter():
     lines = sharding.describe(boxed_params(config()), mesh)
     assert len(lines) == len(jax.tree.leaves(abstract_state(config(), mesh).params))
     (line,) = [line for line in lines if line.startswith("language_model/layers/self_attn/o_proj/kernel ")]
-    assert line.split() == (
-        "language_model/layers/self_attn/o_proj/kernel 5x16x4x64 layers heads head_dim embed P(None, 'tensor', None, 'fsdp')".split()
-    )
+    path, shape, *names, split = re.split(r"\s+(?![^(]*\))", line)
+    assert (path, shape) == ("language_model/layers/self_attn/o_proj/kernel", "5x16x4x64")
+    assert (names, split) == (["layers", "heads", "head_dim", "embed"], "P(None, 'tensor', None, 'fsdp')")
 
 
 def test_a_mesh_that_does_not_fit_is_an_error():

@@ -67,16 +67,16 @@ def test_prefill_and_decoding_equal_one_forward_pass(form):
     model, params = Owl3(config, COMPUTE), {"params": init(config)}
     whole = [single(11, [2, 5], seed=1), single(11, [1], seed=2)]
     prompts = [6, 4]  # tokens of each row that come first
-    cut = lambda b, end: b._replace(**{n: getattr(b, n)[:, :end] for n in ("tokens", "positions", "segment_ids", "loss_weights")})
+    cut = lambda b, end: b._replace(
+        **{n: getattr(b, n)[:, :end] for n in ("tokens", "positions", "segment_ids", "loss_weights")}
+    )
     batch = stack([pad(cut(sample, end), 8, 3) for sample, end in zip(whole, prompts, strict=True)])
     x, images, cache = jax.jit(lambda p, b: model.apply(p, b, 13, method="prefill"))(params, batch)
     decode = jax.jit(lambda *args: model.apply(*args, method="decode"))
     got = [[np.asarray(model.apply(params, x, method="logits"))[row, :end]] for row, end in enumerate(prompts)]
     for start, stop in ((0, 1), (1, 5)):
-        piece = [
-            jax.tree.map(lambda a, end=end: a[:, end + start : end + stop], text_of(s)) for s, end in zip(whole, prompts, strict=True)
-        ]
-        out, cache = decode(params, Text(*(np.concatenate(a) for a in zip(*piece, strict=True))), images, cache)
+        pieces = [[a[:, end + start : end + stop] for a in text_of(s)] for s, end in zip(whole, prompts, strict=True)]
+        out, cache = decode(params, Text(*(np.concatenate(a) for a in zip(*pieces, strict=True))), images, cache)
         for row in (0, 1):
             got[row].append(np.asarray(out)[row])
     for row, (sample, end) in enumerate(zip(whole, prompts, strict=True)):
@@ -121,7 +121,7 @@ def count(shapes, prefix):
 # gates, projector. SigLIP so400m without the unused last block, final norm and pooling head.
 PUBLISHED = {
     "7b-240728": (7_616_536_064 - 2 * 3584 * (152064 - 151851), 14_684_160, 66_048, 4_132_352),
-    "7b-241101": (7_616_536_064 - 2 * 3584 * (152064 - 151651)+ 0, 14_684_160, 0, 16_982_528),
+    "7b-241101": (7_616_536_064 - 2 * 3584 * (152064 - 151651) + 0, 14_684_160, 0, 16_982_528),
     "1b-241014": (494_032_768 - 896 * (151936 - 151851), 4 * (896 * 256 + 256), 4 * 896, 1152 * 896 + 896),
     "2b-241014": (1_543_714_304 - 1536 * (151936 - 151851), 4 * (1536 * 512 + 512), 4 * 1536, 1152 * 1536 + 1536),
 }

@@ -38,7 +38,9 @@ def test_patches_are_in_row_major_order():
     pixels[0, 3:6, 6:9] = 255  # patch row 1, column 2 of 3 x 3
     model = Siglip(dataclasses.replace(VISION, num_hidden_layers=2), COMPUTE)
     params = nn.unbox(jax.jit(model.init)(jax.random.key(0), pixels))
-    _, state = model.apply(params, jnp.asarray(pixels), capture_intermediates=lambda module, _: module.name == "patch_embedding")
+    _, state = model.apply(
+        params, jnp.asarray(pixels), capture_intermediates=lambda module, _: module.name == "patch_embedding"
+    )
     embedded = np.asarray(state["intermediates"]["embeddings"]["patch_embedding"]["__call__"][0]).reshape(9, -1)
     others = np.delete(embedded, 5, axis=0)
     assert np.ptp(others, axis=0).max() < 1e-6

@@ -1,5 +1,6 @@
 """Checkpoints of a state that is only a few arrays: everything but `load_params` is independent of the model."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -18,13 +19,16 @@ import numpy as np
 import optax
 import pytest
 
-from owl3_jax.config import Config, DataConfig, MeshConfig, ModelConfig, TrainConfig
+from owl3_jax.config import Config, DataConfig, MeshConfig, TrainConfig
 from owl3_jax.sharding import make_mesh
 from owl3_jax.training.checkpoint import CheckpointError, Checkpoints, config_differences, load_params
 from owl3_jax.training.step import TrainState, abstract_state
 from tests import tiny
 
 CONFIG = Config(model=tiny.model_config(), data=DataConfig(rows=8, tokens_per_row=13), train=TrainConfig(checkpoints_to_keep=2))
+# Reads and writes that orbax has given up, after an error, still report to its closed event loop.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 REPOSITORY = Path(__file__).parents[3]
 
 
@@ -134,8 +138,14 @@ def replaced(section: str, **changes: object) -> Config:
 @pytest.mark.parametrize(
     ("config", "lines"),
     [
-        (replaced("model", num_hidden_layers=7, rope_theta=2e4), ["model.num_hidden_layers: 5 there, 7 in this run", "rope_theta"]),
-        (replaced("model", vision=dataclasses.replace(CONFIG.model.vision, image_size=12)), ["model.vision.image_size: 11 there, 12"]),
+        (
+            replaced("model", num_hidden_layers=7, rope_theta=2e4),
+            ["model.num_hidden_layers: 5 there, 7 in this run", "rope_theta"],
+        ),
+        (
+            replaced("model", vision=dataclasses.replace(CONFIG.model.vision, image_size=12)),
+            ["model.vision.image_size: 11 there, 12"],
+        ),
         (replaced("data", rows=16), ["data.rows: 8 there, 16 in this run"]),
     ],
 )
@@ -152,7 +162,12 @@ def test_a_checkpoint_of_another_model_or_other_data_is_refused_and_left_alone(
 
 @pytest.mark.parametrize(
     "config",
-    [CONFIG, replaced("train", steps=5000), replaced("optimizer", clip_norm=2.0), replaced("data", data_dir="elsewhere", prefetch=1)],
+    [
+        CONFIG,
+        replaced("train", steps=5000),
+        replaced("optimizer", clip_norm=2.0),
+        replaced("data", data_dir="elsewhere", prefetch=1),
+    ],
 )
 def test_settings_that_change_neither_model_nor_batches_may_differ(saved: Path, config: Config) -> None:
     with Checkpoints(saved, config) as checkpoints:
@@ -237,16 +252,15 @@ def test_a_workdir_without_checkpoints_is_named_and_stays_empty(tmp_path: Path) 
 # ---- saves that fail
 
 
-# Writes that orbax has given up still report to its closed event loop.
-ABANDONED = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-
-
-@pytest.fixture
-def file_size_limit() -> Iterator[Callable[[int], None]]:
-    """A function that sets how large a file this process may write: past it, a write fails as on a full disk."""
+@contextlib.contextmanager
+def small_files_only() -> Iterator[None]:
+    """Writing past 100 kB of a file fails, in the same way as on a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def random_state(step: int, size: int) -> TrainState:
@@ -254,38 +268,36 @@ def random_state(step: int, size: int) -> TrainState:
     return make_state(step, size).replace(params={"w": noise, "b": jnp.zeros(5)})
 
 
-@ABANDONED
-@pytest.mark.parametrize("notice", ["wait", "check_for_errors", "save"])
+def ask_until_it_fails(checkpoints: Checkpoints) -> None:
+    for _ in range(1000):
+        checkpoints.check_for_errors()  # does not wait
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    "notice",
+    [Checkpoints.wait, ask_until_it_fails, lambda checkpoints: checkpoints.save(3, random_state(3, 7), make_iterator())],
+    ids=["waiting", "asking", "saving again"],
+)
 def test_a_save_that_finds_no_room_is_an_error_and_the_last_one_stays(
-    tmp_path: Path, file_size_limit: Callable[[int], None], notice: str
+    tmp_path: Path, notice: Callable[[Checkpoints], None]
 ) -> None:
-    size = 100_003
-    with pytest.raises(CheckpointError, match=r"could not write .*File too large.*last good checkpoint is step 1: make room"):
-        with Checkpoints(tmp_path, replaced("train", checkpoints_to_keep=1)) as checkpoints:
-            checkpoints.save(1, random_state(1, size), make_iterator())
-            checkpoints.wait()
-            file_size_limit(100_000)
-            checkpoints.save(2, random_state(2, size), make_iterator())
-            if notice == "wait":
-                checkpoints.wait()
-            if notice == "check_for_errors":
-                for _ in range(1000):  # never waits, so it is asked until the save has failed
-                    checkpoints.check_for_errors()
-                    time.sleep(0.01)
-            if notice == "save":
-                checkpoints.save(3, random_state(3, size), make_iterator())
-    file_size_limit(resource.RLIM_INFINITY)
-    step, restored = restore(tmp_path, random_state(0, size))
+    config = replaced("train", checkpoints_to_keep=1)
+    message = r"could not write .*File too large.*If the disk is full, make room\. The last complete checkpoint is step 1"
+    with Checkpoints(tmp_path, config) as checkpoints:
+        checkpoints.save(1, random_state(1, 100_003), make_iterator())
+        checkpoints.wait()
+        with small_files_only():
+            checkpoints.save(2, random_state(2, 100_003), make_iterator())
+            with pytest.raises(CheckpointError, match=message):
+                notice(checkpoints)
+    step, restored = restore(tmp_path, random_state(0, 100_003))
     assert step == 1
-    assert_equal(restored, random_state(1, size))
+    assert_equal(restored, random_state(1, 100_003))
 
 
-@ABANDONED
-def test_a_failed_save_is_reported_without_orbax_tracebacks(
-    tmp_path: Path, file_size_limit: Callable[[int], None], caplog: pytest.LogCaptureFixture
-) -> None:
-    with pytest.raises(CheckpointError), Checkpoints(tmp_path, CONFIG) as checkpoints:
-        file_size_limit(100_000)
+def test_a_failed_save_is_reported_without_orbax_tracebacks(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(CheckpointError), small_files_only(), Checkpoints(tmp_path, CONFIG) as checkpoints:
         checkpoints.save(2, random_state(2, 100_003), make_iterator())
     assert "Traceback" not in caplog.text
 

@@ -20,7 +20,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from owl3_jax.batch import Batch
-from owl3_jax.config import Config, DataConfig, TrainConfig, load_json_tree
+from owl3_jax.config import Config, ConfigError, DataConfig, TrainConfig, load_json_tree
 from owl3_jax.data.unreadable import UnreadableImages
 from owl3_jax.sharding import batch_sharding, replicated
 from owl3_jax.training import loop
@@ -138,7 +138,14 @@ def test_all_steps_are_taken_reported_and_saved(tmp_path: Path, capsys: pytest.C
     assert logged(tmp_path)[0]["loss"] == 3.0  # the mean over steps 1 to 5
     assert saved_steps(tmp_path) == [21, 23]
     printed = capsys.readouterr().out
-    for text in ("8 cpu device(s)", "mesh data 8 x fsdp 1", "9 parameters", "compiled in", "step 5/23  loss 3.0000", "finished: step 23"):
+    for text in (
+        "8 cpu device(s)",
+        "mesh data 8 x fsdp 1",
+        "9 parameters",
+        "compiled in",
+        "step 5/23  loss 3.0000",
+        "finished: step 23",
+    ):
         assert text in printed
 
 
@@ -150,9 +157,7 @@ def test_what_describes_the_run_lies_in_the_workdir(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("first", [7, 12])  # a multiple of checkpoint_every, and not
-def test_a_longer_run_goes_on_where_a_shorter_one_ended(
-    tmp_path: Path, first: int, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_longer_run_goes_on_where_a_shorter_one_ended(tmp_path: Path, first: int, capsys: pytest.CaptureFixture[str]) -> None:
     train(with_train(steps=first), tmp_path)
     capsys.readouterr()
     state = train(CONFIG, tmp_path)
@@ -215,6 +220,11 @@ def test_a_long_list_of_tensors_is_cut(tmp_path: Path, monkeypatch: pytest.Monke
         train(CONFIG, tmp_path)
 
 
+def test_a_vocabulary_that_is_too_small_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"model\.vocab_size 31 is too small"):
+        train(dataclasses.replace(CONFIG, model=tiny.model_config()), tmp_path)
+
+
 def test_another_model_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     train(CONFIG, tmp_path)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
@@ -224,7 +234,9 @@ def test_another_model_is_refused_before_anything_is_written(tmp_path: Path) -> 
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
-def test_metrics_are_fetched_one_step_late_and_otherwise_only_for_reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_metrics_are_fetched_one_step_late_and_otherwise_only_for_reports(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """`finite` of a step is looked at after the next one was sent to the device."""
     events: list[str] = []
 
@@ -235,11 +247,27 @@ def test_metrics_are_fetched_one_step_late_and_otherwise_only_for_reports(tmp_pa
 
         return noted
 
-    monkeypatch.setattr(loop, "_require_finite", noting(loop._require_finite, lambda run, state, taken: f"check {taken and taken.step}"))
+    monkeypatch.setattr(
+        loop, "_require_finite", noting(loop._require_finite, lambda run, state, taken: f"check {taken and taken.step}")
+    )
     monkeypatch.setattr(loop, "_report", noting(loop._report, lambda run, step, window: f"report {step}"))
-    monkeypatch.setattr(loop.sharding, "shard_batch", noting(loop.sharding.shard_batch, lambda batch, mesh: f"send {batch.tokens[0, 0]}"))
+    monkeypatch.setattr(
+        loop.sharding, "shard_batch", noting(loop.sharding.shard_batch, lambda batch, mesh: f"send {batch.tokens[0, 0]}")
+    )
     train(with_train(steps=4, log_every=3), tmp_path)
-    assert events == ["send 1", "check None", "send 2", "check 1", "send 3", "check 2", "report 3", "send 4", "check 3", "report 4", "check 4"]
+    assert events == [
+        "send 1",
+        "check None",
+        "send 2",
+        "check 1",
+        "send 3",
+        "check 2",
+        "report 3",
+        "send 4",
+        "check 3",
+        "report 4",
+        "check 4",
+    ]
 
 
 def test_skipped_images_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,10 @@ def test_steps_without_any_target_count_nothing():
 
 
 def test_rates_gradient_norm_and_learning_rate():
-    steps = [step(1, 1, 1, tokens=100, images=7, grad_norm=3, learning_rate=0.5), step(1, 1, 1, tokens=50, images=4, grad_norm=5)]
+    steps = [
+        step(1, 1, 1, tokens=100, images=7, grad_norm=3, learning_rate=0.5),
+        step(1, 1, 1, tokens=50, images=4, grad_norm=5),
+    ]
     values = summarize(steps, seconds=5.0)
     assert values["tokens_per_second"] == 30.0
     assert values["images_per_second"] == pytest.approx(2.2)

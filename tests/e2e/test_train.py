@@ -1,0 +1,133 @@
+"""`train.py` as it is called, on the real data set: stopped, killed, resumed."""
+
+import json
+import os
+import runpy
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from owl3_jax.command_line import load_config
+from owl3_jax.config import MeshConfig
+from owl3_jax.sharding import make_mesh
+from owl3_jax.training.checkpoint import load_params
+
+SCRIPT = Path(__file__).parents[2] / "train.py"
+STEPS = 100
+CONFIG = """
+from pathlib import Path
+
+from owl3_jax.config import ComputeConfig, Config, DataConfig, ModelConfig, OptimizerConfig, TrainConfig, VisionConfig
+
+
+def get_config():
+    vision = VisionConfig(
+        hidden_size=8, intermediate_size=12, num_hidden_layers=2, num_attention_heads=2, image_size=8, patch_size=4
+    )
+    model = ModelConfig(
+        vocab_size=97, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, hyper_layers=(1,), rope_theta=1e4, tie_word_embeddings=True, vision=vision,
+    )
+    data = DataConfig(data_dir=str(Path(__file__).parent / "data"), rows=2, tokens_per_row=149, images_per_row=8)
+    return Config(
+        model=model,
+        compute=ComputeConfig(dtype="float32"),
+        data=data,
+        optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=5),
+        train=TrainConfig(steps=%d, log_every=1, checkpoint_every=10, shift_pixels=1),
+    )
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a config file; data and compiled programs of all runs lie there too."""
+    place = tmp_path_factory.mktemp("train")
+    (place / "tiny.py").write_text(CONFIG % STEPS)
+    return place
+
+
+def start(place: Path, workdir: Path) -> subprocess.Popen[str]:
+    environment = os.environ | {
+        "JAX_COMPILATION_CACHE_DIR": str(place / "compiled"),
+        "XLA_FLAGS": "--xla_backend_optimization_level=0",  # compiles faster; one device
+    }
+    command = [sys.executable, str(SCRIPT), f"--config={place / 'tiny.py'}", f"--workdir={workdir}"]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True)
+
+
+def read_until(process: subprocess.Popen[str], step: int) -> str:
+    """Reads the process's lines up to the first report on `step` or a later one."""
+    lines = ""
+    for line in process.stdout:
+        lines += line
+        if line.startswith("step ") and int(line.split("/")[0].removeprefix("step ")) >= step:
+            return lines
+    raise AssertionError(f"the run ended before step {step}:\n{lines}")
+
+
+def resumed_step(printed: str) -> int:
+    (line,) = [line for line in printed.splitlines() if line.startswith("resuming after step ")]
+    return int(line.split()[3])
+
+
+@pytest.fixture(scope="module")
+def straight(place: Path) -> Path:
+    """The workdir of a run that nothing happened to."""
+    printed, _ = start(place, place / "straight").communicate(timeout=300)
+    assert f"finished: step {STEPS} of {STEPS}" in printed
+    return place / "straight"
+
+
+def test_a_run_that_was_stopped_and_killed_ends_as_a_straight_one(place: Path, straight: Path) -> None:
+    workdir = place / "interrupted"
+    with start(place, workdir) as process:
+        read_until(process, 3)
+        process.send_signal(signal.SIGTERM)
+        *_, last_line = process.communicate(timeout=300)[0].splitlines()
+    assert process.returncode == 0
+    assert last_line.startswith("stopped by SIGTERM: step ") and last_line.endswith("run the same command to resume")
+    stopped_at = int(last_line.split()[4])
+
+    with start(place, workdir) as process:
+        printed = read_until(process, stopped_at + 15)
+        process.kill()
+        process.communicate()
+    assert resumed_step(printed) == stopped_at
+    assert process.returncode == -signal.SIGKILL
+
+    printed, _ = start(place, workdir).communicate(timeout=300)
+    assert stopped_at <= resumed_step(printed) < STEPS
+    assert f"finished: step {STEPS} of {STEPS}" in printed
+    assert parameters(place, workdir) == parameters(place, straight)
+    assert losses(workdir) == losses(straight)
+    assert [step for step, _ in losses(workdir)] == list(range(1, STEPS + 1))
+
+
+def test_the_model_learns(straight: Path) -> None:
+    values = [loss for _, loss in losses(straight)]
+    assert np.mean(values[-10:]) < np.mean(values[:10]) - 0.1
+
+
+def test_another_model_is_refused(place: Path, straight: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = [f"--config={place / 'tiny.py'}", f"--workdir={straight}", "--config.model.form=static"]
+    monkeypatch.setattr("sys.argv", ["train.py", *arguments])
+    with pytest.raises(SystemExit, match=r"^error: checkpoint .*\n  model\.form: 'gated' there, 'static' in this run$"):
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+
+
+def parameters(place: Path, workdir: Path) -> dict[str, bytes]:
+    params = load_params(workdir, load_config(place / "tiny.py"), make_mesh(MeshConfig(), jax.devices()[:1]))
+    return {
+        jax.tree_util.keystr(path): np.asarray(leaf).tobytes() for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    }
+
+
+def losses(workdir: Path) -> list[tuple[int, float]]:
+    reports = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [(report["step"], report["loss"]) for report in reports]
