@@ -50,6 +50,6 @@ def get_config() -> Config:
             b2=0.98,
             weight_decay=0.05,
         ),
-        train=TrainConfig(steps=3600, shift_pixels=1, log_every=50, checkpoint_every=1200),
+        train=TrainConfig(steps=3000, shift_pixels=1, log_every=50, checkpoint_every=1000),
         eval=EvalConfig(),
     )
