@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
 from owl3_jax.batch import Batch
@@ -38,6 +39,7 @@ class Owl3(nn.Module):
         self.language_model = Qwen2(self.config, self.compute, self.collect_hidden_states)
 
     def __call__(self, batch: Batch) -> Outputs:
+        batch = jax.tree.map(jnp.asarray, batch)  # numpy batches are welcome
         features = self.encode_images(batch.pixels)
         x, _, hidden_states = self.language_model(text_of(batch), self._images(batch, features))
         return Outputs(self.language_model.logits(x), features, hidden_states)
@@ -54,6 +56,7 @@ class Owl3(nn.Module):
 
     def prefill(self, batch: Batch, slots: int) -> tuple[Float[Array, "B T E"], Images, TextCache]:
         """The prompt's hidden states and both caches; the text cache has room for C = `slots` positions."""
+        batch = jax.tree.map(jnp.asarray, batch)
         images = self._images(batch, self.encode_images(batch.pixels))
         cache = TextCache.empty(self.config, self.compute, batch.tokens.shape[0], slots)
         x, extended, _ = self.language_model(text_of(batch), images, cache)

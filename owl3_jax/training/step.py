@@ -91,7 +91,7 @@ def make_train_step(config: Config, mesh: Mesh) -> OnMesh:
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         (loss, metrics), grads = jax.value_and_grad(loss_fn(config), has_aux=True)(state.params, state, batch)
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)

@@ -70,8 +70,9 @@ def test_loss_and_gradients_equal_those_on_one_device(mesh, on_one_device):
     expected_loss, expected_grads = on_one_device
     np.testing.assert_allclose(loss, expected_loss, rtol=1e-6)
     for path, expected in expected_grads.items():
-        # Measured 3e-6 of the largest entry: sums over devices are taken in another order.
-        scale = max(np.abs(expected).max(), 1e-3)
+        # Measured 3e-6 of the largest entry: sums over devices are taken in another order. The floor is for SigLIP's
+        # k_proj/bias: softmax does not feel a shift of all keys, its gradient is zero up to rounding, measured 2e-8.
+        scale = max(np.abs(expected).max(), 1e-2)
         np.testing.assert_allclose(grads[path], expected, atol=1e-5 * scale, err_msg=path)
 
 

@@ -48,15 +48,15 @@ def test_image_visibility_of_packed_and_padded_row():
 
 def naive_attention(q, k, v, visible):
     """Per head and position, in numpy float64."""
-    B, T, H, _ = q.shape
-    out, lse = np.zeros(q.shape), np.full((B, T, H), -np.inf)
-    for b, t, h in np.ndindex(B, T, H):
+    B, H, T, D = q.shape
+    out, lse = np.zeros(q.shape), np.full((B, H, T), -np.inf)
+    for b, h, t in np.ndindex(B, H, T):
         keys = np.flatnonzero(visible[b, t])
         if keys.size:
-            head = h // (H // k.shape[2])
-            scores = k[b, keys, head].astype(float) @ q[b, t, h].astype(float) / np.sqrt(q.shape[3])
-            lse[b, t, h] = np.log(np.exp(scores).sum())
-            out[b, t, h] = np.exp(scores - lse[b, t, h]) @ v[b, keys, head]
+            head = h // (H // k.shape[1])
+            scores = k[b, head, keys].astype(float) @ q[b, h, t].astype(float) / np.sqrt(D)
+            lse[b, h, t] = np.log(np.exp(scores).sum())
+            out[b, h, t] = np.exp(scores - lse[b, h, t]) @ v[b, head, keys]
     return out, lse
 
 
@@ -65,7 +65,7 @@ def random_attention(seed, T=7, C=11, H=6, K=3, D=5):
     draw = lambda *shape: rng.normal(size=(2, *shape)).astype(np.float32)
     visible = rng.random((2, T, C)) < 0.5
     visible[0, 3] = False  # a position that sees nothing
-    return draw(T, H, D), draw(C, K, D), draw(C, K, D), visible
+    return draw(H, T, D), draw(K, C, D), draw(K, C, D), visible
 
 
 def test_attend_equals_definition_and_is_zero_where_nothing_is_seen():
@@ -76,7 +76,7 @@ def test_attend_equals_definition_and_is_zero_where_nothing_is_seen():
     some = np.isfinite(expected_lse)
     np.testing.assert_allclose(np.asarray(lse)[some], expected_lse[some], atol=2e-6)
     assert np.all(np.asarray(lse)[~some] < -1e29)
-    assert np.all(np.asarray(out)[0, 3] == 0)
+    assert np.all(np.asarray(out)[0, :, 3] == 0)
 
 
 def test_merge_of_two_parts_equals_attention_over_all_keys():
@@ -84,7 +84,7 @@ def test_merge_of_two_parts_equals_attention_over_all_keys():
     visible[1, 2, :4] = False  # sees only the second part
     q, k, v, visible = map(jnp.asarray, (q, k, v, visible))
     whole = attend(q, k, v, visible)
-    parts = [attend(q, k[:, part], v[:, part], visible[:, :, part]) for part in (slice(0, 4), slice(4, 11))]
+    parts = [attend(q, k[:, :, part], v[:, :, part], visible[:, :, part]) for part in (slice(0, 4), slice(4, 11))]
     merged = merge(*parts[0], *parts[1])
     np.testing.assert_allclose(merged[0], whole[0], atol=1e-6)
     np.testing.assert_allclose(merged[1], whole[1], rtol=1e-6)

@@ -5,29 +5,29 @@ import pytest
 from owl3_jax.models.attention import attend
 from owl3_jax.models.hyper import Fusion, ImageCache, hyper_attention
 
-B, T, I, L, H, K, D, M = 2, 5, 3, 7, 6, 2, 4, 2
+B, T, I, L, H, K, D, M = 2, 5, 3, 7, 6, 3, 11, 2
 ROW = 1  # the hyper layer that is asked for
 
 
 def inputs(seed=0):
     rng = np.random.default_rng(seed)
     draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
-    q, k, v = draw(B, T, H, D), draw(B, T, K, D), draw(B, T, K, D)
+    q, k, v = draw(B, H, T, D), draw(B, K, T, D), draw(B, K, T, D)
     causal = jnp.tril(jnp.ones((T, T), bool))[None].repeat(B, 0)
-    cache = ImageCache(draw(M, B, I, L, K, D), draw(M, B, I, L, K, D))
+    cache = ImageCache(draw(M, B, K, I, L, D), draw(M, B, K, I, L, D))
     visible = jnp.asarray(rng.random((B, T, I)) < 0.6).at[:, 0].set(False)
     return q, k, v, causal, cache, visible, draw
 
 
 def parts(q, k, v, causal, cache, visible):
     text, lse = attend(q, k, v, causal)
-    image_keys, image_values = (x[ROW].reshape(B, I * L, K, D) for x in cache)
+    image_keys, image_values = (x[ROW].reshape(B, K, I * L, D) for x in cache)
     seen = jnp.repeat(visible, L, axis=-1)
     image, _ = attend(q, image_keys, image_values, seen)
     joint, _ = attend(
         q,
-        jnp.concatenate([image_keys, k], 1),
-        jnp.concatenate([image_values, v], 1),
+        jnp.concatenate([image_keys, k], 2),
+        jnp.concatenate([image_values, v], 2),
         jnp.concatenate([seen, causal], -1),
     )
     return text, lse, image, joint
@@ -46,7 +46,7 @@ def test_gated_form_computes_its_gate_from_self_attention():
     text, lse, image, _ = parts(q, k, v, causal, cache, visible)
     kernel, bias = draw(M, D, D), draw(M, D)
     g = sigmoid(np.asarray(text) @ np.asarray(kernel[ROW]) + np.asarray(bias[ROW]))
-    expected = np.where(visible.any(-1)[..., None, None], (1 - g) * text + g * image, text)
+    expected = np.where(visible.any(-1)[:, None, :, None], (1 - g) * text + g * image, text)
     np.testing.assert_allclose(fuse(q, text, lse, cache, visible, (kernel, bias)), expected, atol=3e-6)
 
 
@@ -54,8 +54,8 @@ def test_static_form_has_a_learned_gate():
     q, k, v, causal, cache, visible, draw = inputs(1)
     text, lse, image, _ = parts(q, k, v, causal, cache, visible)
     gate = draw(M, H, D)
-    g = sigmoid(gate[ROW])
-    expected = np.where(visible.any(-1)[..., None, None], (1 - g) * text + g * image, text)
+    g = sigmoid(gate[ROW])[:, None]
+    expected = np.where(visible.any(-1)[:, None, :, None], (1 - g) * text + g * image, text)
     np.testing.assert_allclose(fuse(q, text, lse, cache, visible, (gate,)), expected, atol=3e-6)
 
 
@@ -72,6 +72,7 @@ def test_a_position_that_sees_no_image_keeps_its_self_attention(form):
     gate = {"gated": (draw(M, D, D), draw(M, D)), "static": (draw(M, H, D),), "joint": ()}[form]
     out = fuse(q, text, lse, cache, visible, gate)
     unseeing = ~np.asarray(visible.any(-1))
+    by_position = lambda x: np.moveaxis(np.asarray(x), 1, 2)
     assert unseeing.any()
-    np.testing.assert_array_equal(np.asarray(out)[unseeing], np.asarray(text)[unseeing])
-    assert not np.array_equal(np.asarray(out)[~unseeing], np.asarray(text)[~unseeing])
+    np.testing.assert_array_equal(by_position(out)[unseeing], by_position(text)[unseeing])
+    assert not np.array_equal(by_position(out)[~unseeing], by_position(text)[~unseeing])

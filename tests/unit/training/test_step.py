@@ -20,7 +20,7 @@ CONFIG = Config(
     optimizer=OptimizerConfig(learning_rate=0.01, warmup_steps=0),
     train=TrainConfig(steps=20),
 )
-BATCH = pad(pack([single(13, [2, 5], seed=1), single(11, [0], seed=2)]), 29, 5)
+BATCH = jax.tree.map(jnp.asarray, pad(pack([single(13, [2, 5], seed=1), single(11, [0], seed=2)]), 29, 5))
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def test_loss_is_the_weighted_mean_over_targets_of_the_same_segment():
 
 
 def test_rows_without_targets_give_zero_loss():
-    loss, _ = next_token_loss(jnp.ones((1, 29, 31)), BATCH._replace(loss_weights=np.zeros((1, 29), np.float32)))
+    loss, _ = next_token_loss(jnp.ones((1, 29, 31)), BATCH._replace(loss_weights=jnp.zeros((1, 29))))
     assert float(loss) == 0
 
 
@@ -100,9 +100,9 @@ def test_gradients_are_clipped_by_their_global_norm():
 
 
 def test_images_are_shifted_by_at_most_the_given_pixels():
-    pixels = jnp.zeros((2, 50, 7, 7, 3), jnp.uint8).at[:, :, 3, 3].set(200)
+    pixels = jnp.zeros((2, 250, 7, 7, 3), jnp.uint8).at[:, :, 3, 3].set(200)
     shifted = np.asarray(jax.jit(shift_images, static_argnums=2)(jax.random.key(0), pixels, 2))
     assert shifted.dtype == np.uint8 and shifted.shape == pixels.shape
     where = np.argwhere(shifted[..., 0] == 200)[:, 2:] - 3
-    assert len(where) == 100, "no image loses its dot"
+    assert len(where) == 500, "no image loses its dot"
     assert {tuple(x) for x in where} == {(a, b) for a in range(-2, 3) for b in range(-2, 3)}
