@@ -19,7 +19,6 @@ from tqdm import tqdm
 
 from owl3_jax.config import DType
 from owl3_jax.convert.directories import to_hugging_face, to_orbax
-from owl3_jax.convert.weight_files import CheckpointError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +44,7 @@ def main() -> None:
 
         try:
             convert(flags.source, flags.to, dtype=flags.dtype, advance=advance)
-        except (CheckpointError, OSError) as error:
+        except (ValueError, OSError) as error:
             bar.close()
             sys.exit(f"error: {error}")
 

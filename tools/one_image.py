@@ -1,6 +1,6 @@
 """Walks one image from its file to logits and prints what each step makes of it.
 
-    python tools/one_image.py --config configs/digits.py --image tests/data/seven.png --prompt "Which digit is red?"
+    python tools/one_image.py --config configs/digits.py --image docs/images/red_seven.png --prompt "Which digit is red?"
 
 Parameters are random and only shapes are computed, so that the released sizes can be walked on a laptop too.
 docs/one_image.md holds this output.
@@ -84,8 +84,8 @@ def model_arrays(config: Config, batch: Batch) -> Iterator[tuple[str, str, Any]]
     yield "vision_model (SigLIP)", "I L Ev", shapes(flat)
     outputs, prefill = shapes("__call__"), shapes(lambda owl, b: owl.prefill(b, b.tokens.shape[1]))
     yield "vision2text_model", "B I L E", outputs.image_features
-    yield "image keys", "M B I L K D", prefill[1].cache.keys
-    yield "image values", "M B I L K D", prefill[1].cache.values
+    yield "image keys", "M B K I L D", prefill[1].cache.keys
+    yield "image values", "M B K I L D", prefill[1].cache.values
     yield "hidden states", "N+1 B T E", outputs.hidden_states
     yield "logits", "B T V", outputs.logits
 

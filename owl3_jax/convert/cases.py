@@ -1,6 +1,6 @@
 """Parity cases: a .npz file of prompts and images with the outputs that another implementation gave for them.
 
-Keys are `NAME/input_ids` [T], `NAME/media_starts` [I], `NAME/pixel_values` [I, 3, S, S] (absent without images), and the
+Keys are `NAME/input_ids` [T], `NAME/media_starts` [I] and `NAME/pixel_values` [I, 3, S, S] (absent without images), and the
 outputs `image_embeds` [I, L, E], `hidden_states` [N + 1, T, E], `logits` [T, V] and `greedy` [A], each of them optional.
 """
 
@@ -44,7 +44,7 @@ def _case(arrays: dict[str, np.ndarray], name: str, image_size: int) -> Case:
     return Case(
         name,
         arrays[f"{name}/input_ids"].astype(np.int32),
-        arrays[f"{name}/media_starts"].astype(np.int32),
+        arrays.get(f"{name}/media_starts", no_images[:, 0, 0, 0]).astype(np.int32),
         pixels.transpose(0, 2, 3, 1).astype(np.float32),
         {output: arrays[f"{name}/{output}"] for output in OUTPUTS if f"{name}/{output}" in arrays},
     )
@@ -62,4 +62,4 @@ def pad_cases(cases: Sequence[Case], *, tokens: int | None = None, images: int |
         ids[:, row, :T] = case.input_ids, np.arange(T), np.ones(T)
         image_ids[:, row, :I] = case.image_starts, np.ones(I)
         pixels[row, :I] = case.pixel_values
-    return Batch(*ids, pixels, *image_ids)
+    return Batch(ids[0], ids[1], ids[2], pixels, image_ids[0], image_ids[1])

@@ -1,17 +1,19 @@
 """Parameters from a checkpoint directory, official or converted, whole or straight onto the devices of a mesh."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from owl3_jax.config import DType, ModelConfig
 from owl3_jax.convert import official
-from owl3_jax.convert.converted import PARAMS, is_converted, read_model, read_params, stored_params
+from owl3_jax.convert.converted import PARAMS, is_converted, read_model
 from owl3_jax.convert.official import Parameter, abstract_params, open_checkpoint
+from owl3_jax.convert.orbax_params import StoredParameter, open_params
 from owl3_jax.sharding import param_shardings
 
 Params = dict[str, Any]
@@ -39,17 +41,26 @@ def load_params(directory: Path, config: ModelConfig, mesh: Mesh | None = None, 
     Raises:
         CheckpointError: the directory does not hold this model; it lists everything that is wrong.
     """
-    shardings = mesh and flatten_dict(param_shardings(abstract_params(config), mesh), sep="/")
     cast = np.dtype(dtype) if dtype else None
     if is_converted(directory):
-        stored = stored_params(directory / PARAMS)
-        sharding = lambda path: shardings[path] if shardings else None
-        wanted = {p: jax.ShapeDtypeStruct(x.shape, cast or x.dtype, sharding=sharding(p)) for p, x in stored.items()}
-        return read_params(directory / PARAMS, unflatten_dict(wanted, sep="/"))
-    parameters = open_checkpoint(directory, config, cast).parameters
-    read = lambda path, parameter: _onto_mesh(parameter, shardings[path]) if shardings else parameter.read()
+        return read_parameters(open_params(directory / PARAMS, config, cast), config, mesh)
+    return read_parameters(open_checkpoint(directory, config, cast).parameters, config, mesh)
+
+
+def read_parameters(
+    parameters: Mapping[str, Parameter] | Mapping[str, StoredParameter], config: ModelConfig, mesh: Mesh | None = None
+) -> Params:
+    """The tree of parameters of a checkpoint, one read after the other; see `load_params`."""
+    shardings = _shardings(config, mesh)
+
+    def read(path: str, parameter: Parameter | StoredParameter) -> np.ndarray | jax.Array:
+        if mesh is None:
+            return parameter.read()
+        return jax.make_array_from_callback(parameter.shape, shardings[path], parameter.read)
+
     return unflatten_dict({path: read(path, parameter) for path, parameter in parameters.items()}, sep="/")
 
 
-def _onto_mesh(parameter: Parameter, sharding: jax.sharding.Sharding) -> jax.Array:
-    return jax.make_array_from_callback(parameter.shape, sharding, parameter.read)
+def _shardings(config: ModelConfig, mesh: Mesh | None) -> dict[str, NamedSharding]:
+    """Path of each parameter -> how the rules put it on the mesh; empty without one."""
+    return flatten_dict(param_shardings(abstract_params(config), mesh), sep="/") if mesh else {}

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
+from jaxtyping import Array, Key
 
 from owl3_jax.batch import Batch
 from owl3_jax.config import ComputeConfig, ConfigError, ModelConfig
@@ -43,21 +44,16 @@ class Parameter:
     tensors: tuple[Tensor, ...]  # one for each row of a stack, else one
 
     @property
-    def stacked(self) -> bool:
-        """Whether the first dim counts layers."""
-        return self.shape != row_shape(self.entry, self.shape)
-
-    @property
     def nbytes(self) -> int:
         """Size of the whole, bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
-    def read(self, index: Index = ()) -> np.ndarray:
-        """The part of the parameter that `index` (a slice for each of the first dims) chooses; reads no other bytes."""
-        slices = index + (slice(None),) * (len(self.shape) - len(index))
-        rows, within = (slices[0], slices[1:]) if self.stacked else (slice(None), slices)
+    def read(self, index: Index | None = None) -> np.ndarray:
+        """The part of the parameter that `index` (a slice for each dim) chooses, or all of it; reads no other bytes."""
+        slices = index or (slice(None),) * len(self.shape)
+        rows, within = (slices[0], slices[1:]) if self.entry.stacked else (slice(None), slices)
         out = np.empty([len(range(*s.indices(size))) for s, size in zip(slices, self.shape, strict=True)], self.dtype)
-        for target, tensor in zip(out if self.stacked else [out], self.tensors[rows], strict=True):
+        for target, tensor in zip(out if self.entry.stacked else [out], self.tensors[rows], strict=True):
             target[...] = from_official(self.entry, tensor.read(), row_shape(self.entry, self.shape))[within]
         return out
 
@@ -98,8 +94,10 @@ def open_checkpoint(directory: Path, config: ModelConfig, dtype: np.dtype | None
     return assemble(directory, find_tensors(directory), config, dtype)
 
 
-def assemble(directory: Path, tensors: Mapping[str, Tensor], config: ModelConfig, dtype: np.dtype | None) -> OfficialCheckpoint:
-    """`open_checkpoint` for tensors already found; `directory` is for messages."""
+def assemble(
+    directory: Path, tensors: Mapping[str, Tensor], config: ModelConfig, dtype: np.dtype | None = None
+) -> OfficialCheckpoint:
+    """`open_checkpoint` for tensors that are found already; `directory` is for messages only."""
     names = sort_names(tensors, config)
     problems = [f"{name}: missing" for name in names.missing]
     problems += [f"{name}: in {tensors[name].file.name}, but no tensor of this model" for name in names.unmapped]
@@ -125,13 +123,14 @@ def parameter_shapes(config: ModelConfig) -> dict[Entry, tuple[int, ...]]:
 
 def abstract_params(config: ModelConfig) -> dict[str, Any]:
     """Shape of every parameter, with logical axis names attached; nothing is allocated."""
+    return jax.eval_shape(lambda: initial_params(config, jax.random.key(0)))
 
-    def init() -> Any:
-        side, zeros = config.vision.image_size, jnp.zeros((1, 1), jnp.int32)
-        batch = Batch(zeros, zeros, zeros, jnp.zeros((1, 1, side, side, 3)), zeros, zeros)
-        return Owl3(config, ComputeConfig(dtype="float32")).init(jax.random.key(0), batch)
 
-    return jax.eval_shape(init)["params"]
+def initial_params(config: ModelConfig, key: Key[Array, ""]) -> dict[str, Any]:
+    """Fresh parameters in float32, with logical axis names attached; to be traced."""
+    side, zeros = config.vision.image_size, jnp.zeros((1, 1), jnp.int32)
+    batch = Batch(zeros, zeros, zeros, jnp.zeros((1, 1, side, side, 3)), zeros, zeros)
+    return Owl3(config, ComputeConfig(dtype="float32")).init(key, batch)["params"]
 
 
 def _hyper_layer_problems(names: Iterable[str], config: ModelConfig) -> list[str]:

@@ -11,9 +11,10 @@ import dataclasses
 import math
 import re
 from collections.abc import Iterable, Iterator
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from owl3_jax.config import Form, ModelConfig
 
@@ -31,6 +32,11 @@ class Entry:
     path: str  # of our parameter, "/" between levels
     layout: Layout = "vector"
     forms: tuple[Form, ...] = ("gated", "static", "joint")
+
+    @property
+    def stacked(self) -> bool:
+        """Whether the first dim of our parameter counts layers."""
+        return "{layer}" in self.official
 
 
 _TEXT = "language_model.model.layers.{layer}"
@@ -109,7 +115,7 @@ def entries_for(config: ModelConfig) -> tuple[Entry, ...]:
 
 def rows_of(entry: Entry, config: ModelConfig) -> tuple[int | None, ...]:
     """The layer number behind each row of a stacked parameter; (None,) when it is not stacked."""
-    if "{layer}" not in entry.official:
+    if not entry.stacked:
         return (None,)
     if entry.path.startswith("vision_model"):
         return tuple(range(config.vision.num_used_layers))
@@ -162,8 +168,8 @@ def sort_names(names: Iterable[str], config: ModelConfig) -> Names:
 
 
 def row_shape(entry: Entry, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Shape of one row of our parameter of shape `shape`: without the dim of layers, if it is stacked."""
-    return shape[1:] if "{layer}" in entry.official else shape
+    """Shape of one row of our parameter of shape `shape`."""
+    return shape[1:] if entry.stacked else shape
 
 
 def official_shape(entry: Entry, row: tuple[int, ...]) -> tuple[int, ...]:
@@ -202,3 +208,18 @@ def to_official(entry: Entry, row: np.ndarray) -> np.ndarray:
             return row.reshape(shape[::-1]).T
         case _:
             return row.reshape(shape)
+
+
+def parameter_to_official(entry: Entry, value: np.ndarray, config: ModelConfig) -> Iterator[tuple[str, np.ndarray]]:
+    """Names and views of the official tensors that make up one of our parameters."""
+    names = official_names(entry, config)
+    for name, row in zip(names, value if entry.stacked else [value], strict=True):
+        yield name, to_official(entry, row)
+
+
+def params_to_official(params: dict[str, Any], config: ModelConfig) -> dict[str, np.ndarray]:
+    """A tree of parameters (or of their gradients) as official tensors by name, on the host."""
+    flat = flatten_dict(params, sep="/")
+    return dict(
+        named for entry in entries_for(config) for named in parameter_to_official(entry, np.asarray(flat[entry.path]), config)
+    )

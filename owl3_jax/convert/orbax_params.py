@@ -1,0 +1,157 @@
+"""Parameters as an orbax checkpoint that is written and read piece by piece.
+
+orbax keeps one directory a parameter in zarr's format, named by the path with dots; TensorStore, which orbax itself uses,
+reads and writes parts of it. Whole trees are left to orbax in training; here the memory must not hold a tree, or most of
+it twice, as orbax does while it restores.
+"""
+
+import contextlib
+import dataclasses
+import itertools
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orbax.checkpoint as ocp
+import tensorstore
+from flax.traverse_util import unflatten_dict
+
+from owl3_jax.config import ModelConfig
+from owl3_jax.convert.official import Index, Parameter, parameter_shapes
+from owl3_jax.convert.weight_files import CheckpointError
+
+Advance = Callable[[int, int], object]  # called with the bytes just done and those of the whole
+
+_BLOCK_BYTES = 32 * 2**20  # written at a time; also the least that a host can read of a parameter
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredParameter:
+    """One parameter of an orbax checkpoint; nothing of it is in memory before `read`."""
+
+    directory: Path  # of the parameter
+    dtype: np.dtype  # of what `read` returns
+    store: tensorstore.TensorStore
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the whole."""
+        return tuple(self.store.shape)
+
+    def read(self, index: Index | None = None) -> np.ndarray:
+        """The part that `index` (a slice for each dim) chooses, or all of it.
+
+        Raises CheckpointError when a piece of it is missing or damaged.
+        """
+        try:
+            values = self.store[index or ...].read().result()
+        except ValueError as error:  # TensorStore's, for whatever it finds
+            raise CheckpointError(self.directory, [str(error)]) from error
+        return values.astype(self.dtype, copy=False)
+
+
+def open_params(path: Path, config: ModelConfig, dtype: np.dtype | None = None) -> dict[str, StoredParameter]:
+    """The parameters that `write_params` wrote, by path ("/" between levels), to be read in `dtype` (default: as stored).
+
+    Raises CheckpointError listing all that are missing, damaged, unknown to the config, or of a wrong shape.
+    """
+    shapes = {entry.path: shape for entry, shape in parameter_shapes(config).items()}
+    there = {file.name.replace(".", "/"): file for file in path.iterdir() if file.is_dir()}
+    problems = [f"{name}: missing" for name in shapes.keys() - there.keys()]
+    problems += [f"{name}: no parameter of this model" for name in there.keys() - shapes.keys()]
+    found = {}
+    for name in sorted(shapes.keys() & there.keys()):
+        try:
+            store = _open(there[name])
+        except ValueError as error:  # TensorStore's, for whatever it finds
+            problems.append(f"{name}: {error}")
+            continue
+        if tuple(store.shape) != shapes[name]:
+            problems.append(f"{name}: shape {list(store.shape)}, expected {list(shapes[name])}")
+        found[name] = StoredParameter(there[name], dtype or store.dtype.numpy_dtype, store)
+    if problems:
+        raise CheckpointError(path, sorted(problems))
+    return found
+
+
+def _open(directory: Path) -> tensorstore.TensorStore:
+    place = {"driver": "file", "path": f"{directory.absolute()}/"}
+    return tensorstore.open({"driver": "zarr", "kvstore": place, "fill_missing_data_reads": False}).result()
+
+
+def write_params(path: Path, parameters: Mapping[str, Parameter], advance: Advance) -> None:
+    """An orbax checkpoint of parameters (by path, "/" between levels) that are read block by block as it is written."""
+    total = sum(parameter.nbytes for parameter in parameters.values())
+    writer = _BlockWriter(lambda done: advance(done, total))
+    with _quiet_orbax():
+        registry = ocp.type_handlers.create_type_handler_registry((Parameter, writer))
+        handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False, type_handler_registry=registry)
+        with ocp.Checkpointer(handler) as checkpointer:
+            checkpointer.save(path.absolute(), args=ocp.args.PyTreeSave(unflatten_dict(dict(parameters), sep="/")))
+
+
+class _BlockWriter(ocp.type_handlers.TypeHandler):
+    """Tells orbax how to save a `Parameter`: as the numpy array that it would be, but never whole in memory."""
+
+    def __init__(self, advance: Callable[[int], object]) -> None:
+        self._advance = advance
+
+    def typestr(self) -> str:
+        return "np.ndarray"
+
+    async def serialize(self, values: Sequence[Parameter], infos: Sequence[Any], args: Any = None) -> Sequence[Any]:
+        for parameter, info in zip(values, infos, strict=True):
+            await info.await_path_creation()
+            await self._write(parameter, Path(info.parent_dir) / info.name)
+        return []
+
+    async def _write(self, parameter: Parameter, directory: Path) -> None:
+        block = block_shape(parameter)
+        place = {"driver": "file", "path": f"{directory}/"}
+        store = await tensorstore.open(
+            {"driver": "zarr", "kvstore": place, "metadata": {"compressor": None}, "store_data_equal_to_fill_value": True},
+            create=True,
+            dtype=parameter.dtype,
+            shape=parameter.shape,
+            chunk_layout=tensorstore.ChunkLayout(chunk_shape=block),
+        )
+        for index in _blocks(parameter.shape, block):
+            values = parameter.read(index)
+            await store[index].write(values)
+            self._advance(values.nbytes)
+
+    async def metadata(self, infos: Sequence[Any]) -> Sequence[Any]:
+        raise NotImplementedError("only saves: what is saved is read as a numpy array")
+
+    async def deserialize(self, infos: Sequence[Any], args: Any = None) -> Sequence[Any]:
+        raise NotImplementedError("only saves: what is saved is read as a numpy array")
+
+
+def block_shape(parameter: Parameter) -> tuple[int, ...]:
+    """How much of a parameter is written at a time: a row of a stack at most, cut along its first dim."""
+    stack, row = ((1,), parameter.shape[1:]) if parameter.entry.stacked else ((), parameter.shape)
+    pieces = -(-math.prod(row) * parameter.dtype.itemsize // _BLOCK_BYTES)
+    return (*stack, max(1, -(-row[0] // pieces)), *row[1:])
+
+
+def _blocks(shape: tuple[int, ...], block: tuple[int, ...]) -> Iterator[Index]:
+    """Index of each block of an array; the last ones along a dim may be smaller."""
+    starts = (range(0, size, part) for size, part in zip(shape, block, strict=True))
+    for corner in itertools.product(*starts):
+        ends = (min(start + part, size) for start, part, size in zip(corner, block, shape, strict=True))
+        yield tuple(slice(start, end) for start, end in zip(corner, ends, strict=True))
+
+
+@contextlib.contextmanager
+def _quiet_orbax() -> Iterator[None]:
+    """Keeps orbax from warning of what is meant: no OCDBT, and no jax array among the leaves."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,31 @@
+"""Official checkpoint directories for these tests: copies of golden ones, with changes."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+GOLDEN = Path(__file__).parents[2] / "golden"
+Tensors = dict[str, np.ndarray]
+
+
+def golden_tensors(name: str = "tiny-240728") -> Tensors:
+    """All tensors of a golden checkpoint, read by the safetensors library."""
+    return {key: value for file in (GOLDEN / name).glob("*.safetensors") for key, value in load_file(file).items()}
+
+
+def write_checkpoint(directory: Path, tensors: Tensors, name: str = "tiny-240728") -> Path:
+    """A directory with one file of `tensors` and the config.json of a golden checkpoint."""
+    directory.mkdir()
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    shutil.copyfile(GOLDEN / name / "config.json", directory / "config.json")
+    return directory
+
+
+def edited(directory: Path, edit: Callable[[Tensors], object], name: str = "tiny-240728") -> Path:
+    """A golden checkpoint whose tensors `edit` has changed in place."""
+    tensors = golden_tensors(name)
+    edit(tensors)
+    return write_checkpoint(directory, tensors, name)

@@ -1,0 +1,33 @@
+"""What the docs show is what the tools print."""
+
+import re
+import runpy
+import shlex
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(command: str, monkeypatch, capsys) -> str:
+    """Output of `python tools/NAME.py ...` without a new process."""
+    _, script, *argv = shlex.split(command)
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", [script, *argv])
+    runpy.run_path(script, run_name="__main__")
+    return capsys.readouterr().out
+
+
+def test_the_walk_of_one_image_is_the_tools_output(monkeypatch, capsys):
+    text = (ROOT / "docs/one_image.md").read_text()
+    (command,) = re.findall(r"^    (python tools/one_image.py .*)$", text, re.MULTILINE)
+    shown = re.findall(r"^```\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    assert run(command, monkeypatch, capsys).rstrip() == shown[0].rstrip()
+    released = run(command.replace("digits.py", "owl3_7b_240728.py", 1), monkeypatch, capsys)
+    assert released.rstrip().split("\n\n")[-1] == shown[1].rstrip()
+
+
+def test_every_link_in_the_docs_leads_to_a_file():
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+            assert target.startswith("https://") or (page.parent / target).exists(), f"{page.name}: {target}"

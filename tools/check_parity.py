@@ -1,0 +1,182 @@
+"""Checks that this model gives the numbers that another implementation gave, or gives now.
+
+Against recorded cases (a .npz file; `owl3_jax.convert.cases` says what is in it):
+
+    python tools/check_parity.py --checkpoint tests/golden/tiny-241101 --cases tests/golden/tiny-241101.npz
+
+    case    tensor              difference    scale
+    case3   image_embeds           3.8e-06     8.84  ok
+    case3   logits                 2.9e-06     4.23  ok  KL 1.7e-13, top ten share 10.0
+    case3   greedy                                   ok  12 of 12 tokens
+    11 of 11 agree within 0.0001
+
+Against the official PyTorch model on the inputs of such a file. transformers loads it with the code that lies beside its
+weights, so this runs that code; it needs torch and the versions that the code asks for:
+
+    python tools/check_parity.py --checkpoint DIR --cases FILE.npz --against-official DIR
+
+Logits are also compared as distributions of the next token: KL divergence in nats and how many of the ten likeliest
+tokens are shared, both averaged over positions. Exits with 1 when a difference exceeds `--atol` or a greedy token differs.
+"""
+
+import dataclasses
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+from owl3_jax.config import ComputeConfig, DType, Form, ModelConfig
+from owl3_jax.convert.cases import Case, pad_cases, read_cases
+from owl3_jax.convert.load import load_config, load_params
+from owl3_jax.inference.generate import generate
+from owl3_jax.models.owl3 import Owl3
+
+Outputs = dict[str, np.ndarray]  # as `Case.expected`
+
+
+@dataclasses.dataclass(frozen=True)
+class Flags:
+    """Compares this model with another implementation."""
+
+    checkpoint: Path  # official or converted
+    cases: Path  # prompts and images, and what is expected of them
+    against_official: Path | None = None  # a directory with official weights and code, instead of what the cases expect
+    atol: float = 1e-4
+    dtype: DType = "float32"  # to compute in
+    max_new_tokens: int = 12  # of greedy decoding with --against-official
+
+
+class Row(NamedTuple):
+    """One line of the table."""
+
+    case: str
+    tensor: str
+    difference: str  # largest absolute one
+    scale: str  # largest absolute expected value
+    agrees: bool
+    note: str = ""
+
+
+def main() -> None:
+    """Prints the table and exits with 1 when something differs."""
+    flags = tyro.cli(Flags)
+    try:
+        rows = list(check(flags))
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    failed = sum(not row.agrees for row in rows)
+    print(f"{len(rows) - failed} of {len(rows)} agree within {flags.atol:g}")
+    sys.exit(1 if failed else 0)
+
+
+def check(flags: Flags) -> Iterator[Row]:
+    """Compares case by case, printing each row as it comes."""
+    config = load_config(flags.checkpoint)
+    cases = read_cases(flags.cases, config.vision.image_size)
+    ours = OurModel(flags.checkpoint, config, flags.dtype)
+    official = flags.against_official and OfficialModel(flags.against_official, config.form, flags.dtype)
+    print(f"{'case':<8}{'tensor':<18}{'difference':>12}{'scale':>9}")
+    for case in cases:
+        expected = official.run(case, flags.max_new_tokens) if official else case.expected
+        found = ours.run(case, len(expected.get("greedy", ())))
+        for row in compare(case.name, expected, found, flags.atol):
+            mark = "ok" if row.agrees else "DIFFERS"
+            print(f"{row.case:<8}{row.tensor:<18}{row.difference:>12}{row.scale:>9}  {mark}  {row.note}".rstrip(), flush=True)
+            yield row
+
+
+def compare(case: str, expected: Outputs, found: Outputs, atol: float) -> Iterator[Row]:
+    """The rows of one case: what is expected of it, by our model's outputs."""
+    for name, theirs in expected.items():
+        ours = found[name]
+        if name == "greedy":
+            same = int((ours == theirs).sum())
+            yield Row(case, name, "", "", same == len(theirs), f"{same} of {len(theirs)} tokens")
+        elif name == "hidden_states":
+            for layer, pair in enumerate(zip(ours, theirs, strict=True)):
+                yield _tensor_row(case, f"hidden_states {layer}", *pair, atol)
+        else:
+            note = _distributions(ours, theirs) if name == "logits" else ""
+            yield _tensor_row(case, name, ours, theirs, atol)._replace(note=note)
+
+
+def _tensor_row(case: str, tensor: str, ours: np.ndarray, expected: np.ndarray, atol: float) -> Row:
+    if ours.shape != expected.shape:
+        return Row(case, tensor, "", "", False, f"shape {ours.shape}, expected {expected.shape}")
+    difference = float(np.abs(ours - expected).max())
+    return Row(case, tensor, f"{difference:.1e}", f"{np.abs(expected).max():.2f}", difference <= atol)  # NaN does not agree
+
+
+def _distributions(ours: np.ndarray, expected: np.ndarray) -> str:
+    expected, ours = expected.astype(np.float64), ours.astype(np.float64)
+    log_p, log_q = (logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True) for logits in (expected, ours))
+    divergence = (np.exp(log_p) * (log_p - log_q)).sum(axis=-1).mean()
+    best = zip(*(np.argsort(logits, axis=-1)[:, -10:] for logits in (expected, ours)), strict=True)
+    shared = np.mean([len(set(a) & set(b)) for a, b in best])
+    return f"KL {divergence:.1e}, top ten share {shared:.1f}"
+
+
+class OurModel:
+    """This project's model, one case at a time."""
+
+    def __init__(self, checkpoint: Path, config: ModelConfig, dtype: DType) -> None:
+        jax.config.update("jax_default_matmul_precision", "highest")  # accelerators would round float32 products
+        self._model = Owl3(config, ComputeConfig(dtype=dtype), collect_hidden_states=True)
+        self._params = jax.tree.map(jnp.asarray, load_params(checkpoint, config))
+        self._apply = jax.jit(lambda params, batch: self._model.apply({"params": params}, batch))
+
+    def run(self, case: Case, max_new_tokens: int) -> Outputs:
+        """All that a case can expect."""
+        batch = jax.tree.map(jnp.asarray, pad_cases([case]))
+        outputs = jax.device_get(self._apply(self._params, batch))
+        found = {"image_embeds": outputs.image_features[0], "hidden_states": outputs.hidden_states[:, 0]}
+        found = {name: value.astype(np.float32) for name, value in found.items()} | {"logits": outputs.logits[0]}
+        if max_new_tokens:
+            found["greedy"] = generate(self._model, self._params, batch, max_new_tokens=max_new_tokens, stop_ids=())[0]
+        return found
+
+
+class OfficialModel:
+    """The official PyTorch model, on exactly the inputs that ours gets."""
+
+    def __init__(self, directory: Path, form: Form, dtype: DType) -> None:
+        import torch
+        from transformers import AutoModel
+
+        self._torch, self._form = torch, form
+        self._model = AutoModel.from_pretrained(directory, trust_remote_code=True, torch_dtype=getattr(torch, dtype)).eval()
+
+    def run(self, case: Case, max_new_tokens: int) -> Outputs:
+        """What the official model gives, as a case expects it; greedy decoding may stop early."""
+        torch, to_numpy = self._torch, lambda tensor: tensor.float().numpy()
+        inputs: dict[str, Any] = {"input_ids": torch.from_numpy(case.input_ids.astype(np.int64))[None]}
+        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])  # otherwise the id 0, which is "!", is masked
+        inputs["media_offset"] = self._media_offset(case)
+        with torch.no_grad():
+            if len(case.image_starts):
+                inputs["image_embeds"] = self._model.forward_image(torch.from_numpy(case.pixel_values.transpose(0, 3, 1, 2)))
+            outputs = self._model.language_model(**inputs, output_hidden_states=True)
+            answer = self._model.language_model.generate(
+                **inputs, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=0
+            )
+        found = {name: to_numpy(inputs[name]) for name in ("image_embeds",) if name in inputs}
+        found["hidden_states"] = np.stack([to_numpy(state[0]) for state in outputs.hidden_states])
+        return found | {"logits": to_numpy(outputs.logits[0]), "greedy": answer[0, len(case.input_ids) :].numpy()}
+
+    def _media_offset(self, case: Case) -> Any:
+        """Where the images stand: their starts (joint form), or for each position [0, images that start before it]."""
+        torch, starts = self._torch, case.image_starts.astype(np.int64)
+        if self._form == "joint":
+            return [torch.from_numpy(starts)]
+        before = (np.arange(len(case.input_ids))[:, None] > starts).sum(axis=1)
+        counts = before if len(starts) else np.full(len(case.input_ids), -1_000_000)
+        return torch.from_numpy(np.stack([np.zeros_like(counts), counts], axis=1))[None]
+
+
+if __name__ == "__main__":
+    main()
