@@ -57,7 +57,7 @@ def test_all_cases_in_one_padded_batch(checkpoint):
     check(model, params, cases, tokens=67, images=13)
 
 
-@pytest.mark.parametrize("checkpoint", CHECKPOINTS)
+@pytest.mark.parametrize("checkpoint", ["tiny-240728", "tiny-241101"])
 def test_text_alone_in_a_batch_without_image_slots(checkpoint):
     model, params, cases = load(checkpoint)
     check(model, params, cases[:1])
