@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 import owl3_jax
 from owl3_jax import sharding
 from owl3_jax.config import ComputeConfig, Config, ConfigError, DataConfig, MeshConfig, ModelConfig, TrainConfig
-from owl3_jax.training.step import abstract_state, boxed_params, init_state, loss_fn, make_train_step
+from owl3_jax.training.step import abstract_state, boxed_params, example_batch, init_state, loss_fn, make_train_step
 from tests.tiny import model_config, pack, pad, single, stack
 
 ONE = MeshConfig(data=1)
@@ -149,7 +149,7 @@ def test_a_mesh_that_does_not_fit_is_an_error():
 
 
 def test_full_7b_train_step_lowers_with_one_scanned_body():
-    """Shapes of stage 3, nothing allocated. One loop over decoder layers, one over encoder blocks, forward and backward."""
+    """Shapes of stage 3, nothing allocated."""
     run = Config(
         model=ModelConfig(),
         compute=ComputeConfig(remat="full"),
@@ -157,11 +157,9 @@ def test_full_7b_train_step_lowers_with_one_scanned_body():
         mesh=MESHES["fsdp x tensor"],
     )
     mesh = mesh_of(run.mesh)
-    from owl3_jax.training.step import example_batch
-
     text = make_train_step(run, mesh).lower(abstract_state(run, mesh), example_batch(run)).as_text()
-    layers = re.findall(r"tensor<28x3584x18944xf32>", text)
-    assert layers, "the stacked MLP kernel is there"
-    products = [line for line in text.splitlines() if "dot_general" in line and "x18944xbf16>" in line]
-    # gate and up: once forward, once recomputed, twice each in the backward pass; 28 layers would be 28 times as many.
-    assert 4 <= len(products) <= 12, len(products)
+    products = [line for line in text.splitlines() if "dot_general" in line and "18944" in line]
+    # The MLP has three matrix products: three forward, two of them recomputed, six backward. That is one body each way:
+    # 28 layers written out would be 308.
+    assert len(products) == 11
+    assert text.count("tensor<28x3584x18944xf32>") > 0, "the parameters are stacked"
