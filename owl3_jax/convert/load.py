@@ -9,11 +9,12 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh, NamedSharding
 
-from owl3_jax.config import DType, ModelConfig
+from owl3_jax.config import ComputeConfig, DType, ModelConfig
 from owl3_jax.convert import official
 from owl3_jax.convert.converted import PARAMS, is_converted, read_model
-from owl3_jax.convert.official import Parameter, abstract_params, open_checkpoint
+from owl3_jax.convert.official import Parameter, open_checkpoint
 from owl3_jax.convert.orbax_params import StoredParameter, open_params
+from owl3_jax.models.owl3 import abstract_params
 from owl3_jax.sharding import param_shardings
 
 Params = dict[str, Any]
@@ -63,4 +64,4 @@ def read_parameters(
 
 def _shardings(config: ModelConfig, mesh: Mesh | None) -> dict[str, NamedSharding]:
     """Path of each parameter -> how the rules put it on the mesh; empty without one."""
-    return flatten_dict(param_shardings(abstract_params(config), mesh), sep="/") if mesh else {}
+    return flatten_dict(param_shardings(abstract_params(config, ComputeConfig()), mesh), sep="/") if mesh else {}

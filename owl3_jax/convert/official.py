@@ -6,16 +6,11 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import flax.linen as nn
-import jax
-import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
-from jaxtyping import Array, Key
 
-from owl3_jax.batch import Batch
 from owl3_jax.config import ComputeConfig, ConfigError, ModelConfig
 from owl3_jax.convert.table import (
     TIED_HEAD,
@@ -29,7 +24,7 @@ from owl3_jax.convert.table import (
     sort_names,
 )
 from owl3_jax.convert.weight_files import CheckpointError, Tensor, find_tensors
-from owl3_jax.models.owl3 import Owl3
+from owl3_jax.models.owl3 import abstract_params
 
 Index = tuple[slice, ...]
 
@@ -117,20 +112,8 @@ def assemble(
 
 def parameter_shapes(config: ModelConfig) -> dict[Entry, tuple[int, ...]]:
     """The table's entries for this config with the shapes of our parameters."""
-    shapes = flatten_dict(nn.unbox(abstract_params(config)), sep="/")
+    shapes = flatten_dict(nn.unbox(abstract_params(config, ComputeConfig())), sep="/")
     return {entry: shapes[entry.path].shape for entry in entries_for(config)}
-
-
-def abstract_params(config: ModelConfig) -> dict[str, Any]:
-    """Shape of every parameter, with logical axis names attached; nothing is allocated."""
-    return jax.eval_shape(lambda: initial_params(config, jax.random.key(0)))
-
-
-def initial_params(config: ModelConfig, key: Key[Array, ""]) -> dict[str, Any]:
-    """Fresh parameters in float32, with logical axis names attached; to be traced."""
-    side, zeros = config.vision.image_size, jnp.zeros((1, 1), jnp.int32)
-    batch = Batch(zeros, zeros, zeros, jnp.zeros((1, 1, side, side, 3)), zeros, zeros)
-    return Owl3(config, ComputeConfig(dtype="float32")).init(key, batch)["params"]
 
 
 def _hyper_layer_problems(names: Iterable[str], config: ModelConfig) -> list[str]:

@@ -16,11 +16,12 @@ from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 from jaxtyping import Array, Key
 
-from owl3_jax.config import DType, ModelConfig
+from owl3_jax.config import ComputeConfig, DType, ModelConfig
 from owl3_jax.convert.load import read_parameters
-from owl3_jax.convert.official import assemble, initial_params
+from owl3_jax.convert.official import assemble
 from owl3_jax.convert.table import EMBEDDING, TIED_HEAD, entries_for, parameter_to_official
 from owl3_jax.convert.weight_files import CheckpointError, Tensor, find_tensors
+from owl3_jax.models.owl3 import initial_params
 
 Params = dict[str, Any]
 
@@ -110,7 +111,7 @@ def _fresh_tensors(config: ModelConfig, key: Key[Array, ""]) -> dict[str, Tensor
 
     @jax.jit
     def init(key: Key[Array, ""]) -> dict[str, Array]:
-        params = flatten_dict(nn.unbox(initial_params(config, key)), sep="/")
+        params = flatten_dict(nn.unbox(initial_params(config, ComputeConfig(), key)), sep="/")
         return {path: value for path, value in params.items() if path.startswith(_FRESH)}
 
     values = jax.device_get(init(key))

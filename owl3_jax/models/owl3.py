@@ -1,11 +1,11 @@
 """mPLUG-Owl3: vision encoder, projector and hyper-attention decoder, from pixels and tokens to logits."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Float, Key, Shaped
 
 from owl3_jax.batch import Batch
 from owl3_jax.config import ComputeConfig, ModelConfig
@@ -80,3 +80,15 @@ class Owl3(nn.Module):
 def text_of(batch: Batch) -> Text:
     """The text part of a batch."""
     return Text(batch.tokens, batch.positions, batch.segment_ids)
+
+
+def initial_params(config: ModelConfig, compute: ComputeConfig, key: Key[Array, ""]) -> dict[str, Any]:
+    """Fresh parameters with logical axis names attached (`nn.unbox` takes them off); to be traced."""
+    side, ids = config.vision.image_size, jnp.zeros((1, 1), jnp.int32)
+    batch = Batch(ids, ids, ids, jnp.zeros((1, 1, side, side, 3), jnp.uint8), ids, ids)  # no parameter depends on T or I
+    return Owl3(config, compute).init(key, batch)["params"]
+
+
+def abstract_params(config: ModelConfig, compute: ComputeConfig) -> dict[str, Any]:
+    """Shape and dtype of every parameter, with logical axis names attached; nothing is allocated."""
+    return jax.eval_shape(lambda: initial_params(config, compute, jax.random.key(0)))

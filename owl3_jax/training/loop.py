@@ -23,6 +23,7 @@ from owl3_jax.data.pipeline import make_train_iterator
 from owl3_jax.data.prepare import prepare_dataset
 from owl3_jax.data.unreadable import UnreadableImages
 from owl3_jax.files import write_text
+from owl3_jax.models.owl3 import abstract_params
 from owl3_jax.processing.processor import Processor
 from owl3_jax.processing.tokenizer import ChatTokenizer
 from owl3_jax.training.checkpoint import Checkpoints
@@ -33,7 +34,6 @@ from owl3_jax.training.step import (
     Metrics,
     TrainState,
     abstract_state,
-    boxed_params,
     example_batch,
     init_state,
     make_train_step,
@@ -206,7 +206,9 @@ def _make_iterator(config: Config, tokenizer: ChatTokenizer, unreadable: Unreada
 def _write_run_files(config: Config, workdir: Path, tokenizer: ChatTokenizer, mesh: Mesh) -> None:
     """What a reader of the workdir needs to know about the run."""
     write_text(workdir / "config.json", json.dumps(dataclasses.asdict(config), indent=2) + "\n")
-    write_text(workdir / "sharding.txt", "\n".join([*sharding.describe(boxed_params(config), mesh), ""]))
+    write_text(
+        workdir / "sharding.txt", "\n".join([*sharding.describe(abstract_params(config.model, config.compute), mesh), ""])
+    )
     tokenizer.save(workdir / "tokenizer.json")
 
 

@@ -15,7 +15,7 @@ from jaxtyping import Array, Key, Shaped
 
 from owl3_jax.batch import Batch
 from owl3_jax.config import Config, ConfigError
-from owl3_jax.models.owl3 import Owl3
+from owl3_jax.models.owl3 import Owl3, abstract_params, initial_params
 from owl3_jax.sharding import batch_sharding, param_shardings, replicated, rows_divisor, use_mesh
 from owl3_jax.training.loss import next_token_loss
 from owl3_jax.training.optimizer import learning_rate_schedule, make_optimizer
@@ -57,12 +57,6 @@ def example_batch(config: Config) -> Batch:
     image = jax.ShapeDtypeStruct((data.rows, data.images_per_row), jnp.int32)
     pixels = jax.ShapeDtypeStruct((*image.shape, side, side, 3), jnp.uint8)
     return Batch(text, text, text, pixels, image, image, jax.ShapeDtypeStruct(text.shape, jnp.float32))
-
-
-def boxed_params(config: Config) -> Params:
-    """Abstract parameters with their logical axis names."""
-    init = Owl3(config.model, config.compute).init
-    return jax.eval_shape(init, jax.random.key(0), example_batch(config))["params"]
 
 
 def abstract_state(config: Config, mesh: Mesh) -> TrainState:
@@ -135,8 +129,8 @@ def shift_images(key: Key[Array, ""], pixels: Shaped[Array, "B I S S 3"], most: 
     return jax.vmap(jax.vmap(crop))(padded, starts)
 
 
-def nonfinite_tensors(config: Config, mesh: Mesh) -> Callable[[TrainState, Batch], dict[str, bool]]:
-    """A function (state, batch) -> {path: True} for all parameters and gradients that are not finite."""
+def nonfinite_tensors(config: Config, mesh: Mesh) -> Callable[[TrainState, Batch], list[str]]:
+    """A function (state, batch) -> paths of all parameters and gradients that are not finite."""
 
     def check(state: TrainState, batch: Batch) -> tuple[Params, Params]:
         grads, _ = jax.grad(loss_fn(config), has_aux=True)(state.params, state, batch)
@@ -145,29 +139,22 @@ def nonfinite_tensors(config: Config, mesh: Mesh) -> Callable[[TrainState, Batch
 
     jitted = OnMesh(jax.jit(check), mesh)
 
-    def named(state: TrainState, batch: Batch) -> dict[str, bool]:
+    def named(state: TrainState, batch: Batch) -> list[str]:
         params, grads = jitted(state, batch)
-        flags = {f"{kind}/{path}": flag for kind, tree in (("params", params), ("grads", grads)) for path, flag in _flat(tree)}
-        return {path: True for path, flag in flags.items() if bool(flag)}
+        return [path for path, broken in flatten_dict({"params": params, "grads": grads}, sep="/").items() if broken]
 
     return named
 
 
-def _flat(tree: Params) -> list[tuple[str, Any]]:
-    return list(flatten_dict(tree, sep="/").items())
-
-
 def _initial_state(config: Config, key: Key[Array, ""]) -> TrainState:
     params_key, rng = jax.random.split(key)
-    shapes = example_batch(config)
-    zeros = jax.tree.map(lambda x: jnp.zeros((1, *x.shape[1:]), x.dtype), shapes)
-    params = nn.unbox(Owl3(config.model, config.compute).init(params_key, zeros))["params"]
+    params = nn.unbox(initial_params(config.model, config.compute, params_key))
     opt_state = make_optimizer(config.optimizer, config.train.steps).init(params)
     return TrainState(jnp.zeros((), jnp.int32), params, opt_state, rng)
 
 
 def _state_shardings(config: Config, mesh: Mesh, shapes: TrainState) -> TrainState:
-    params = param_shardings(boxed_params(config), mesh)
+    params = param_shardings(abstract_params(config.model, config.compute), mesh)
     optimizer = make_optimizer(config.optimizer, config.train.steps)
     whole = replicated(mesh)
     opt_state = optax.tree_utils.tree_map_params(

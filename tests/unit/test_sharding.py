@@ -13,7 +13,8 @@ from jax.sharding import PartitionSpec as P
 import owl3_jax
 from owl3_jax import sharding
 from owl3_jax.config import ComputeConfig, Config, ConfigError, DataConfig, MeshConfig, ModelConfig, TrainConfig
-from owl3_jax.training.step import abstract_state, boxed_params, example_batch, init_state, loss_fn, make_train_step
+from owl3_jax.models.owl3 import abstract_params
+from owl3_jax.training.step import abstract_state, example_batch, init_state, loss_fn, make_train_step
 from tests.tiny import model_config, pack, pad, single, stack
 
 ONE = MeshConfig(data=1)
@@ -36,6 +37,10 @@ def config(form="gated") -> Config:
         data=DataConfig(rows=8, tokens_per_row=29, images_per_row=5),
         train=TrainConfig(shift_pixels=1),
     )
+
+
+def boxed_params(form="gated"):
+    return abstract_params(config(form).model, config(form).compute)
 
 
 def batch():
@@ -99,7 +104,7 @@ def test_a_train_step_keeps_the_state_split_as_it_was():
 
 def test_every_axis_name_that_a_model_uses_has_a_rule():
     names = {name for name, _ in sharding.RULES}
-    boxed = jax.tree.leaves(boxed_params(config("joint")), is_leaf=lambda x: hasattr(x, "names"))
+    boxed = jax.tree.leaves(boxed_params("joint"), is_leaf=lambda x: hasattr(x, "names"))
     used = {name for box in boxed for name in box.names}
     source = "".join(path.read_text() for path in (Path(owl3_jax.__file__).parent / "models").glob("*.py"))
     constrained = {
@@ -119,14 +124,14 @@ def test_a_name_without_a_rule_is_an_error():
 
 def test_an_axis_that_does_not_divide_a_dim_leaves_it_whole():
     mesh = mesh_of(MESHES["fsdp x tensor"])
-    specs = flatten_dict(sharding.param_shardings(boxed_params(config()), mesh), sep="/")
+    specs = flatten_dict(sharding.param_shardings(boxed_params(), mesh), sep="/")
     assert specs["language_model/embed_tokens"].spec == P(None, "fsdp")  # 31 rows over 2
     assert specs["language_model/layers/mlp/up_proj/kernel"].spec == P(None, "fsdp", "tensor")
 
 
 def test_one_printed_line_per_parameter():
     mesh = mesh_of(MESHES["fsdp x tensor"])
-    lines = sharding.describe(boxed_params(config()), mesh)
+    lines = sharding.describe(boxed_params(), mesh)
     assert len(lines) == len(jax.tree.leaves(abstract_state(config(), mesh).params))
     (line,) = [line for line in lines if line.startswith("language_model/layers/self_attn/o_proj/kernel ")]
     path, shape, *names, split = re.split(r"\s+(?![^(]*\))", line)

@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from owl3_jax.config import MeshConfig
+from owl3_jax.config import ComputeConfig, MeshConfig
 from owl3_jax.convert.directories import to_orbax
 from owl3_jax.convert.load import load_config, load_params
-from owl3_jax.convert.official import Parameter, abstract_params
+from owl3_jax.convert.official import Parameter
+from owl3_jax.models.owl3 import abstract_params
 from owl3_jax.sharding import make_mesh, param_shardings
 from tests.unit.convert.checkpoints import GOLDEN
 
@@ -25,7 +26,7 @@ def test_onto_a_mesh(tmp_path, converted):
     mesh = make_mesh(MeshConfig(data=1, fsdp=2, tensor=4))
     params = load_params(directory, config, mesh)
     jax.tree.map(np.testing.assert_array_equal, params, expected)
-    assert jax.tree.map(lambda x: x.sharding, params) == param_shardings(abstract_params(config), mesh)
+    assert jax.tree.map(lambda x: x.sharding, params) == param_shardings(abstract_params(config, ComputeConfig()), mesh)
     assert not params["language_model"]["embed_tokens"].sharding.is_fully_replicated
 
 

@@ -10,8 +10,8 @@ from flax.traverse_util import flatten_dict
 from hypothesis import given
 from hypothesis import strategies as st
 
-from owl3_jax.config import NAMED_SIZES
-from owl3_jax.convert.official import abstract_params, parameter_shapes
+from owl3_jax.config import NAMED_SIZES, ComputeConfig
+from owl3_jax.convert.official import parameter_shapes
 from owl3_jax.convert.table import (
     TABLE,
     Entry,
@@ -25,6 +25,7 @@ from owl3_jax.convert.table import (
     sort_names,
     to_official,
 )
+from owl3_jax.models.owl3 import abstract_params
 from tests.tiny import FORMS, model_config
 from tests.unit.convert.checkpoints import golden_tensors
 
@@ -37,7 +38,7 @@ def every_name(config) -> list[str]:
 @pytest.mark.parametrize("form", FORMS)
 def test_has_each_parameter_once(form, tied):
     config = model_config(form, tie_word_embeddings=tied)
-    paths = flatten_dict(nn.unbox(abstract_params(config)), sep="/").keys()
+    paths = flatten_dict(nn.unbox(abstract_params(config, ComputeConfig())), sep="/").keys()
     assert sorted(entry.path for entry in entries_for(config)) == sorted(paths)
     names = every_name(config)
     assert len(set(names)) == len(names)
@@ -122,7 +123,7 @@ def test_output_projection_reads_heads_one_after_the_other():
 
 def test_whole_trees_go_to_official_names():
     config = model_config("static")
-    params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), nn.unbox(abstract_params(config)))
+    params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), nn.unbox(abstract_params(config, ComputeConfig())))
     tensors = params_to_official(params, config)
     assert sorted(tensors) == sorted(every_name(config))
     assert tensors["language_model.model.layers.1.self_attn.gate"].shape == (config.hidden_size,)

@@ -11,10 +11,9 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from owl3_jax.batch import Batch
-from owl3_jax.config import NAMED_SIZES, ComputeConfig, Config
-from owl3_jax.models.owl3 import Owl3, text_of
+from owl3_jax.config import NAMED_SIZES, ComputeConfig
+from owl3_jax.models.owl3 import Owl3, abstract_params, text_of
 from owl3_jax.models.qwen2 import Text
-from owl3_jax.training.step import boxed_params
 from tests.tiny import COMPUTE, FORMS, init, model_config, pack, pad, single, stack
 
 ATOL = 1e-4  # logits of scale 20; measured 3.2e-5 in float32 where the sums run in another order
@@ -132,7 +131,7 @@ SIGLIP_BLOCK = 4 * (1152 * 1152 + 1152) + 2 * 1152 * 4304 + 4304 + 1152 + 4 * 11
 
 @pytest.mark.parametrize("size", list(PUBLISHED))
 def test_parameter_counts_of_the_released_checkpoints(size):
-    shapes = flatten_dict(nn.unbox(boxed_params(Config(model=NAMED_SIZES[size]))), sep="/")
+    shapes = flatten_dict(nn.unbox(abstract_params(NAMED_SIZES[size], COMPUTE)), sep="/")
     kv = count(shapes, "language_model/hyper_layers/v_kv_proj")
     hyper = count(shapes, "language_model/hyper_layers")
     language = count(shapes, "language_model") - hyper
