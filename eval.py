@@ -17,13 +17,14 @@ from owl3_jax import command_line, sharding
 from owl3_jax.batch import Batch
 from owl3_jax.compilation_cache import use_compilation_cache
 from owl3_jax.config import Config, ConfigError
+from owl3_jax.convert.load import load_params
+from owl3_jax.convert.weight_files import CheckpointError
 from owl3_jax.data import load_tokenizer
 from owl3_jax.evaluation.evaluate import evaluate
 from owl3_jax.evaluation.runner import Generate
 from owl3_jax.inference.generate import Params, generate
 from owl3_jax.models.owl3 import Owl3
 from owl3_jax.processing.images import UnreadableImage
-from owl3_jax.training.checkpoint import CheckpointError, load_params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,8 +40,8 @@ def main() -> None:
     use_compilation_cache()
     try:
         mesh = sharding.make_mesh(config.mesh)
-        answer = make_generate(config, load_params(flags.workdir, config, mesh), mesh)
-        evaluate(config, answer, flags.workdir / "eval", rows_divisor=sharding.rows_divisor(mesh))
+        params = load_params(flags.workdir, config.model, mesh, dtype=config.compute.param_dtype)
+        evaluate(config, make_generate(config, params, mesh), flags.workdir / "eval", rows_divisor=sharding.rows_divisor(mesh))
     except (ConfigError, CheckpointError, UnreadableImage) as error:
         sys.exit(f"error: {error}")
 

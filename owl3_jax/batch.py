@@ -6,6 +6,7 @@ Glossary
     C   cached text positions (keys)        K   key/value heads
     I   images of a row (crops and video    G   query heads per key/value head, H / K
         frames count as images)             D   head size, E / H
+    J   images of one chunk                 R   rows of answers: n for each of B prompts
     L   tokens of one image                 F   width of the decoder's MLP
     S   side of the squared image, pixels   V   vocabulary rows
     P   side of a patch, pixels             N   decoder layers (M of them hyper layers)

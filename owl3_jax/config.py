@@ -28,6 +28,12 @@ def _require_positive(config: Any, *names: str) -> None:
         _require(value > 0, f"{type(config).__name__}.{name} must be positive, got {value}")
 
 
+def _plain_fields(cls: type, tree: dict[str, Any]) -> dict[str, Any]:
+    """The numbers and switches in `tree` that `cls` has a field for; JSON may write 1000000 for 1e6."""
+    kinds = {field.name: field.type for field in dataclasses.fields(cls) if field.type in (int, float, bool)}
+    return {name: float(tree[name]) if kind is float else tree[name] for name, kind in kinds.items() if name in tree}
+
+
 @dataclasses.dataclass(frozen=True)
 class VisionConfig:
     """SigLIP (names as in config.json's `vision_config`)."""
@@ -108,16 +114,27 @@ class ModelConfig:
     def from_hf(cls, tree: dict[str, Any], form: Form) -> "ModelConfig":
         """The architecture from a released checkpoint's config.json.
 
-        config.json does not tell the form; the checkpoint's tensor names do (`owl3_jax.convert`).
+        config.json does not tell the form; the checkpoint's tensor names do (`owl3_jax.convert`). Settings that it leaves out
+        are those of 7B-240728, keys that are unknown here are ignored.
         """
-        names = {field.name for field in dataclasses.fields(cls)} - {"form", "vision", "hyper_layers"}
-        vision_names = {field.name for field in dataclasses.fields(VisionConfig)}
         return cls(
             form=form,
             hyper_layers=tuple(tree["hyper_layers"]),
-            vision=VisionConfig(**{k: v for k, v in tree.get("vision_config", {}).items() if k in vision_names}),
-            **{k: v for k, v in tree.items() if k in names},
+            vision=VisionConfig(**_plain_fields(VisionConfig, tree.get("vision_config") or {})),
+            **_plain_fields(cls, tree),
         )
+
+    def to_hf(self) -> dict[str, Any]:
+        """What an official config.json says of this architecture; `from_hf`, told the form, undoes it."""
+        tree = dataclasses.asdict(self)
+        vision = tree.pop("vision")
+        return {
+            "architectures": ["mPLUGOwl3Model"],
+            "model_type": "mplugowl3",
+            **{name: value for name, value in tree.items() if name != "form"},
+            "hyper_layers": list(self.hyper_layers),
+            "vision_config": {"model_type": "siglip_vision_model", **vision},
+        }
 
     @property
     def head_dim(self) -> int:
@@ -147,6 +164,7 @@ class ComputeConfig:
     dtype: DType = "bfloat16"  # activations
     param_dtype: DType = "float32"
     remat: Remat = "none"  # what a block keeps for its backward pass
+    scan_layers: bool = True  # the decoder as one scan over stacked parameters, or written out
     images_per_chunk: int = 16  # images whose attention scores exist at the same time
 
     def __post_init__(self) -> None:
@@ -263,6 +281,18 @@ class Config:
             f"data.tokens_per_row {self.data.tokens_per_row} exceeds model.max_position_embeddings "
             f"{self.model.max_position_embeddings}",
         )
+
+
+def field_differences(saved: Any, wanted: Any, name: str) -> list[str]:
+    """One line for each field that differs: `model.hidden_size: 64 there, 128 in this run`, the dataclasses being a `model`."""
+    lines = []
+    for field in dataclasses.fields(wanted):
+        path, before, now = f"{name}.{field.name}", getattr(saved, field.name), getattr(wanted, field.name)
+        if dataclasses.is_dataclass(now):
+            lines += field_differences(before, now, path)
+        elif before != now:
+            lines.append(f"{path}: {before!r} there, {now!r} in this run")
+    return lines
 
 
 def load_json_tree(cls: type, tree: dict[str, Any]) -> Any:

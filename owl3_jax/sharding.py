@@ -27,7 +27,7 @@ RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
     ("batch", ("data", "fsdp")),
     ("vision_batch", ("data", "fsdp")),  # B * I: the vision encoder sees no rows
     ("text", None),
-    ("image", None),
+    ("image", "context"),
     ("image_token", None),
     ("act_embed", None),
     ("act_heads", "tensor"),

@@ -10,10 +10,14 @@ Against recorded cases (a .npz file; `owl3_jax.convert.cases` says what is in it
     case3   greedy                                   ok  12 of 12 tokens
     11 of 11 agree within 0.0001
 
-Against the official PyTorch model on the inputs of such a file. transformers loads it with the code that lies beside its
-weights, so this runs that code; it needs torch and the versions that the code asks for:
+Against the official PyTorch model, on the inputs of such a file or on images and prompts of your own. transformers loads it
+with the code that lies beside its weights, so this runs that code; it needs torch and the versions that the code asks for:
 
     python tools/check_parity.py --checkpoint DIR --cases FILE.npz --against-official DIR
+    python tools/check_parity.py --checkpoint DIR --images a.jpg b.jpg --prompts "What differs?" --against-official DIR
+
+Every prompt gets all images, put before its text if it has no `<|image|>`. `--save-cases FILE.npz` keeps what the official
+model gave, to be compared with later, without torch.
 
 Logits are also compared as distributions of the next token: KL divergence in nats and how many of the ten likeliest
 tokens are shared, both averaged over positions. Exits with 1 when a difference exceeds `--atol` or a greedy token differs.
@@ -23,7 +27,7 @@ import dataclasses
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,10 +35,13 @@ import numpy as np
 import tyro
 
 from owl3_jax.config import ComputeConfig, DType, Form, ModelConfig
-from owl3_jax.convert.cases import Case, pad_cases, read_cases
+from owl3_jax.convert.cases import Case, pad_cases, read_cases, write_cases
+from owl3_jax.convert.comparison import Row, compare
 from owl3_jax.convert.load import load_config, load_params
 from owl3_jax.inference.generate import generate
 from owl3_jax.models.owl3 import Owl3
+from owl3_jax.models.siglip import normalize_pixels
+from owl3_jax.processing.processor import Processor
 
 Outputs = dict[str, np.ndarray]  # as `Case.expected`
 
@@ -43,23 +50,24 @@ Outputs = dict[str, np.ndarray]  # as `Case.expected`
 class Flags:
     """Compares this model with another implementation."""
 
-    checkpoint: Path  # official or converted
-    cases: Path  # prompts and images, and what is expected of them
+    checkpoint: Path  # official, converted or a training run's
+    cases: Path | None = None  # prompts and images, and what is expected of them
+    prompts: tuple[str, ...] = ()  # instead of cases: the user's messages
+    images: tuple[Path, ...] = ()  # of every prompt
+    crop: bool = False  # whether images are seen in crops too
     against_official: Path | None = None  # a directory with official weights and code, instead of what the cases expect
+    save_cases: Path | None = None  # where to write what the official model gives
     atol: float = 1e-4
     dtype: DType = "float32"  # to compute in
     max_new_tokens: int = 12  # of greedy decoding with --against-official
 
-
-class Row(NamedTuple):
-    """One line of the table."""
-
-    case: str
-    tensor: str
-    difference: str  # largest absolute one
-    scale: str  # largest absolute expected value
-    agrees: bool
-    note: str = ""
+    def __post_init__(self) -> None:
+        if bool(self.cases) == bool(self.prompts):
+            raise ValueError("give either --cases FILE.npz or --prompts TEXT..., with --images to go with the prompts")
+        if self.images and not self.prompts:
+            raise ValueError("--images go with --prompts; cases have their own")
+        if (self.prompts or self.save_cases) and not self.against_official:
+            raise ValueError("only --cases has outputs to compare with; --prompts and --save-cases need --against-official DIR")
 
 
 def main() -> None:
@@ -77,48 +85,30 @@ def main() -> None:
 def check(flags: Flags) -> Iterator[Row]:
     """Compares case by case, printing each row as it comes."""
     config = load_config(flags.checkpoint)
-    cases = read_cases(flags.cases, config.vision.image_size)
+    cases = read_cases(flags.cases, config.vision.image_size) if flags.cases else make_cases(flags)
     ours = OurModel(flags.checkpoint, config, flags.dtype)
-    official = flags.against_official and OfficialModel(flags.against_official, config.form, flags.dtype)
+    if flags.against_official:
+        official = OfficialModel(flags.against_official, config.form, flags.dtype)
+        cases = [case._replace(expected=official.run(case, flags.max_new_tokens)) for case in cases]
+    if flags.save_cases:
+        write_cases(flags.save_cases, cases)
     print(f"{'case':<8}{'tensor':<18}{'difference':>12}{'scale':>9}")
     for case in cases:
-        expected = official.run(case, flags.max_new_tokens) if official else case.expected
-        found = ours.run(case, len(expected.get("greedy", ())))
-        for row in compare(case.name, expected, found, flags.atol):
+        found = ours.run(case, len(case.expected.get("greedy", ())))
+        for row in compare(case.name, case.expected, found, flags.atol):
             mark = "ok" if row.agrees else "DIFFERS"
             print(f"{row.case:<8}{row.tensor:<18}{row.difference:>12}{row.scale:>9}  {mark}  {row.note}".rstrip(), flush=True)
             yield row
 
 
-def compare(case: str, expected: Outputs, found: Outputs, atol: float) -> Iterator[Row]:
-    """The rows of one case: what is expected of it, by our model's outputs."""
-    for name, theirs in expected.items():
-        ours = found[name]
-        if name == "greedy":
-            same = int((ours == theirs).sum())
-            yield Row(case, name, "", "", same == len(theirs), f"{same} of {len(theirs)} tokens")
-        elif name == "hidden_states":
-            for layer, pair in enumerate(zip(ours, theirs, strict=True)):
-                yield _tensor_row(case, f"hidden_states {layer}", *pair, atol)
-        else:
-            note = _distributions(ours, theirs) if name == "logits" else ""
-            yield _tensor_row(case, name, ours, theirs, atol)._replace(note=note)
-
-
-def _tensor_row(case: str, tensor: str, ours: np.ndarray, expected: np.ndarray, atol: float) -> Row:
-    if ours.shape != expected.shape:
-        return Row(case, tensor, "", "", False, f"shape {ours.shape}, expected {expected.shape}")
-    difference = float(np.abs(ours - expected).max())
-    return Row(case, tensor, f"{difference:.1e}", f"{np.abs(expected).max():.2f}", difference <= atol)  # NaN does not agree
-
-
-def _distributions(ours: np.ndarray, expected: np.ndarray) -> str:
-    expected, ours = expected.astype(np.float64), ours.astype(np.float64)
-    log_p, log_q = (logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True) for logits in (expected, ours))
-    divergence = (np.exp(log_p) * (log_p - log_q)).sum(axis=-1).mean()
-    best = zip(*(np.argsort(logits, axis=-1)[:, -10:] for logits in (expected, ours)), strict=True)
-    shared = np.mean([len(set(a) & set(b)) for a, b in best])
-    return f"KL {divergence:.1e}, top ten share {shared:.1f}"
+def make_cases(flags: Flags) -> list[Case]:
+    """A case with all images for each prompt, as the checkpoint's own processor makes it; nothing is expected of it yet."""
+    processor, cases = Processor.from_pretrained(flags.checkpoint), []
+    for number, prompt in enumerate(flags.prompts, start=1):
+        sample = processor(prompt, flags.images, crop=flags.crop)
+        pixels = np.array(normalize_pixels(jnp.asarray(sample.pixel_values)))
+        cases.append(Case(f"prompt{number}", sample.input_ids, sample.image_starts, pixels, {}))
+    return cases
 
 
 class OurModel:
@@ -149,7 +139,8 @@ class OfficialModel:
         from transformers import AutoModel
 
         self._torch, self._form = torch, form
-        self._model = AutoModel.from_pretrained(directory, trust_remote_code=True, torch_dtype=getattr(torch, dtype)).eval()
+        options = {"torch_dtype": getattr(torch, dtype), "attn_implementation": "sdpa"}  # attention as its authors run it
+        self._model = AutoModel.from_pretrained(directory, trust_remote_code=True, **options).eval()
 
     def run(self, case: Case, max_new_tokens: int) -> Outputs:
         """What the official model gives, as a case expects it; greedy decoding may stop early."""

@@ -2,51 +2,78 @@
 
     python tools/convert_checkpoint.py --from mPLUG-Owl3-7B-240728 --to checkpoints/7b-240728 --dtype bfloat16
     python tools/convert_checkpoint.py --from checkpoints/7b-240728 --to back --to-hf
+    python tools/convert_checkpoint.py --from runs/digits --to exported --to-hf
 
 The first makes an orbax checkpoint with config, tokenizer and processor settings beside it, the second a Hugging Face
-directory, tensor by tensor and bit by bit what it came from if no dtype was chosen. Needs no accelerator, no PyTorch
-(but for `.bin` weights), and memory for one parameter.
+directory, tensor by tensor and bit by bit what it came from if no dtype was chosen, the third such a directory from the last
+checkpoint of a training run. Needs no accelerator, no PyTorch (but for `.bin` weights), and memory for one parameter.
 """
 
 import dataclasses
-import os
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 from typing import Annotated
 
+import jax
 import tyro
 from tqdm import tqdm
 
 from owl3_jax.config import DType
 from owl3_jax.convert.directories import to_hugging_face, to_orbax
+from owl3_jax.processing.processor import Processor
 
 
 @dataclasses.dataclass(frozen=True)
 class Flags:
-    """Converts a checkpoint directory, official or converted, to the other kind."""
+    """Converts a checkpoint directory, official or our own, to the other kind."""
 
-    source: Annotated[Path, tyro.conf.arg(name="from")]  # a directory with weights, config.json and tokenizer files
+    source: Annotated[Path, tyro.conf.arg(name="from")]  # an official directory; with --to-hf, a converted one or a run's
     to: Path  # a new directory; it appears when all of it is written
-    to_hf: bool = False  # back to Hugging Face's layout
+    to_hf: bool = False  # to Hugging Face's layout
     dtype: DType | None = None  # of the parameters; as they are by default
 
 
 def main() -> None:
     """Converts what the command line names."""
     flags = tyro.cli(Flags, description=__doc__)
-    os.environ["JAX_PLATFORMS"] = "cpu"  # nothing here is computed: leave the accelerator alone
-    convert = to_hugging_face if flags.to_hf else to_orbax
+    jax.config.update("jax_platforms", "cpu")  # nothing here is computed: leave the accelerator alone
+    try:
+        processor = find_processor(flags.source)
+        convert(flags)
+        if processor:
+            write_settings(processor, flags.to)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+def convert(flags: Flags) -> None:
+    """The conversion itself, under a progress bar."""
+    convert_directory = to_hugging_face if flags.to_hf else to_orbax
     with tqdm(unit="B", unit_scale=True, dynamic_ncols=True) as bar:
 
         def advance(done: int, total: int) -> None:
             bar.total = total
             bar.update(done)
 
-        try:
-            convert(flags.source, flags.to, dtype=flags.dtype, advance=advance)
-        except (ValueError, OSError) as error:
-            bar.close()
-            sys.exit(f"error: {error}")
+        convert_directory(flags.source, flags.to, dtype=flags.dtype, advance=advance)
+
+
+def find_processor(source: Path) -> Processor | None:
+    """The processor of a checkpoint; None, with a word on it, for weights without a tokenizer."""
+    try:
+        return Processor.from_pretrained(source)
+    except FileNotFoundError as error:
+        print(f"no processor.json will be written: {error}", file=sys.stderr)
+        return None
+
+
+def write_settings(processor: Processor, directory: Path) -> None:
+    """processor.json alone: the tokenizer's files stay as they were copied."""
+    with tempfile.TemporaryDirectory() as place:
+        processor.save(place)
+        shutil.copyfile(Path(place) / "processor.json", directory / "processor.json")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import tyro
@@ -46,7 +46,7 @@ def main() -> None:
         new_directory(flags.to) as directory,
         tqdm(total=sum(spec.nbytes for spec in specs), unit="B", unit_scale=True) as bar,
     ):
-        (directory / "config.json").write_text(json.dumps(config_json(config, flags.dtype), indent=2) + "\n")
+        (directory / "config.json").write_text(json.dumps(config.to_hf() | {"torch_dtype": flags.dtype}, indent=2) + "\n")
         writer = WeightWriter(directory, specs)
         for spec in specs:
             values = random.standard_normal(math.prod(spec.shape), np.float32) * 0.02
@@ -76,20 +76,6 @@ def unused_shapes(config: VisionConfig) -> dict[str, tuple[int, ...]]:
     shapes |= norm("post_layernorm") | norm("head.layernorm") | mlp("head.mlp")
     shapes |= {"head.probe": (1, 1, width), "head.attention.in_proj_weight": (3 * width, width)}
     return shapes | {"head.attention.in_proj_bias": (3 * width,)} | linear("head.attention.out_proj", width, width)
-
-
-def config_json(config: ModelConfig, dtype: DType) -> dict[str, Any]:
-    """What config.json says of the model; its form is told by the tensors' names."""
-    tree = dataclasses.asdict(config)
-    vision = tree.pop("vision") | {"model_type": "siglip_vision_model"}
-    del tree["form"]
-    return {
-        "architectures": ["mPLUGOwl3Model"],
-        "model_type": "mplugowl3",
-        **tree,
-        "torch_dtype": dtype,
-        "vision_config": vision,
-    }
 
 
 if __name__ == "__main__":

@@ -4,13 +4,14 @@ Keys are `NAME/input_ids` [T], `NAME/media_starts` [I] and `NAME/pixel_values` [
 outputs `image_embeds` [I, L, E], `hidden_states` [N + 1, T, E], `logits` [T, V] and `greedy` [A], each of them optional.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from owl3_jax.batch import Batch
+from owl3_jax.files import write_atomically
 
 OUTPUTS = ("image_embeds", "hidden_states", "logits", "greedy")
 
@@ -48,6 +49,17 @@ def _case(arrays: dict[str, np.ndarray], name: str, image_size: int) -> Case:
         pixels.transpose(0, 2, 3, 1).astype(np.float32),
         {output: arrays[f"{name}/{output}"] for output in OUTPUTS if f"{name}/{output}" in arrays},
     )
+
+
+def write_cases(path: Path, cases: Iterable[Case]) -> None:
+    """Writes a file that `read_cases` reads; it appears when all of it is written."""
+    arrays: dict[str, Any] = {}
+    for case in cases:
+        arrays |= {f"{case.name}/input_ids": case.input_ids, f"{case.name}/media_starts": case.image_starts}
+        if len(case.image_starts):
+            arrays[f"{case.name}/pixel_values"] = case.pixel_values.transpose(0, 3, 1, 2)
+        arrays |= {f"{case.name}/{output}": value for output, value in case.expected.items()}
+    write_atomically(path, lambda file: np.savez(file, **arrays))
 
 
 def pad_cases(cases: Sequence[Case], *, tokens: int | None = None, images: int | None = None) -> Batch:

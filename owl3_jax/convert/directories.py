@@ -1,21 +1,27 @@
-"""Whole directories there and back: Hugging Face's layout <-> orbax with everything else beside it."""
+"""Whole directories there and back: Hugging Face's layout <-> orbax with everything else beside it.
+
+What training leaves goes the second way only: it becomes a directory that others can load.
+"""
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from owl3_jax.config import DType, ModelConfig
-from owl3_jax.convert.converted import MODEL, PARAMS, is_converted, new_directory, read_model, read_unused, write_converted
+from owl3_jax.config import DType
+from owl3_jax.convert.converted import MODEL, new_directory, write_converted
 from owl3_jax.convert.official import load_config, open_checkpoint
-from owl3_jax.convert.orbax_params import Advance, StoredParameter, open_params
+from owl3_jax.convert.orbax_params import Advance
+from owl3_jax.convert.stored import StoredCheckpoint, is_stored, open_stored
 from owl3_jax.convert.table import EMBEDDING, TIED_HEAD, entries_for, official_names, official_shape, row_shape, to_official
 from owl3_jax.convert.weight_files import CheckpointError
 from owl3_jax.convert.weight_writer import MAX_SHARD_BYTES, TensorSpec, WeightWriter
+from owl3_jax.convert.workdir import is_workdir
 
 _NOT_COPIED = (".safetensors", ".bin", ".pt", ".pth", ".index.json", MODEL)
+_COPIED_FROM_A_RUN = ("tokenizer.json", "processor.json")
 
 
 def _ignore(done: int, total: int) -> None:
@@ -34,6 +40,8 @@ def to_orbax(source: Path, destination: Path, *, dtype: DType | None = None, adv
     Raises:
         CheckpointError: the source does not hold a model, or the destination exists.
     """
+    if is_stored(source):
+        raise CheckpointError(source, ["it is an orbax checkpoint already; --to-hf makes a Hugging Face directory of it"])
     config = load_config(source)
     checkpoint = open_checkpoint(source, config, np.dtype(dtype) if dtype else None)
     with new_directory(destination) as directory:
@@ -49,60 +57,73 @@ def to_hugging_face(
     max_shard_bytes: int = MAX_SHARD_BYTES,
     advance: Advance = _ignore,
 ) -> None:
-    """Converts a directory that `to_orbax` wrote back; memory holds one tensor at a time.
+    """Converts a directory that `to_orbax` wrote back, or exports a training run; memory holds one tensor at a time.
 
-    Tensors get the names, shapes and, without `dtype`, the bits that they came with, the unused ones too.
+    Tensors get the names, shapes and, without `dtype`, the bits that they came with, the unused ones too. A run has no
+    unused ones; its config.json says what `ModelConfig` does.
 
     Args:
-        source: a directory that `to_orbax` wrote.
+        source: a directory that `to_orbax` wrote, or a training run's workdir, whose last checkpoint is taken.
         destination: a new directory; it appears when all of it is written.
         dtype: of the parameters; each keeps its own by default.
         max_shard_bytes: of one weight file.
         advance: called with the bytes just written and those of the whole.
 
     Raises:
-        CheckpointError: the source was not written by `to_orbax`, its parameters are not those of its model, or the
-            destination exists.
+        CheckpointError: the source is neither, its parameters are not those of its model, or the destination exists.
     """
-    if not is_converted(source):
-        raise CheckpointError(source, [f"it has no {MODEL} with {PARAMS}/ beside it: only what was converted can go back"])
-    config, tied_head = read_model(source)
-    parameters = open_params(source / PARAMS, config, np.dtype(dtype) if dtype else None)
-    specs = _specs(source, config, parameters, tied_head)
+    if not is_stored(source):
+        raise CheckpointError(
+            source, [f"it has no {MODEL} with params/, and no checkpoints/: it is neither converted nor trained"]
+        )
+    stored = open_stored(source, np.dtype(dtype) if dtype else None)
+    specs = _specs(stored)
     total = sum(spec.nbytes for spec in specs)
     with new_directory(destination) as directory:
-        _copy_other_files(source, directory, dtype)
+        if is_workdir(source):
+            _describe_run(source, stored, directory)
+        else:
+            _copy_other_files(source, directory, dtype)
         writer = WeightWriter(directory, specs, max_shard_bytes=max_shard_bytes)
-        for name, tensor in _tensors(source, config, parameters, tied_head):
+        for name, tensor in _tensors(stored):
             writer.write(name, tensor)
             advance(tensor.nbytes, total)
 
 
-def _specs(source: Path, config: ModelConfig, parameters: Mapping[str, StoredParameter], tied_head: bool) -> list[TensorSpec]:
+def _specs(stored: StoredCheckpoint) -> list[TensorSpec]:
     """What `_tensors` will yield."""
-    specs = [TensorSpec(tensor.name, tensor.dtype, tensor.shape) for tensor in read_unused(source)]
-    for entry in entries_for(config):
-        names = (*official_names(entry, config), *([TIED_HEAD] if tied_head and entry.official == EMBEDDING else []))
-        parameter = parameters[entry.path]
+    specs = [TensorSpec(tensor.name, tensor.dtype, tensor.shape) for tensor in stored.unused]
+    for entry in entries_for(stored.config):
+        names = official_names(entry, stored.config)
+        if stored.tied_head and entry.official == EMBEDDING:
+            names = (*names, TIED_HEAD)
+        parameter = stored.parameters[entry.path]
         shape = official_shape(entry, row_shape(entry, parameter.shape))
         specs += [TensorSpec(name, parameter.dtype, shape) for name in names]
     return specs
 
 
-def _tensors(
-    source: Path, config: ModelConfig, parameters: Mapping[str, StoredParameter], tied_head: bool
-) -> Iterator[tuple[str, np.ndarray]]:
+def _tensors(stored: StoredCheckpoint) -> Iterator[tuple[str, np.ndarray]]:
     """Official names and tensors; one of them is read at a time."""
-    for tensor in read_unused(source):
+    for tensor in stored.unused:
         yield tensor.name, tensor.read()
-    for entry in entries_for(config):
-        parameter = parameters[entry.path]
+    for entry in entries_for(stored.config):
+        parameter = stored.parameters[entry.path]
         within = (slice(None),) * (len(parameter.shape) - 1)
-        for row, name in enumerate(official_names(entry, config)):
+        for row, name in enumerate(official_names(entry, stored.config)):
             value = parameter.read((slice(row, row + 1), *within))[0] if entry.stacked else parameter.read()
             yield name, to_official(entry, value)
-        if tied_head and entry.official == EMBEDDING:
+        if stored.tied_head and entry.official == EMBEDDING:
             yield TIED_HEAD, to_official(entry, value)
+
+
+def _describe_run(workdir: Path, stored: StoredCheckpoint, directory: Path) -> None:
+    """Writes config.json and copies what makes prompts for the model."""
+    dtype = stored.parameters["language_model/embed_tokens"].dtype.name
+    (directory / "config.json").write_text(json.dumps(stored.config.to_hf() | {"torch_dtype": dtype}, indent=2) + "\n")
+    for name in _COPIED_FROM_A_RUN:
+        if (workdir / name).exists():
+            shutil.copyfile(workdir / name, directory / name)
 
 
 def _copy_other_files(source: Path, directory: Path, dtype: DType | None) -> None:

@@ -1,4 +1,4 @@
-"""Parameters from a checkpoint directory, official or converted, whole or straight onto the devices of a mesh."""
+"""Parameters from a checkpoint directory (official, converted, or a training run's), whole or straight onto a mesh."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,11 +9,12 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh, NamedSharding
 
-from owl3_jax.config import ComputeConfig, DType, ModelConfig
+from owl3_jax.config import ComputeConfig, DType, ModelConfig, field_differences
 from owl3_jax.convert import official
-from owl3_jax.convert.converted import PARAMS, is_converted, read_model
 from owl3_jax.convert.official import Parameter, open_checkpoint
-from owl3_jax.convert.orbax_params import StoredParameter, open_params
+from owl3_jax.convert.orbax_params import StoredParameter
+from owl3_jax.convert.stored import is_stored, open_stored, read_stored_config
+from owl3_jax.convert.weight_files import CheckpointError
 from owl3_jax.models.owl3 import abstract_params
 from owl3_jax.sharding import param_shardings
 
@@ -21,20 +22,21 @@ Params = dict[str, Any]
 
 
 def load_config(directory: Path) -> ModelConfig:
-    """The architecture of a checkpoint directory, official or converted.
+    """The architecture of a checkpoint directory of any kind.
 
     Raises CheckpointError when the directory does not tell it.
     """
-    return read_model(directory)[0] if is_converted(directory) else official.load_config(directory)
+    return read_stored_config(directory) if is_stored(directory) else official.load_config(directory)
 
 
 def load_params(directory: Path, config: ModelConfig, mesh: Mesh | None = None, *, dtype: DType | None = None) -> Params:
-    """The parameters of a checkpoint directory, official or converted.
+    """The parameters of a checkpoint directory of any kind.
 
     With a mesh every host reads only the bytes of its own shards, one parameter after the other.
 
     Args:
-        directory: a Hugging Face directory, or one that `tools/convert_checkpoint.py` wrote.
+        directory: a Hugging Face directory, one that `tools/convert_checkpoint.py` wrote, or a training run's workdir,
+            whose last checkpoint is taken.
         config: the architecture, as `load_config` tells it.
         mesh: where to put the parameters, sharded by the rules; without one they are numpy arrays.
         dtype: what to cast to while reading; the checkpoint's own by default.
@@ -43,8 +45,11 @@ def load_params(directory: Path, config: ModelConfig, mesh: Mesh | None = None, 
         CheckpointError: the directory does not hold this model; it lists everything that is wrong.
     """
     cast = np.dtype(dtype) if dtype else None
-    if is_converted(directory):
-        return read_parameters(open_params(directory / PARAMS, config, cast), config, mesh)
+    if is_stored(directory):
+        stored = open_stored(directory, cast)
+        _require_same_model(directory, stored.config, config)
+        return read_parameters(stored.parameters, config, mesh)
+    _require_same_model(directory, official.load_config(directory), config)
     return read_parameters(open_checkpoint(directory, config, cast).parameters, config, mesh)
 
 
@@ -60,6 +65,12 @@ def read_parameters(
         return jax.make_array_from_callback(parameter.shape, shardings[path], parameter.read)
 
     return unflatten_dict({path: read(path, parameter) for path, parameter in parameters.items()}, sep="/")
+
+
+def _require_same_model(directory: Path, saved: ModelConfig, wanted: ModelConfig) -> None:
+    differences = field_differences(saved, wanted, "model")
+    if differences:
+        raise CheckpointError(directory, ["it is of another model; use its settings", *differences])
 
 
 def _shardings(config: ModelConfig, mesh: Mesh | None) -> dict[str, NamedSharding]:

@@ -28,6 +28,11 @@ from owl3_jax.models.owl3 import abstract_params
 
 Index = tuple[slice, ...]
 
+_NO_CHECKPOINT = (
+    "it has no config.json (of an official checkpoint), no model.json with params/ (of a converted one) "
+    "and no checkpoints/ (of a training run: train first)"
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Parameter:
@@ -72,7 +77,7 @@ def load_config(directory: Path) -> ModelConfig:
         tree = json.loads(path.read_text())
         return ModelConfig.from_hf(tree, form_of(find_tensors(directory)))
     except FileNotFoundError as error:
-        raise CheckpointError(directory, ["it has no config.json"]) from error
+        raise CheckpointError(directory, [_NO_CHECKPOINT]) from error
     except KeyError as error:
         raise CheckpointError(directory, [f"config.json has no {error}"]) from error
     except (ConfigError, TypeError, json.JSONDecodeError) as error:

@@ -1,8 +1,8 @@
 """Parameters as an orbax checkpoint that is written and read piece by piece.
 
-orbax keeps one directory a parameter in zarr's format, named by the path with dots; TensorStore, which orbax itself uses,
-reads and writes parts of it. Whole trees are left to orbax in training; here the memory must not hold a tree, or most of
-it twice, as orbax does while it restores.
+orbax keeps each parameter as a zarr array, named by the path with dots; TensorStore, which orbax itself uses, reads and
+writes parts of it. Whole trees are left to orbax in training; here the memory must not hold a tree, or most of it twice, as
+orbax does while it restores.
 """
 
 import contextlib
@@ -25,6 +25,7 @@ from owl3_jax.convert.weight_files import CheckpointError
 
 Advance = Callable[[int, int], object]  # called with the bytes just done and those of the whole
 
+_DATABASE = "manifest.ocdbt"  # the file that tells orbax's other storage, which training uses
 _BLOCK_BYTES = 32 * 2**20  # written at a time; also the least that a host can read of a parameter
 
 
@@ -32,7 +33,8 @@ _BLOCK_BYTES = 32 * 2**20  # written at a time; also the least that a host can r
 class StoredParameter:
     """One parameter of an orbax checkpoint; nothing of it is in memory before `read`."""
 
-    directory: Path  # of the parameter
+    checkpoint: Path  # where it is
+    path: str  # "/" between levels
     dtype: np.dtype  # of what `read` returns
     store: tensorstore.TensorStore
 
@@ -49,37 +51,47 @@ class StoredParameter:
         try:
             values = self.store[index or ...].read().result()
         except ValueError as error:  # TensorStore's, for whatever it finds
-            raise CheckpointError(self.directory, [str(error)]) from error
+            raise CheckpointError(self.checkpoint, [f"{self.path}: {error}"]) from error
         return values.astype(self.dtype, copy=False)
 
 
 def open_params(path: Path, config: ModelConfig, dtype: np.dtype | None = None) -> dict[str, StoredParameter]:
-    """The parameters that `write_params` wrote, by path ("/" between levels), to be read in `dtype` (default: as stored).
+    """The parameters that `write_params` or training wrote, by path ("/" between levels).
+
+    They will be read in `dtype` (default: as stored).
 
     Raises CheckpointError listing all that are missing, damaged, unknown to the config, or of a wrong shape.
     """
     shapes = {entry.path: shape for entry, shape in parameter_shapes(config).items()}
-    there = {file.name.replace(".", "/"): file for file in path.iterdir() if file.is_dir()}
+    there = _find_arrays(path)
     problems = [f"{name}: missing" for name in shapes.keys() - there.keys()]
     problems += [f"{name}: no parameter of this model" for name in there.keys() - shapes.keys()]
     found = {}
     for name in sorted(shapes.keys() & there.keys()):
         try:
-            store = _open(there[name])
+            store = tensorstore.open({"driver": "zarr", "fill_missing_data_reads": False}, kvstore=there[name]).result()
         except ValueError as error:  # TensorStore's, for whatever it finds
             problems.append(f"{name}: {error}")
             continue
         if tuple(store.shape) != shapes[name]:
             problems.append(f"{name}: shape {list(store.shape)}, expected {list(shapes[name])}")
-        found[name] = StoredParameter(there[name], dtype or store.dtype.numpy_dtype, store)
+        found[name] = StoredParameter(path, name, dtype or store.dtype.numpy_dtype, store)
     if problems:
         raise CheckpointError(path, sorted(problems))
     return found
 
 
-def _open(directory: Path) -> tensorstore.TensorStore:
-    place = {"driver": "file", "path": f"{directory.absolute()}/"}
-    return tensorstore.open({"driver": "zarr", "kvstore": place, "fill_missing_data_reads": False}).result()
+def _find_arrays(path: Path) -> dict[str, tensorstore.KvStore]:
+    """Where each array of an orbax checkpoint lies: in a directory of its own, or in the one database of them all."""
+    files = {"driver": "file", "path": f"{path.absolute()}/"}
+    place = {"driver": "ocdbt", "base": files} if (path / _DATABASE).exists() else files
+    try:
+        root = tensorstore.KvStore.open(place).result()
+        keys = [key.decode() for key in root.list().result()]
+    except ValueError as error:  # TensorStore's, for whatever it finds
+        raise CheckpointError(path, [str(error)]) from error
+    names = [key.removesuffix("/.zarray") for key in keys if key.endswith("/.zarray")]
+    return {name.replace(".", "/"): root / f"{name}/" for name in names}
 
 
 def write_params(path: Path, parameters: Mapping[str, Parameter], advance: Advance) -> None:

@@ -171,24 +171,38 @@ def _map(file: Path, dtype: np.dtype, offset: int, shape: tuple[int, ...]) -> np
 
 
 def read_torch(file: Path) -> tuple[dict[str, Tensor], list[str]]:
-    """The tensors of one PyTorch `.bin` file, by PyTorch if it is installed; nothing but tensors is ever unpickled."""
+    """The tensors of one PyTorch `.bin` file, and what is wrong with others in it.
+
+    PyTorch, which must be installed, only says where in the file they lie. Nothing but tensors is ever unpickled.
+    """
     if importlib.util.find_spec("torch") is None:
         raise _CorruptError("a .bin file is read by PyTorch, which is not installed; install it, or convert to safetensors")
     if not file.exists():
         raise _CorruptError("this file is missing")
-    torch = importlib.import_module("torch")
+    torch, fake_tensor = importlib.import_module("torch"), importlib.import_module("torch._subclasses.fake_tensor")
     try:
-        state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        with fake_tensor.FakeTensorMode():  # reads no tensor, but notes where each storage starts
+            state = dict(torch.load(file, map_location="cpu", weights_only=True))
     except Exception as error:  # what it raises for a damaged file has no common class
         raise _CorruptError(f"torch.load cannot read it: {str(error).splitlines()[0]}") from error
-    tensors = {}
+    tensors, problems = {}, []
     for name, value in state.items():
-        is_bfloat16 = value.dtype == torch.bfloat16
-        dtype = DTYPES["BF16"] if is_bfloat16 else torch.empty(0, dtype=value.dtype).numpy().dtype
-        raw = value.view(torch.int16) if is_bfloat16 else value  # numpy has no bfloat16 of its own
-        tensors[name] = Tensor(name, file, dtype, tuple(value.shape), functools.partial(_torch_to_numpy, raw, dtype))
-    return tensors, []
+        try:
+            tensors[name] = _torch_tensor(name, value, file)
+        except _CorruptError as error:
+            problems.append(f"{file.name}: {name}: {error}")
+    return tensors, problems
 
 
-def _torch_to_numpy(raw: Any, dtype: np.dtype) -> np.ndarray:
-    return raw.numpy().view(dtype)
+def _torch_tensor(name: str, value: Any, file: Path) -> Tensor:
+    kind = str(getattr(value, "dtype", type(value)))
+    dtype = next((known for known in DTYPES.values() if kind == f"torch.{known.name}"), None)
+    if dtype is None:
+        raise _CorruptError(f"{kind} is no tensor of {', '.join(known.name for known in DTYPES.values())}")
+    start = value.untyped_storage()._checkpoint_offset  # None in files of PyTorch before 1.6
+    if start is None or not value.is_contiguous():
+        raise _CorruptError(
+            "not stored in one piece, or in PyTorch's old format; load it with PyTorch and save it as safetensors"
+        )
+    shape, offset = tuple(value.shape), start + value.storage_offset() * dtype.itemsize
+    return Tensor(name, file, dtype, shape, functools.partial(_map, file, dtype, offset, shape))

@@ -60,13 +60,21 @@ def image_visibility(
 
 def attention_scores(q: Float[Array, "B H T D"], k: Float[Array, "B K C D"]) -> Float[Array, "B K G T C"]:
     """Scaled dot products in float32; query head h belongs to key head h // G."""
-    return jnp.einsum("bkgtd,bkcd->bkgtc", group(q, k.shape[1]), k, preferred_element_type=jnp.float32) * q.shape[3] ** -0.5
+    grouped = group(q, k.shape[1])
+    # The G * T queries of a key head are the rows of one matrix product.
+    scores = jnp.einsum("bkrd,bkcd->bkrc", _rows(grouped), k, preferred_element_type=jnp.float32)
+    return scores.reshape(*grouped.shape[:4], k.shape[2]) * q.shape[3] ** -0.5
 
 
 def group(x: Shaped[Array, "B H *rest"], kv_heads: int) -> Shaped[Array, "B K G *rest"]:
     """Query heads by the key head that they share."""
     B, H, *rest = x.shape
     return x.reshape(B, kv_heads, H // kv_heads, *rest)
+
+
+def _rows(x: Shaped[Array, "B K G T X"]) -> Shaped[Array, "B K GT X"]:
+    B, K, G, T, X = x.shape
+    return x.reshape(B, K, G * T, X)
 
 
 def attend(
@@ -86,8 +94,8 @@ def attend(
     top = jax.lax.stop_gradient(scores.max(axis=-1))  # [B, K, G, T]
     weights = jnp.exp(scores - top[..., None])
     total = weights.sum(axis=-1)
-    out = jnp.einsum("bkgtc,bkcd->bkgtd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
-    out = (out / total[..., None]).reshape(q.shape)
+    out = jnp.einsum("bkrc,bkcd->bkrd", _rows(weights.astype(v.dtype)), v, preferred_element_type=jnp.float32)
+    out = out.reshape(q.shape) / total.reshape(q.shape[:3])[..., None]
     if visible is not None:
         out = jnp.where(visible.any(axis=-1)[:, None, :, None], out, 0.0)
     return out, (top + jnp.log(total)).reshape(q.shape[:3])

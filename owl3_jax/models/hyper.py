@@ -29,7 +29,7 @@ class ImageCache(NamedTuple):
 class Fusion(NamedTuple):
     """All that hyper attention needs beside the text's own attention, for every hyper layer."""
 
-    cache: ImageCache
+    cache: ImageCache  # of B rows, or of fewer: each then serves several rows of text that follow each other
     visible: Bool[Array, "B T I"]
     gate: tuple[Array, ...]  # gated: kernel [M, D, D] and bias [M, D]; static: [M, H, D]; joint: nothing
 
@@ -103,8 +103,8 @@ def hyper_attention(
 
     A position that sees no image keeps its self-attention untouched.
     """
-    keys, values, *gate = (x[layer] for x in (*fusion.cache, *fusion.gate))
-    image, image_lse = image_attention(q, keys, values, fusion.visible, images_per_chunk)
+    gate = [x[layer] for x in fusion.gate]
+    image, image_lse = _attend_to_images(q, layer, fusion, images_per_chunk)
     if len(gate) == 2:
         kernel, bias = (x.astype(q.dtype) for x in gate)
         logit = jnp.einsum("bhtd,de->bhte", text.astype(q.dtype), kernel) + bias
@@ -114,3 +114,14 @@ def hyper_attention(
         logit = (image_lse - text_lse)[..., None]
     mixed = text + jax.nn.sigmoid(logit.astype(jnp.float32)) * (image - text)
     return jnp.where(fusion.visible.any(axis=-1)[:, None, :, None], mixed, text)
+
+
+def _attend_to_images(q, layer, fusion, images_per_chunk):
+    """Rows of text that share one row of images are further positions of that row."""
+    B, H, T, D = q.shape
+    rows, I = fusion.cache.keys.shape[1], fusion.visible.shape[2]
+    n = B // rows
+    shared = jnp.moveaxis(q.reshape(rows, n, H, T, D), 1, 2).reshape(rows, H, n * T, D)
+    out, lse = image_attention(shared, *fusion.cache, layer, fusion.visible.reshape(rows, n * T, I), images_per_chunk)
+    out, lse = (jnp.moveaxis(x.reshape(rows, H, n, T, *x.shape[3:]), 2, 1) for x in (out, lse))
+    return out.reshape(q.shape), lse.reshape(B, H, T)

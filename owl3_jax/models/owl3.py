@@ -5,10 +5,11 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key, Shaped
+from jaxtyping import Array, Float, Int, Key, Shaped
 
 from owl3_jax.batch import Batch
 from owl3_jax.config import ComputeConfig, ModelConfig
+from owl3_jax.models.hyper import ImageCache
 from owl3_jax.models.layers import constrain
 from owl3_jax.models.projector import Projector
 from owl3_jax.models.qwen2 import Images, Qwen2, Text, TextCache
@@ -41,7 +42,9 @@ class Owl3(nn.Module):
     def __call__(self, batch: Batch) -> Outputs:
         batch = jax.tree.map(jnp.asarray, batch)  # numpy batches are welcome
         features = self.encode_images(batch.pixels)
-        x, _, hidden_states = self.language_model(text_of(batch), self._images(batch, features))
+        cache = self.image_cache(features, batch.image_positions)
+        images = Images(cache, batch.image_positions, batch.image_segment_ids)
+        x, _, hidden_states = self.language_model(text_of(batch), images)
         return Outputs(self.language_model.logits(x), features, hidden_states)
 
     def encode_images(self, pixels: Shaped[Array, "B I S S 3"]) -> Float[Array, "B I L E"]:
@@ -54,27 +57,22 @@ class Owl3(nn.Module):
             features = self.vision2text_model(tokens.reshape(B, I, *tokens.shape[1:]))
         return constrain(features, ("batch", "image", "image_token", "act_embed"))
 
-    def prefill(self, batch: Batch, slots: int) -> tuple[Float[Array, "B T E"], Images, TextCache]:
-        """The prompt's hidden states and both caches; the text cache has room for C = `slots` positions."""
-        batch = jax.tree.map(jnp.asarray, batch)
-        images = self._images(batch, self.encode_images(batch.pixels))
-        cache = TextCache.empty(self.config, self.compute, batch.tokens.shape[0], slots)
-        x, extended, _ = self.language_model(text_of(batch), images, cache)
-        return x, images, extended
+    def image_cache(self, features: Float[Array, "B I L E"], positions: Int[Array, "B I"]) -> ImageCache:
+        """Keys and values of images in every hyper layer: all that the decoder ever reads of them."""
+        with jax.named_scope("image_cache"):
+            return self.language_model.image_cache(features, positions)
 
-    def decode(self, text: Text, images: Images, cache: TextCache) -> tuple[Float[Array, "B T V"], TextCache]:
-        """Logits of further text from the caches alone: no vision weight and no `v_kv_proj` is read."""
+    def extend(self, text: Text, images: Images, cache: TextCache) -> tuple[Float[Array, "B T E"], TextCache]:
+        """Hidden states of further text, and the cache with it: no vision weight and no `v_kv_proj` is read.
+
+        `images` may have fewer rows than the text: B / n rows, each shared by n rows of text that follow each other.
+        """
         x, extended, _ = self.language_model(text, images, cache)
-        return self.language_model.logits(x), extended
+        return x, extended
 
     def logits(self, x: Float[Array, "B T E"]) -> Float[Array, "B T V"]:
-        """The head alone, for chosen positions of `prefill`'s hidden states."""
+        """The head alone, for chosen positions of `extend`'s hidden states."""
         return self.language_model.logits(x)
-
-    def _images(self, batch: Batch, features: Float[Array, "B I L E"]) -> Images:
-        with jax.named_scope("image_cache"):
-            cache = self.language_model.image_cache(features, batch.image_positions)
-        return Images(cache, batch.image_positions, batch.image_segment_ids)
 
 
 def text_of(batch: Batch) -> Text:

@@ -1,7 +1,9 @@
 """The decoder: Qwen2 with hyper attention in a few layers (official name `language_model`).
 
 All layers run as one scan over stacked parameters, [N, ...], so that they are compiled once; a layer
-that is a hyper layer takes the other branch of a condition inside that one body.
+that is a hyper layer takes the other branch of a condition inside that one body. With `scan_layers` off
+they are written out, each with parameters of its own (`unstack_layers`): a scan has to cut every layer's
+weights out of the stack, which a decoding step on a CPU pays for with half of its time.
 """
 
 import functools
@@ -106,7 +108,12 @@ class Attention(nn.Module):
         self.o_proj = Linear("bhtd,hde->bte", (H, D, E), ("heads", "head_dim", "embed"), self.compute, use_bias=False)
 
     def __call__(
-        self, x: Float[Array, "B T E"], carry: Carry, layer: Int[Array, ""], hyper_layer: Int[Array, ""], inputs: LayerInputs
+        self,
+        x: Float[Array, "B T E"],
+        carry: Carry,
+        layer: Int[Array, ""] | int,
+        hyper_layer: Int[Array, ""] | int,
+        inputs: LayerInputs,
     ) -> tuple[Float[Array, "B T E"], Carry]:
         positions, theta = inputs.positions[:, None], self.config.rope_theta  # [B, 1, T]: the same for all heads
         q, k, v = rope(self.q_proj(x), positions, theta), rope(self.k_proj(x), positions, theta), self.v_proj(x)
@@ -121,6 +128,8 @@ class Attention(nn.Module):
 
     def _fuse(self, hyper_layer, q, out, lse, fusion):
         fuse = functools.partial(hyper_attention, images_per_chunk=self.compute.images_per_chunk)
+        if isinstance(hyper_layer, int):  # written out: known while tracing
+            return fuse(jnp.int32(hyper_layer), q, out, lse, fusion) if hyper_layer >= 0 else out
 
         def hyper_or_plain(hyper_layer, q, out, lse, fusion):
             plain = lambda *_: out
@@ -137,7 +146,7 @@ def _write_layer(cache: Float[Array, "N B K C D"], new: Float[Array, "B K T D"],
 
 
 class DecoderLayer(nn.Module):
-    """Pre-norm block; a scan body. Returns the carry and, with `collect`, its output to stack."""
+    """Pre-norm block; a scan body, or one layer by itself. Returns the carry and, with `collect`, its output to stack."""
 
     config: ModelConfig
     compute: ComputeConfig
@@ -147,8 +156,8 @@ class DecoderLayer(nn.Module):
     def __call__(
         self,
         carry: Carry,
-        layer: Int[Array, ""],
-        hyper_layer: Int[Array, ""],
+        layer: Int[Array, ""] | int,
+        hyper_layer: Int[Array, ""] | int,  # row among the hyper layers, or -1
         input_norm: Float[Array, " E"],
         inputs: LayerInputs,
     ) -> tuple[Carry, Float[Array, "B T E"] | None]:
@@ -177,7 +186,11 @@ class Qwen2(nn.Module):
         # Beside the scanned layers, not in them: image tokens pass the hyper layers' rows before the scan starts.
         self.input_layernorm = RMSNorm((N, E), ("layers", "norm"), eps, self.compute)
         self.hyper_layers = HyperLayers(config, self.compute)
-        self.layers = _scanned(self.compute.remat, N)(config, self.compute, self.collect_hidden_states)
+        layer = _layer_class(self.compute.remat)
+        if self.compute.scan_layers:
+            self.layers = _scanned(layer, N)(config, self.compute, self.collect_hidden_states)
+        else:
+            self.layers = [layer(config, self.compute, self.collect_hidden_states) for _ in range(N)]
         self.norm = RMSNorm((E,), ("norm",), eps, self.compute)
         if not config.tie_word_embeddings:
             self.lm_head = declare(self, "lm_head", normal, (V, E), ("vocab", "embed"), self.compute)
@@ -211,8 +224,7 @@ class Qwen2(nn.Module):
             visible = text_visibility(text.positions, text.segment_ids, cache.positions, cache.segment_ids)
             inputs = inputs._replace(visible=visible, cache_length=cache.length)
             carry = Carry(x, cache.keys, cache.values)
-        order = jnp.arange(self.config.num_hidden_layers)
-        carry, collected = self.layers(carry, order, self._hyper_layer_of(), self.input_layernorm.scale, inputs)
+        carry, collected = self._run_layers(carry, inputs)
         out = self.norm(carry.x)
         if self.collect_hidden_states:
             collected = jnp.concatenate([x[None], collected[:-1], out[None]])
@@ -227,24 +239,46 @@ class Qwen2(nn.Module):
         return constrain(logits, ("batch", "text", "act_vocab"))
 
     def _fusion(self, text: Text, images: Images) -> Fusion:
+        shared = text.tokens.shape[0] // images.positions.shape[0]  # rows of text for each row of images
         visible = image_visibility(
             text.positions,
             text.segment_ids,
-            images.positions,
-            images.segment_ids,
+            jnp.repeat(images.positions, shared, axis=0),
+            jnp.repeat(images.segment_ids, shared, axis=0),
             inclusive=self.config.image_is_seen_by_its_own_token,
         )
         return Fusion(images.cache, visible, self.hyper_layers.gate_weights())
 
-    def _hyper_layer_of(self) -> Int[Array, " N"]:
-        """For each layer its row among the hyper layers, or -1."""
-        rows = np.full(self.config.num_hidden_layers, -1, np.int32)
-        rows[list(self.config.hyper_layer_indices)] = np.arange(len(self.config.hyper_layers))
-        return jnp.asarray(rows)
+    def _run_layers(self, carry: Carry, inputs: LayerInputs) -> tuple[Carry, Float[Array, "N B T E"] | None]:
+        N, norms = self.config.num_hidden_layers, self.input_layernorm.scale
+        hyper_layers = np.full(N, -1, np.int32)
+        hyper_layers[list(self.config.hyper_layer_indices)] = np.arange(len(self.config.hyper_layers))
+        if self.compute.scan_layers:
+            return self.layers(carry, jnp.arange(N), jnp.asarray(hyper_layers), norms, inputs)
+        collected = []
+        for index, layer in enumerate(self.layers):
+            carry, x = layer(carry, index, int(hyper_layers[index]), norms[index], inputs)
+            collected.append(x)
+        return carry, jnp.stack(collected) if self.collect_hidden_states else None
 
 
-def _scanned(remat: str, layers: int) -> type[nn.Module]:
-    layer = DecoderLayer if remat == "none" else nn.remat(DecoderLayer, prevent_cse=False)
+def unstack_layers(params: dict[str, Any]) -> dict[str, Any]:
+    """The decoder's parameters for `scan_layers` off: `layers`, stacked over N, becomes `layers_0`, `layers_1`, ...
+
+    Takes and returns the whole tree of an Owl3. Rows of numpy arrays are views.
+    """
+    decoder = dict(params["language_model"])
+    stacked = decoder.pop("layers")
+    layers = jax.tree.leaves(stacked)[0].shape[0]
+    decoder |= {f"layers_{index}": jax.tree.map(lambda x, index=index: x[index], stacked) for index in range(layers)}
+    return params | {"language_model": decoder}
+
+
+def _layer_class(remat: str) -> type[nn.Module]:
+    return DecoderLayer if remat == "none" else nn.remat(DecoderLayer, prevent_cse=False)
+
+
+def _scanned(layer: type[nn.Module], layers: int) -> type[nn.Module]:
     return nn.scan(
         layer,
         variable_axes={"params": 0},

@@ -9,53 +9,66 @@ every assistant turn, in the middle of a history too. Source: the processor of m
 
 The official processor tokenises chunk by chunk. The chunks here are finer than its own: a marker such as `<|im_end|>` is a
 chunk by itself. That gives the same ids, since a tokenizer splits at special tokens first, and lets the markers be told
-from a user's text that spells one.
+from a user's text that spells one. Where a border is ours alone and may be no border of tokens, the chunk `continues` the
+one before it.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 Message = Mapping[str, str]
-Kind = Literal["text", "marker", "image"]
+Kind = Literal["text", "marker", "media", "image"]
 Style = Literal["chatml", "plain"]
 
 IMAGE = "<|image|>"
+VIDEO = "<|video|>"
 TURN_START = "<|im_start|>"
 TURN_END = "<|im_end|>"
 TEXT_END = "<|endoftext|>"
 MARKERS = (TURN_START, TURN_END, TEXT_END)
+CUT_START, CUT_END = "<|start_cut|>", "<|end_cut|>"
+VIDEO_START, VIDEO_END = "<|start_video_frame|>", "<|end_video_frame|>"
+MEDIA_MARKERS = (CUT_START, CUT_END, VIDEO_START, VIDEO_END)
 ROLES = ("system", "user", "assistant")
 
-_AT_IMAGES = re.compile(f"({re.escape(IMAGE)})")
+_AT_PLACEHOLDERS = re.compile(f"({re.escape(IMAGE)}|{re.escape(VIDEO)})")
 
 
 class Chunk(NamedTuple):
     """A piece of text that is tokenised by itself."""
 
     text: str
-    kind: Kind = "text"
+    kind: Kind = "text"  # "media" is a marker around crops or frames: a token in some checkpoints, text in others
     is_target: bool = False  # whether its tokens bear loss
+    continues: bool = False  # one text with the chunk before it, if neither is a token of its own
 
 
-def chat_chunks(messages: Sequence[Message], *, training: bool, style: Style = "chatml") -> list[Chunk]:
+def chat_chunks(
+    messages: Sequence[Message], *, training: bool, style: Style = "chatml", media: Sequence[Sequence[Chunk]] | None = None
+) -> list[Chunk]:
     """Lays out a conversation.
 
     Args:
-        messages: `{"role", "content"}` each; the content of user messages holds one `<|image|>` per image.
+        messages: `{"role", "content"}` each; the content of user messages holds one placeholder, `<|image|>` or `<|video|>`,
+            per image or video.
         training: True keeps everything. False makes a prompt: the targets at the end are cut off (of a last assistant
             message only the header stays), and a last user message gets the assistant's header.
         style: `plain` has no roles and no system turn; an answer ends in `<|endoftext|>` alone.
+        media: what stands for each placeholder, in text order (`owl3_jax.processing.media`); one image chunk by default.
 
     Returns:
         Chunks whose texts joined are the whole text. None is empty, and user text is split at every placeholder.
 
     Raises:
-        ValueError: an unknown role, no message, content that is no string, or a placeholder outside user text.
+        ValueError: an unknown role, no message, content that is no string, a placeholder outside user text, or `media` of
+            another number than the placeholders.
     """
-    _check_messages(messages, style)
-    layout = {"chatml": _chatml, "plain": _plain}[style]
-    chunks = layout(messages)
+    placeholders = find_placeholders(messages, style)
+    pieces = [[Chunk(IMAGE, "image")]] * len(placeholders) if media is None else media
+    if len(pieces) != len(placeholders):
+        raise ValueError(f"the messages have {len(placeholders)} placeholders, but media has {len(pieces)} entries")
+    chunks = {"chatml": _chatml, "plain": _plain}[style](messages, iter(pieces))
     if training:
         return chunks
     if style == "chatml" and messages[-1]["role"] == "user":
@@ -63,16 +76,13 @@ def chat_chunks(messages: Sequence[Message], *, training: bool, style: Style = "
     return _without_trailing_targets(chunks)
 
 
-def count_placeholders(messages: Sequence[Message]) -> int:
-    """Number of `<|image|>` in all messages."""
-    return sum(message["content"].count(IMAGE) for message in messages)
-
-
-def _check_messages(messages: Sequence[Message], style: Style) -> None:
+def find_placeholders(messages: Sequence[Message], style: Style = "chatml") -> list[str]:
+    """Every `<|image|>` and `<|video|>` of a conversation in text order. Raises ValueError when it is malformed."""
     if not messages:
         raise ValueError("there are no messages: a conversation needs at least one user message")
     for index, message in enumerate(messages):
         _check_message(message, f"message {index}", ROLES if style == "chatml" else ROLES[1:])
+    return [placeholder for message in messages for placeholder in _AT_PLACEHOLDERS.findall(message["content"])]
 
 
 def _check_message(message: Message, name: str, roles: Sequence[str]) -> None:
@@ -81,23 +91,27 @@ def _check_message(message: Message, name: str, roles: Sequence[str]) -> None:
         raise ValueError(f"{name} has role {role!r}; it must be one of {', '.join(roles)}")
     if not isinstance(content, str):
         raise ValueError(f"{name} has content of type {type(content).__name__}; it must be a string")
-    if role != "user" and IMAGE in content:
-        raise ValueError(f"{name} ({role}) contains {IMAGE}; images can stand in user messages only")
+    found = _AT_PLACEHOLDERS.search(content)
+    if role != "user" and found:
+        raise ValueError(f"{name} ({role}) contains {found[0]}; images and videos can stand in user messages only")
 
 
-def _chatml(messages: Sequence[Message]) -> list[Chunk]:
+def _chatml(messages: Sequence[Message], media: Iterator[Sequence[Chunk]]) -> list[Chunk]:
     chunks = [] if messages[0]["role"] == "system" else _system("")
-    turns = {"system": _system, "user": _user, "assistant": _assistant}
     for message in messages:
-        chunks += turns[message["role"]](message["content"])
+        role, content = message["role"], message["content"]
+        if role == "user":
+            chunks += _user(content, media)
+        else:
+            chunks += _system(content) if role == "system" else _assistant(content)
     return chunks
 
 
-def _plain(messages: Sequence[Message]) -> list[Chunk]:
+def _plain(messages: Sequence[Message], media: Iterator[Sequence[Chunk]]) -> list[Chunk]:
     chunks = []
     for message in messages:
         if message["role"] == "user":
-            chunks += _split_at_images(message["content"])
+            chunks += _fill_placeholders(message["content"], media)
         else:
             chunks += [*_answer(message["content"]), Chunk(TEXT_END, "marker", is_target=True)]
     return chunks
@@ -107,9 +121,10 @@ def _system(content: str) -> list[Chunk]:
     return [Chunk(TURN_START, "marker"), Chunk(f"system\n{content}"), Chunk(TURN_END, "marker")]
 
 
-def _user(content: str) -> list[Chunk]:
+def _user(content: str, media: Iterator[Sequence[Chunk]]) -> list[Chunk]:
     # The role's line and the text after it are one chunk: `⏎⏎` is one token of the released tokenizers.
-    return [Chunk("\n"), Chunk(TURN_START, "marker"), *_split_at_images(f"user\n{content}"), Chunk(TURN_END, "marker")]
+    text = _fill_placeholders(f"user\n{content}", media)
+    return [Chunk("\n"), Chunk(TURN_START, "marker"), *text, Chunk(TURN_END, "marker")]
 
 
 def _assistant(content: str) -> list[Chunk]:
@@ -125,8 +140,14 @@ def _answer(content: str) -> list[Chunk]:
     return [Chunk(content, is_target=True)] if content else []
 
 
-def _split_at_images(text: str) -> list[Chunk]:
-    return [Chunk(part, "image" if part == IMAGE else "text") for part in _AT_IMAGES.split(text) if part]
+def _fill_placeholders(text: str, media: Iterator[Sequence[Chunk]]) -> list[Chunk]:
+    chunks: list[Chunk] = []
+    for part in _AT_PLACEHOLDERS.split(text):
+        if part in (IMAGE, VIDEO):
+            chunks += next(media)
+        elif part:
+            chunks.append(Chunk(part))
+    return chunks[:1] + [chunk._replace(continues=True) for chunk in chunks[1:]]
 
 
 def _without_trailing_targets(chunks: Sequence[Chunk]) -> list[Chunk]:

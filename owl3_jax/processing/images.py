@@ -1,4 +1,4 @@
-"""Image files to the squared RGB images that the vision encoder takes. Normalisation to [-1, 1] happens in the model.
+"""Images to the squared RGB images that the vision encoder takes. Normalisation to [-1, 1] happens in the model.
 
 `load_image` decodes, `to_rgb` brings every mode to RGB, `squash` resizes. The official processor expects RGB and leaves the
 first two to its callers, so the choices made here are ours:
@@ -9,13 +9,19 @@ first two to its callers, so the choices made here are ours:
 * CMYK, YCbCr, LAB, HSV and 1-bit images take Pillow's conversion.
 """
 
+import contextlib
 import io
 import struct
 import zlib
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
+
+ImageSource = Image.Image | np.ndarray | bytes | str | Path  # decoded, encoded, or where it lies
+
+# A small file can unpack to any size. Pillow warns from this number on, and refuses twice of it.
+MAX_PIXELS = 89_478_485
 
 _TRANSPARENT_MODES = ("RGBA", "LA", "PA")
 _WIDE_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
@@ -30,25 +36,47 @@ _DECODER_ERRORS = (
     struct.error,
     zlib.error,
     Image.DecompressionBombError,
+    Image.DecompressionBombWarning,  # raised where warnings are errors
 )
+_TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
 
 
 class UnreadableImage(ValueError):
-    """An image that cannot be decoded; the message names it."""
+    """An image that cannot be decoded, is empty or too large; the message names it."""
 
 
-def load_image(source: bytes | str | Path, name: str) -> Image.Image:
-    """Decodes one image, from encoded bytes or a path, to an RGB image.
+def load_image(source: ImageSource, name: str) -> Image.Image:
+    """One image as an upright RGB image.
+
+    Args:
+        source: a Pillow image, a uint8 array [height, width, 3], encoded bytes, or the path of a file.
+        name: what messages call it.
+
+    Raises:
+        UnreadableImage: saying `name` and the cause.
+    """
+    try:
+        with _open(source) as image:
+            _check_pixels(image)
+            image.load()
+            return to_rgb(ImageOps.exif_transpose(image))
+    except _DECODER_ERRORS as error:
+        raise _unreadable(name, error) from error
+
+
+def upright_size(source: ImageSource, name: str) -> tuple[int, int]:
+    """(width, height) of what `load_image` returns, from the file's header where its format allows it.
 
     Raises UnreadableImage, saying `name` and the cause.
     """
     try:
-        encoded = source if isinstance(source, bytes) else Path(source).read_bytes()
-        with Image.open(io.BytesIO(encoded)) as image:
-            image.load()
-            return to_rgb(ImageOps.exif_transpose(image))
+        with _open(source) as image:
+            _check_pixels(image)
+            # Pillow gives the upright size of a TIFF file already.
+            turned = image.format != "TIFF" and image.getexif().get(ExifTags.Base.Orientation) in _TURNED
+            return (image.height, image.width) if turned else image.size
     except _DECODER_ERRORS as error:
-        raise UnreadableImage(f"cannot read image {name}: {error}") from error
+        raise _unreadable(name, error) from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -73,3 +101,27 @@ def squash(image: Image.Image, size: int) -> np.ndarray:
     if image.mode != "RGB":
         raise ValueError(f"squash takes an RGB image, got mode {image.mode!r}; convert it with to_rgb")
     return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC))
+
+
+def _open(source: ImageSource) -> contextlib.AbstractContextManager[Image.Image]:
+    """The image, not yet decoded when it comes from a file, which is closed at the end."""
+    if isinstance(source, Image.Image):
+        return contextlib.nullcontext(source)
+    if isinstance(source, np.ndarray):
+        return contextlib.nullcontext(_from_array(source))
+    return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+
+
+def _from_array(array: np.ndarray) -> Image.Image:
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
+        raise ValueError(f"its array is {array.dtype} {array.shape}; it must be uint8 [height, width, 3]")
+    return Image.fromarray(array)
+
+
+def _check_pixels(image: Image.Image) -> None:
+    if not 0 < image.width * image.height <= MAX_PIXELS:
+        raise ValueError(f"it has {image.width} x {image.height} pixels; 1 to {MAX_PIXELS} can be read")
+
+
+def _unreadable(name: str, error: Exception) -> UnreadableImage:
+    return UnreadableImage(f"cannot read image {name}: {error}")

@@ -1,19 +1,22 @@
-"""From messages and images to what the model reads: one `Sample` per conversation."""
+"""From messages, images and videos to what the model reads: one `Sample` per conversation."""
 
 import dataclasses
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
-from PIL import Image
 
-from owl3_jax.processing.chat import IMAGE, Message, Style, chat_chunks, count_placeholders
-from owl3_jax.processing.images import squash, to_rgb
+from owl3_jax.processing.chat import IMAGE, VIDEO, Message, Style, chat_chunks, find_placeholders
+from owl3_jax.processing.crops import choose_grid
+from owl3_jax.processing.images import ImageSource, upright_size
+from owl3_jax.processing.media import Clip, MediaStyle, Picture
 from owl3_jax.processing.tokenizer import ChatTokenizer
+from owl3_jax.processing.video import VideoSampling, VideoSource, open_video
 
 
 class Sample(NamedTuple):
-    """One conversation with its images."""
+    """One conversation with its images; crops and video frames count as images."""
 
     input_ids: np.ndarray  # [T] int32
     image_starts: np.ndarray  # [I] int32, index of the first token of each placeholder
@@ -22,35 +25,167 @@ class Sample(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
+class Prepared:
+    """A `Sample` whose images are not decoded yet."""
+
+    input_ids: np.ndarray  # [T] int32
+    image_starts: np.ndarray  # [I] int32
+    labels: np.ndarray  # [T] bool
+    media: Sequence[Picture | Clip]  # in text order
+    image_size: int  # S, pixels
+
+    @property
+    def num_images(self) -> int:
+        """I of the glossary: crops and video frames count as images."""
+        return len(self.image_starts)
+
+    def views(self) -> Iterator[np.ndarray]:
+        """All images in order, uint8 [S, S, 3] each; every image or frame is decoded when its turn comes.
+
+        Raises UnreadableImage or UnreadableVideo when one can't be.
+        """
+        for medium in self.media:
+            yield from medium.views(self.image_size)
+
+
+@dataclasses.dataclass(frozen=True)
 class Processor:
-    """Makes samples for one tokenizer and one image size. Holds no state and never changes its input."""
+    """Makes samples for one checkpoint. Holds no state and never changes its input."""
 
     tokenizer: ChatTokenizer
     image_size: int  # S, pixels
     style: Style = "chatml"
+    media_style: MediaStyle = "words"  # what crops and videos become in the text
+    crop: bool = False  # for calls that don't say
+    video_sampling: VideoSampling = dataclasses.field(default_factory=VideoSampling)
 
-    def __call__(self, messages: Sequence[Message], images: Sequence[Image.Image], *, training: bool = False) -> Sample:
+    def __post_init__(self) -> None:
+        if self.image_size < 1:
+            raise ValueError(f"image_size is {self.image_size}; it must be at least 1 pixel")
+        for name, allowed in (("style", get_args(Style)), ("media_style", get_args(MediaStyle))):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(allowed)}")
+
+    @classmethod
+    def from_pretrained(cls, directory: str | Path) -> "Processor":
+        """The processor of a checkpoint directory; see `owl3_jax.processing.pretrained.load_processor`."""
+        # Imported here: it reads checkpoints and so needs jax, which the processes that only make samples do without.
+        from owl3_jax.processing.pretrained import load_processor
+
+        return load_processor(Path(directory))
+
+    def save(self, directory: str | Path) -> None:
+        """Writes tokenizer.json and processor.json, from which `from_pretrained` makes the same processor."""
+        from owl3_jax.processing.pretrained import save_processor
+
+        save_processor(self, Path(directory))
+
+    def __call__(
+        self,
+        messages: Sequence[Message] | str,
+        images: Sequence[ImageSource] | None = None,
+        videos: Sequence[VideoSource] | None = None,
+        crop: bool | None = None,
+        *,
+        training: bool = False,
+        parse_special_tokens: bool = False,
+    ) -> Sample:
         """Processes one conversation.
 
         Args:
-            messages: `{"role", "content"}` each, one `<|image|>` in user text per image.
-            images: the images in text order.
+            messages: `{"role", "content"}` each, with one `<|image|>` or `<|video|>` in user text per image or video; or a
+                question as a string. A string without any placeholder gets them put before it, a line each.
+            images: Pillow images, uint8 arrays [height, width, 3], paths or encoded bytes, in text order.
+            videos: files, folders of frames or lists of frames, in text order.
+            crop: whether images are seen in crops too; `self.crop` by default. Off whenever there is a video and
+                `media_style` is "words": 7B-240728 has not learnt the two together.
             training: True for a sample with its answers, False for a prompt that is to be answered (see `chat_chunks`).
+            parse_special_tokens: whether text that spells a special token becomes it (see `ChatTokenizer.encode`).
 
         Raises:
-            ValueError: the messages are malformed, or images and placeholders differ in number.
+            ValueError: the messages are malformed; images or videos and their placeholders differ in number.
+            UnreadableImage, UnreadableVideo: one of them can't be decoded (both are ValueErrors too).
         """
-        chunks = chat_chunks(messages, training=training, style=self.style)
-        _check_image_count(count_placeholders(messages), len(images))
-        text = self.tokenizer.encode(chunks)
-        return Sample(text.input_ids, text.image_starts, self._pixel_values(images), text.labels)
+        prepared = self.prepare(messages, images, videos, crop, training=training, parse_special_tokens=parse_special_tokens)
+        pixels = np.empty((prepared.num_images, self.image_size, self.image_size, 3), np.uint8)
+        for slot, view in zip(pixels, prepared.views(), strict=True):
+            slot[...] = view
+        return Sample(prepared.input_ids, prepared.image_starts, pixels, prepared.labels)
 
-    def _pixel_values(self, images: Sequence[Image.Image]) -> np.ndarray:
-        shape = (self.image_size, self.image_size, 3)
-        pixels = [squash(to_rgb(image), self.image_size) for image in images]
-        return np.stack(pixels) if pixels else np.zeros((0, *shape), np.uint8)
+    def prepare(
+        self,
+        messages: Sequence[Message] | str,
+        images: Sequence[ImageSource] | None = None,
+        videos: Sequence[VideoSource] | None = None,
+        crop: bool | None = None,
+        *,
+        training: bool = False,
+        parse_special_tokens: bool = False,
+    ) -> Prepared:
+        """`__call__` without the pixels, so that a long video can be fed frame by frame; takes and raises the same.
+
+        No pixels are kept: images that are to be cropped are opened for their size, videos for their number of frames.
+        """
+        images, videos = _as_list(images, "images"), _as_list(videos, "videos")
+        if isinstance(messages, str):
+            messages = as_messages(messages, len(images), len(videos))
+        placeholders = find_placeholders(messages, self.style)
+        _check_count(placeholders, IMAGE, len(images), "images")
+        _check_count(placeholders, VIDEO, len(videos), "videos")
+        wants_crops = self.crop if crop is None else crop
+        pictures = self._pictures(images, crop=wants_crops and not (videos and self.media_style == "words"))
+        by_placeholder: dict[str, Iterator[Picture | Clip]] = {IMAGE: pictures, VIDEO: self._clips(videos)}
+        media = [next(by_placeholder[placeholder]) for placeholder in placeholders]
+        return self.encode(messages, media, training=training, parse_special_tokens=parse_special_tokens)
+
+    def encode(
+        self,
+        messages: Sequence[Message],
+        media: Sequence[Picture | Clip],
+        *,
+        training: bool = False,
+        parse_special_tokens: bool = False,
+    ) -> Prepared:
+        """The last step of `prepare`: a conversation whose images and videos are opened already, in text order."""
+        pieces = [medium.chunks(self.media_style) for medium in media]
+        chunks = chat_chunks(messages, training=training, style=self.style, media=pieces)
+        text = self.tokenizer.encode(chunks, parse_special_tokens=parse_special_tokens)
+        return Prepared(text.input_ids, text.image_starts, text.labels, media, self.image_size)
+
+    def _pictures(self, images: Sequence[ImageSource], *, crop: bool) -> Iterator[Picture]:
+        for index, source in enumerate(images):
+            name = _name(index, source)
+            yield Picture(source, name, choose_grid(*upright_size(source, name), self.image_size) if crop else None)
+
+    def _clips(self, videos: Sequence[VideoSource]) -> Iterator[Clip]:
+        for index, source in enumerate(videos):
+            yield Clip(open_video(source, self.video_sampling, _name(index, source)))
 
 
-def _check_image_count(placeholders: int, images: int) -> None:
-    if placeholders != images:
-        raise ValueError(f"the messages have {placeholders} {IMAGE} placeholders, but {images} images were given")
+def _as_list(values: Sequence[Any] | None, name: str) -> list[Any]:
+    if values is None:
+        return []
+    if not isinstance(values, Sequence) or isinstance(values, str | bytes):
+        raise ValueError(f"{name} must be a list, got a single {type(values).__name__}; put it into a list")
+    return list(values)
+
+
+def as_messages(question: str, images: int, videos: int) -> list[Message]:
+    """One user message; without any placeholder in it, those of the images and videos stand before it, a line each."""
+    bare = IMAGE not in question and VIDEO not in question
+    placeholders = f"{IMAGE}\n" * images + f"{VIDEO}\n" * videos if bare else ""
+    return [{"role": "user", "content": placeholders + question}]
+
+
+def _check_count(placeholders: Sequence[str], placeholder: str, given: int, kind: str) -> None:
+    wanted = placeholders.count(placeholder)
+    if wanted != given:
+        raise ValueError(
+            f"the messages have {wanted} {placeholder} placeholders, but {given} {kind} were given; "
+            f"user text needs one {placeholder} where each of the {kind} belongs"
+        )
+
+
+def _name(index: int, source: object) -> str:
+    """What messages call an image or video: its number, and its path if it has one."""
+    return f"{index} ({source})" if isinstance(source, str | Path) else str(index)

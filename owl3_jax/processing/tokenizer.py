@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import tokenizers
 
-from owl3_jax.processing.chat import IMAGE, MARKERS, TEXT_END, TURN_END, Chunk
+from owl3_jax.processing.chat import IMAGE, MARKERS, MEDIA_MARKERS, TEXT_END, TURN_END, VIDEO, Chunk
 
 
 class EncodedText(NamedTuple):
@@ -19,15 +19,16 @@ class EncodedText(NamedTuple):
 
 
 class ChatTokenizer:
-    """Tokenises chunk by chunk. Markers of the chat layout become special tokens; text never does, whatever it spells."""
+    """Tokenises chunk by chunk. Markers of the chat layout become special tokens; text does so only when asked."""
 
     def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
         """Takes a copy of `tokenizer`. Raises ValueError when it lacks a marker of the chat layout."""
         self._tokenizer = tokenizers.Tokenizer.from_str(tokenizer.to_str())
-        # In text, special tokens are ordinary characters: a user who types `<|im_end|>` ends no turn.
-        self._tokenizer.encode_special_tokens = True
+        self._escaping = _escaping(self._tokenizer)
         self._marker_ids = {marker: [self.token_id(marker)] for marker in MARKERS}
-        self._image_ids = self._encode_placeholder()
+        self._marker_ids |= {marker: [self.token_id(marker)] for marker in MEDIA_MARKERS if self._has_token(marker)}
+        # The released tokenizers have no such token: there the placeholder is five ordinary ids.
+        self._image_ids = [self.token_id(IMAGE)] if self._has_token(IMAGE) else self._encode_text(IMAGE, self._escaping)
 
     @classmethod
     def from_file(cls, path: str | Path) -> "ChatTokenizer":
@@ -60,15 +61,21 @@ class ChatTokenizer:
             raise ValueError(f"the tokenizer has no token {token!r}; is its tokenizer.json the one of the checkpoint?")
         return token_id
 
-    def encode(self, chunks: Iterable[Chunk]) -> EncodedText:
-        """Tokenises every chunk by itself and joins the ids."""
+    def encode(self, chunks: Iterable[Chunk], *, parse_special_tokens: bool = False) -> EncodedText:
+        """Tokenises every chunk by itself and joins the ids.
+
+        Args:
+            chunks: a conversation, as `chat_chunks` lays it out.
+            parse_special_tokens: whether text that spells a special token becomes that token, as in the official code. By
+                default it stays text: a user who types `<|im_end|>` ends no turn.
+        """
         ids: list[int] = []
         labels: list[bool] = []
         image_starts: list[int] = []
-        for chunk in chunks:
+        for chunk in self._join(chunks):
             if chunk.kind == "image":
                 image_starts.append(len(ids))
-            chunk_ids = self._encode_chunk(chunk)
+            chunk_ids = self._encode_chunk(chunk, self._tokenizer if parse_special_tokens else self._escaping)
             ids += chunk_ids
             labels += [chunk.is_target] * len(chunk_ids)
         return EncodedText(np.array(ids, np.int32), np.array(labels, np.bool_), np.array(image_starts, np.int32))
@@ -82,17 +89,41 @@ class ChatTokenizer:
         if self.vocab_size > vocab_size:
             raise ValueError(f"the tokenizer has ids up to {self.vocab_size - 1}, model.vocab_size {vocab_size} is too small")
 
-    def _encode_chunk(self, chunk: Chunk) -> list[int]:
-        if chunk.kind == "marker":
-            return self._marker_ids[chunk.text]
+    def _has_token(self, token: str) -> bool:
+        return self._tokenizer.token_to_id(token) is not None
+
+    def _join(self, chunks: Iterable[Chunk]) -> list[Chunk]:
+        """The chunks, where a text that continues the one before it is joined to it."""
+        joined: list[Chunk] = []
+        for chunk in map(self._spell_out, chunks):
+            if chunk.continues and chunk.kind == joined[-1].kind == "text":
+                joined[-1] = joined[-1]._replace(text=joined[-1].text + chunk.text)
+            else:
+                joined.append(chunk)
+        return joined
+
+    def _spell_out(self, chunk: Chunk) -> Chunk:
+        """The chunk itself, or as text if it is a media marker and this tokenizer has no such token."""
+        unknown = chunk.kind == "media" and chunk.text not in self._marker_ids
+        return chunk._replace(kind="text") if unknown else chunk
+
+    def _encode_chunk(self, chunk: Chunk, text_tokenizer: tokenizers.Tokenizer) -> list[int]:
         if chunk.kind == "image":
             return self._image_ids
-        return self._encode_text(chunk.text)
+        if chunk.kind == "text":
+            return self._encode_text(chunk.text, text_tokenizer)
+        return self._marker_ids[chunk.text]
 
-    def _encode_text(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+    def _encode_text(self, text: str, tokenizer: tokenizers.Tokenizer) -> list[int]:
+        return tokenizer.encode(text, add_special_tokens=False).ids
 
-    def _encode_placeholder(self) -> list[int]:
-        # The released tokenizers have no such token: there the placeholder is five ordinary ids.
-        image_id = self._tokenizer.token_to_id(IMAGE)
-        return self._encode_text(IMAGE) if image_id is None else [image_id]
+
+def _escaping(tokenizer: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+    """A copy to which special tokens, and all that this package writes into text, are ordinary characters."""
+    copy = tokenizers.Tokenizer.from_str(tokenizer.to_str())
+    copy.encode_special_tokens = True
+    # A checkpoint may hold them as tokens that are not special; here that would be parsed in a user's text.
+    copy.add_special_tokens(
+        [token for token in (*MARKERS, *MEDIA_MARKERS, IMAGE, VIDEO) if copy.token_to_id(token) is not None]
+    )
+    return copy

@@ -1,6 +1,6 @@
 """Checkpoints of a run: `workdir/checkpoints/STEP/` with four items.
 
-    params/     the parameters: all that evaluation reads
+    params/     the parameters: all that `owl3_jax.convert.load` reads
     progress/   step, optimizer state and random key
     iterator/   where the data iterator stands, one file a process
     run/        the run's Config and its number of processes, as JSON: no checkpoint is read as another model's
@@ -24,10 +24,9 @@ import grain.checkpoint
 import jax
 import orbax.checkpoint as ocp
 
-from owl3_jax.config import Config, ConfigError, load_json_tree
-from owl3_jax.training.step import TrainState, abstract_state
-
-Params = Any
+from owl3_jax.config import Config, ConfigError, field_differences, load_json_tree
+from owl3_jax.convert.workdir import CHECKPOINTS
+from owl3_jax.training.step import TrainState
 
 # Settings of the data that change no batch: a run may be resumed under other ones.
 _FREE_DATA_FIELDS = ("data.data_dir", "data.prefetch")
@@ -47,7 +46,7 @@ class Checkpoints:
         _silence_orbax()
         self._config = config
         self._manager = ocp.CheckpointManager(
-            _directory(workdir),
+            (workdir / CHECKPOINTS).absolute(),
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=ocp.checkpoint_managers.LatestN(config.train.checkpoints_to_keep),
                 cleanup_tmp_directories=True,  # what a killed process left half-written
@@ -127,47 +126,14 @@ class Checkpoints:
             ) from error
 
 
-def load_params(workdir: Path, config: Config, mesh: jax.sharding.Mesh) -> Params:
-    """The parameters of the last checkpoint in `workdir`, sharded over `mesh` by the rules.
-
-    Raises CheckpointError when there is no checkpoint, or the one there is of another model than `config.model`.
-    """
-    _silence_orbax()
-    directory = _directory(workdir)
-    if not directory.is_dir():
-        raise CheckpointError(f"no checkpoints in {workdir}: train first (train.py --workdir {workdir})")
-    with ocp.CheckpointManager(directory, options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
-        step = manager.latest_step()
-        if step is None:
-            raise CheckpointError(f"no complete checkpoint in {directory}: train first (train.py --workdir {workdir})")
-        _require_no_differences(manager, step, config_differences(_restore_run(manager, step)[0], config, "model"))
-        return _restore(manager, step, params=ocp.args.StandardRestore(abstract_state(config, mesh).params)).params
-
-
 def config_differences(saved: Config, wanted: Config, *sections: str) -> list[str]:
     """One line for each field of those sections that differs: `model.hidden_size: 64 there, 128 in this run`."""
-    lines = []
-    for section in sections:
-        before, now = (_flatten(getattr(config, section), section) for config in (saved, wanted))
-        lines += [f"{name}: {before[name]!r} there, {now[name]!r} in this run" for name in now if before[name] != now[name]]
-    return lines
+    pairs = ((getattr(saved, section), getattr(wanted, section), section) for section in sections)
+    return [line for pair in pairs for line in field_differences(*pair)]
 
 
 def _progress(state: TrainState) -> dict[str, Any]:
     return {"step": state.step, "opt_state": state.opt_state, "rng": state.rng}
-
-
-def _flatten(section: Any, prefix: str) -> dict[str, Any]:
-    """Dotted field names of a (nested) dataclass, to values."""
-    flat: dict[str, Any] = {}
-    for field in dataclasses.fields(section):
-        name, value = f"{prefix}.{field.name}", getattr(section, field.name)
-        flat |= _flatten(value, name) if dataclasses.is_dataclass(value) else {name: value}
-    return flat
-
-
-def _directory(workdir: Path) -> Path:
-    return (workdir / "checkpoints").absolute()
 
 
 def _restore(manager: ocp.CheckpointManager, step: int, **items: ocp.args.CheckpointArgs) -> ocp.args.Composite:

@@ -11,9 +11,15 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from PIL import Image
 from safetensors.torch import save_file
 
-from tests.parity.ladder import config_json, pair, sample
+from owl3_jax.config import Form
+from owl3_jax.convert.cases import read_cases
+from owl3_jax.data.digits.tokenizer import make_tokenizer
+from owl3_jax.processing.crops import choose_grid
+from owl3_jax.processing.images import squash
+from tests.parity.ladder import Pair, pair, sample
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden"
@@ -94,19 +100,75 @@ class StandIn:
         return torch.repeat_interleave(torch.arange(len(counts) - 1), counts.diff())
 
 
+@pytest.fixture
+def official(tmp_path, monkeypatch):
+    """Makes a checkpoint of a form that transformers seems to load with official code, and a tokenizer beside it."""
+
+    def make(form: Form) -> Pair:
+        built = pair(form, vocab_size=53)
+        tensors = {name: tensor.float() for name, tensor in built.reference.state_dict().items()}
+        save_file(tensors, tmp_path / "model.safetensors")
+        (tmp_path / "config.json").write_text(json.dumps(built.config.to_hf()))
+        make_tokenizer().save(tmp_path / "tokenizer.json")
+        monkeypatch.setattr(transformers.AutoModel, "from_pretrained", lambda *_, **options: StandIn(built.reference))
+        return built
+
+    return make
+
+
+def check(**flags) -> list:
+    """The rows that the tool prints; they must all agree."""
+    tool = runpy.run_path(str(TOOL))
+    rows = list(tool["check"](tool["Flags"](**flags)))
+    assert [row for row in rows if not row.agrees] == []
+    return rows
+
+
+def tensors_of(config, *, images: bool) -> list[str]:
+    layers = [f"hidden_states {n}" for n in range(config.num_hidden_layers + 1)]
+    return [*(["image_embeds"] if images else []), *layers, "logits", "greedy"]
+
+
 @pytest.mark.parametrize(("form", "starts"), [("gated", [2, 5, 6]), ("gated", []), ("joint", [2, 5, 6])])
-def test_against_the_official_interface(tmp_path, monkeypatch, capsys, form, starts):
-    config, reference, _ = pair(form)
-    save_file({name: t.float() for name, t in reference.state_dict().items()}, tmp_path / "model.safetensors")
-    (tmp_path / "config.json").write_text(json.dumps(config_json(config)))
+def test_against_the_official_interface(tmp_path, official, capsys, form, starts):
+    config = official(form).config
     s = sample(config, 11, starts)
     arrays = {"input_ids": s.tokens, "media_starts": s.starts, "pixel_values": s.pixels.transpose(0, 3, 1, 2)}
     np.savez(tmp_path / "cases.npz", **{f"a/{name}": value for name, value in arrays.items()})
-    monkeypatch.setattr(transformers.AutoModel, "from_pretrained", lambda *_, **options: StandIn(reference))
-    tool = runpy.run_path(str(TOOL))
-    flags = tool["Flags"](tmp_path, tmp_path / "cases.npz", against_official=tmp_path, max_new_tokens=5)
-    rows = list(tool["check"](flags))
-    assert [row for row in rows if not row.agrees] == []
-    layers = [f"hidden_states {n}" for n in range(config.num_hidden_layers + 1)]
-    assert [row.tensor for row in rows] == [*(["image_embeds"] if starts else []), *layers, "logits", "greedy"]
+    rows = check(checkpoint=tmp_path, cases=tmp_path / "cases.npz", against_official=tmp_path, max_new_tokens=5)
+    assert [row.tensor for row in rows] == tensors_of(config, images=bool(starts))
     assert "top ten share 10.0" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("form", ["static", "joint"])
+def test_images_and_prompts_and_what_is_kept_of_them(tmp_path, official, form):
+    config = official(form).config
+    images = (tmp_path / "wide.png", tmp_path / "high.png")
+    for seed, (path, shape) in enumerate(zip(images, ((20, 40, 3), (50, 30, 3)), strict=True)):
+        Image.fromarray(np.random.default_rng(seed).integers(0, 256, shape, np.uint8)).save(path)
+    prompts = ("Which digit is red?", "In Image 1: <|image|>, which digit is red? Image 2: <|image|>")
+    kept = tmp_path / "kept.npz"
+    flags = {"checkpoint": tmp_path, "prompts": prompts, "images": images, "crop": True}
+    rows = check(**flags, against_official=tmp_path, save_cases=kept, max_new_tokens=3)
+    assert [row.case for row in rows if row.tensor == "logits"] == ["prompt1", "prompt2"]
+
+    cases = read_cases(kept, config.vision.image_size)
+    views = [rows * columns + 1 for rows, columns in (choose_grid(40, 20, 11), choose_grid(30, 50, 11))]
+    assert [len(case.image_starts) for case in cases] == [sum(views)] * 2
+    assert squash(Image.open(images[1]), 11).tolist() == np.rint((cases[0].pixel_values[-1] + 1) * 127.5).tolist()
+    assert [row.tensor for row in check(checkpoint=tmp_path, cases=kept)] == tensors_of(config, images=True) * 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({}, "either --cases FILE.npz or --prompts"),
+        ({"cases": Path("a.npz"), "prompts": ("a",)}, "either --cases FILE.npz or --prompts"),
+        ({"cases": Path("a.npz"), "images": (Path("a.png"),)}, "--images go with --prompts"),
+        ({"prompts": ("a",)}, "need --against-official DIR"),
+        ({"cases": Path("a.npz"), "save_cases": Path("b.npz")}, "need --against-official DIR"),
+    ],
+)
+def test_flags_that_leave_nothing_to_compare(flags, message):
+    with pytest.raises(ValueError, match=message):
+        runpy.run_path(str(TOOL))["Flags"](checkpoint=Path("a"), **flags)

@@ -69,6 +69,14 @@ def test_settings_that_cannot_work_are_refused(cls: type, values: dict[str, Any]
         cls(**values)
 
 
+@pytest.mark.parametrize("name", NAMED_SIZES)
+def test_config_json_and_back(name: str) -> None:
+    config = NAMED_SIZES[name]
+    tree = json.loads(json.dumps(config.to_hf()))
+    assert "form" not in tree
+    assert ModelConfig.from_hf(tree, config.form) == config
+
+
 def test_derived_sizes() -> None:
     model = NAMED_SIZES["7b-240728"]
     assert model.head_dim == 128

@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
+from owl3_jax.convert.weight_files import find_tensors
+
 GOLDEN = Path(__file__).parents[2] / "golden"
 Tensors = dict[str, np.ndarray]
 
@@ -14,6 +16,11 @@ Tensors = dict[str, np.ndarray]
 def golden_tensors(name: str = "tiny-240728") -> Tensors:
     """All tensors of a golden checkpoint, read by the safetensors library."""
     return {key: value for file in (GOLDEN / name).glob("*.safetensors") for key, value in load_file(file).items()}
+
+
+def contents(directory: Path) -> dict[str, tuple]:
+    """Name -> (dtype, shape, bytes) of each tensor in a checkpoint directory, read by us."""
+    return {name: (t.dtype, t.shape, t.read().tobytes()) for name, t in find_tensors(directory).items()}
 
 
 def write_checkpoint(directory: Path, tensors: Tensors, name: str = "tiny-240728") -> Path:

@@ -15,14 +15,12 @@ import pytest
 from owl3_jax.convert.directories import to_hugging_face, to_orbax
 from owl3_jax.convert.load import load_config, load_params
 from owl3_jax.convert.weight_files import CheckpointError, find_tensors
-from tests.unit.convert.checkpoints import GOLDEN, edited, golden_tensors
+from owl3_jax.data.digits.tokenizer import make_tokenizer
+from owl3_jax.processing.processor import Processor
+from tests.unit.convert.checkpoints import GOLDEN, contents, edited, golden_tensors
 
 ROOT = Path(__file__).parents[3]
 HEAD, EMBEDDING = "language_model.lm_head.weight", "language_model.model.embed_tokens.weight"
-
-
-def contents(directory: Path) -> dict[str, tuple]:
-    return {name: (t.dtype, t.shape, t.read().tobytes()) for name, t in find_tensors(directory).items()}
 
 
 def side_files(directory: Path) -> dict[str, bytes]:
@@ -90,7 +88,7 @@ def test_nothing_is_left_of_a_failure(tmp_path, convert):
 def test_refuses_what_exists_and_what_it_did_not_write(tmp_path):
     with pytest.raises(CheckpointError, match="exists already"):
         to_orbax(GOLDEN / "tiny-tied", tmp_path)
-    with pytest.raises(CheckpointError, match="only what was converted can go back"):
+    with pytest.raises(CheckpointError, match="neither converted nor trained"):
         to_hugging_face(GOLDEN / "tiny-tied", tmp_path / "back")
     assert list(tmp_path.iterdir()) == []
 
@@ -145,6 +143,29 @@ def test_command_line_there_and_back(tmp_path):
     assert run_tool("--from", GOLDEN / "tiny-241101", "--to", tmp_path / "ours").returncode == 0
     assert run_tool("--from", tmp_path / "ours", "--to", tmp_path / "back", "--to-hf").returncode == 0
     assert contents(tmp_path / "back") == contents(GOLDEN / "tiny-241101")
+
+
+def test_command_line_writes_processor_settings_and_leaves_the_tokenizer_alone(tmp_path):
+    official = edited(tmp_path / "official", lambda tensors: None, "tiny-241101")
+    make_tokenizer().save(official / "tokenizer.json")
+    file = official / "tokenizer.json"
+    file.write_text(file.read_text() + "\n")
+    done = run_tool("--from", official, "--to", tmp_path / "ours")
+    assert done.returncode == 0 and "no processor.json" not in done.stderr
+    assert (tmp_path / "ours" / "tokenizer.json").read_bytes() == file.read_bytes()
+    assert (tmp_path / "ours" / "processor.json").exists()
+    processor = Processor.from_pretrained(tmp_path / "ours")
+    assert (processor.image_size, processor.media_style, processor.crop) == (56, "markers", True)
+
+
+def test_command_line_says_that_a_tokenizer_is_missing_or_damaged(tmp_path):
+    official = edited(tmp_path / "official", lambda tensors: None, "tiny-tied")
+    done = run_tool("--from", official, "--to", tmp_path / "ours")
+    assert done.returncode == 0 and f"no processor.json will be written: {official} has no tokenizer" in done.stderr
+    (official / "tokenizer.json").write_text("{")
+    done = run_tool("--from", official, "--to", tmp_path / "again")
+    assert done.returncode == 1 and "tokenizer.json" in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "again").exists()
 
 
 def test_command_line_names_a_truncated_tensor(tmp_path):

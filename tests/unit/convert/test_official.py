@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from owl3_jax.config import ModelConfig
+from owl3_jax.config import ModelConfig, VisionConfig
 from owl3_jax.convert.official import Parameter, load_config, open_checkpoint
 from owl3_jax.convert.table import Entry, official_shape, to_official
 from owl3_jax.convert.weight_files import CheckpointError, Tensor
@@ -55,8 +55,7 @@ def test_mixed_dtypes_are_cast_when_asked(tmp_path):
 
 def test_hyper_layers_elsewhere_than_the_config_says(tmp_path):
     directory = edited(tmp_path / "moved", lambda tensors: None)
-    tree = json.loads((directory / "config.json").read_text())
-    (directory / "config.json").write_text(json.dumps(tree | {"hyper_layers": [1, 3, 4]}))
+    change_config(directory, hyper_layers=[1, 3, 4])
     message = error_of(directory)
     assert "hyper_layers are [1, 3, 4], but the tensors are those of [1, 3, 5]" in message
     assert "language_model.model.layers.3.self_attn.v_kv_proj.bias: missing" in message
@@ -80,6 +79,37 @@ def test_config_that_describes_no_model(tmp_path, content, problem):
         (directory / "config.json").write_text(content)
     with pytest.raises(CheckpointError, match=problem):
         load_config(directory)
+
+
+def change_config(directory, **changes) -> None:
+    path = directory / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize("vision", [{}, None, {"model_type": "siglip_vision_model", "hidden_act": "gelu_pytorch_tanh"}])
+def test_what_config_json_leaves_out_is_as_released_and_unknown_keys_are_ignored(tmp_path, vision):
+    directory = edited(tmp_path / "sparse", lambda tensors: None)
+    change_config(directory, vision_config=vision, auto_map={"AutoModel": "some.Code"}, rope_theta=10000)
+    config = load_config(directory)
+    assert config.vision == VisionConfig() == ModelConfig().vision
+    assert (config.rope_theta, config.hidden_size) == (10000, 64)
+
+
+def test_head_size_must_be_even(tmp_path):
+    directory = edited(tmp_path / "odd", lambda tensors: None)
+    change_config(directory, hidden_size=60, num_attention_heads=4)
+    with pytest.raises(CheckpointError, match=r"config\.json: head size 15 must be even for RoPE"):
+        load_config(directory)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float64])
+def test_any_float_dtype_is_kept(tmp_path, dtype):
+    cast = lambda tensors: tensors.update({name: tensor.astype(dtype) for name, tensor in tensors.items()})
+    directory = edited(tmp_path / "cast", cast, "tiny-241014")
+    parameters = open_checkpoint(directory, load_config(directory)).parameters
+    assert {parameter.read().dtype for parameter in parameters.values()} == {np.dtype(dtype)}
+    gate = golden_tensors("tiny-241014")["language_model.model.layers.3.self_attn.gate"].astype(dtype)
+    np.testing.assert_array_equal(parameters["language_model/hyper_layers/gate"].read()[1].reshape(-1), gate)
 
 
 def test_tied_head_may_stand_there_too(tmp_path):

@@ -3,7 +3,6 @@
 import importlib.util
 import json
 
-import ml_dtypes
 import numpy as np
 import pytest
 import torch
@@ -33,12 +32,26 @@ def test_reads_shards_and_slices_of_them(tmp_path):
 
 
 def test_reads_what_pytorch_saved(tmp_path):
-    values = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor([1.5, -2.0]).bfloat16()}
+    a = torch.arange(6.0).reshape(2, 3)
+    values = {"a": a, "part": a[1:], "b": torch.tensor([1.5, -2.0]).bfloat16(), "p": torch.nn.Parameter(torch.ones(()))}
+    values |= {"flags": torch.tensor([True, False]), "nothing": torch.zeros(0, 3), "ids": torch.arange(5)}
     torch.save(values, tmp_path / "pytorch_model.bin")
     tensors = find_tensors(tmp_path)
-    np.testing.assert_array_equal(tensors["a"].read(), values["a"].numpy())
-    assert tensors["b"].dtype == ml_dtypes.bfloat16
-    np.testing.assert_array_equal(tensors["b"].read().astype(np.float32), values["b"].float().numpy())
+    assert tensors.keys() == values.keys()
+    for name, value in values.items():
+        assert f"torch.{tensors[name].dtype}" == str(value.dtype)
+        np.testing.assert_array_equal(tensors[name].read().astype(np.float32), value.detach().float().numpy())
+
+
+def test_what_pytorch_saved_otherwise_is_named(tmp_path):
+    whole = torch.arange(6.0).reshape(2, 3)
+    torch.save({"a": whole, "turned": whole.T, "steps": 3}, tmp_path / "pytorch_model.bin")
+    message = error_of(tmp_path)
+    assert "pytorch_model.bin: turned: not stored in one piece" in message
+    assert "pytorch_model.bin: steps: <class 'int'> is no tensor of " in message
+    assert len(message.splitlines()) == 3
+    torch.save({"a": whole}, tmp_path / "pytorch_model.bin", _use_new_zipfile_serialization=False)
+    assert "a: not stored in one piece, or in PyTorch's old format" in error_of(tmp_path)
 
 
 def test_without_pytorch_nothing_is_unpickled(tmp_path, monkeypatch):

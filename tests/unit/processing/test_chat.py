@@ -4,7 +4,7 @@ import copy
 
 import pytest
 
-from owl3_jax.processing.chat import Chunk, chat_chunks, count_placeholders
+from owl3_jax.processing.chat import Chunk, chat_chunks, find_placeholders
 
 SYSTEM = "<|im_start|>system\n<|im_end|>"
 PROMPT_END = "<|im_end|>\n<|im_start|>assistant\n"
@@ -127,6 +127,7 @@ def test_messages_are_not_changed():
         ([{"role": "bot", "content": "Hi"}], "chatml", "message 0 has role 'bot'; it must be one of system, user, assistant"),
         ([user("Hi"), {"role": "user"}], "chatml", "message 1 has content of type NoneType"),
         ([user("Hi"), assistant("<|image|>")], "chatml", r"message 1 \(assistant\) contains <\|image\|>"),
+        ([{"role": "system", "content": "<|video|>"}], "chatml", r"message 0 \(system\) contains <\|video\|>"),
         ([{"role": "system", "content": "x"}], "plain", "must be one of user, assistant"),
     ],
 )
@@ -135,5 +136,24 @@ def test_malformed_conversations_are_refused(messages, style, complaint):
         chat_chunks(messages, training=True, style=style)
 
 
-def test_placeholders_are_counted_over_all_messages():
-    assert count_placeholders([user("<|image|> and <|image|>"), assistant("ok"), user("<|image|>")]) == 3
+def test_media_fill_the_placeholders_in_text_order():
+    cut = [Chunk("Cut "), Chunk("<|image|>", "image"), Chunk("<|end_cut|>", "media")]
+    frames = [Chunk("<|image|>", "image")] * 2
+    messages = [user("A <|image|>"), assistant("ok"), user("<|video|>!")]
+    chunks = chat_chunks(messages, training=False, media=[cut, frames])
+    first, second = "user\nA Cut <|image|><|end_cut|>", "user\n<|image|><|image|>!"
+    assert text_of(chunks) == (
+        f"{SYSTEM}\n<|im_start|>{first}{PROMPT_END}ok<|im_end|><|endoftext|>\n<|im_start|>{second}{PROMPT_END}"
+    )
+    continuing = [chunk.text for chunk in chunks if chunk.continues]
+    assert continuing == ["Cut ", "<|image|>", "<|end_cut|>", "<|image|>", "<|image|>", "!"]
+
+
+def test_media_and_placeholders_must_agree_in_number():
+    with pytest.raises(ValueError, match="the messages have 1 placeholders, but media has 2 entries"):
+        chat_chunks([user("<|image|>")], training=False, media=[[Chunk("a")], [Chunk("b")]])
+
+
+def test_placeholders_are_found_in_text_order_over_all_messages():
+    messages = [user("<|video|> and <|image|>"), assistant("ok"), user("<|image|>")]
+    assert find_placeholders(messages) == ["<|video|>", "<|image|>", "<|image|>"]

@@ -2,6 +2,9 @@
 
 import hashlib
 import io
+import struct
+import zlib
+from warnings import simplefilter
 
 import numpy as np
 import pytest
@@ -9,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from owl3_jax.processing.images import UnreadableImage, load_image, squash, to_rgb
+from owl3_jax.processing.images import MAX_PIXELS, UnreadableImage, load_image, squash, to_rgb, upright_size
 
 WHITE = (255, 255, 255)
 
@@ -121,3 +124,54 @@ def test_whatever_is_damaged_it_loads_or_is_unreadable(kind, damage):
     except UnreadableImage:
         return
     assert image.mode == "RGB"
+
+
+def test_decoded_images_load_as_their_files_do():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    encoded = encode(gradient(7, 5), exif=exif)
+    expected = np.asarray(load_image(encoded, "bytes"))
+    image = Image.open(io.BytesIO(encoded))
+    np.testing.assert_array_equal(np.asarray(load_image(image, "image")), expected)
+    np.testing.assert_array_equal(np.asarray(load_image(expected, "array")), expected)
+    assert (image.size, image.getexif()[0x0112]) == ((7, 5), 6)  # the given image is left as it was
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["png", "jpeg", "tiff", "webp"])
+def test_upright_size_is_that_of_the_loaded_image(kind, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    encoded = encode(gradient(7, 5), kind, exif=exif)
+    assert upright_size(encoded, "x") == load_image(encoded, "x").size == ((7, 5) if orientation < 5 else (5, 7))
+
+
+@pytest.mark.parametrize("read", [load_image, upright_size])
+@pytest.mark.parametrize("source", [Image.new("RGB", (0, 5)), np.zeros((5, 0, 3), np.uint8)])
+def test_images_without_pixels_are_refused(read, source):
+    with pytest.raises(UnreadableImage, match=f"cannot read image 2: it has 0 x 5 pixels; 1 to {MAX_PIXELS} can be read"):
+        read(source, "2")
+
+
+@pytest.mark.parametrize("read", [load_image, upright_size])
+@pytest.mark.parametrize("array", [np.zeros((5, 7), np.uint8), np.zeros((5, 7, 4), np.uint8), np.zeros((5, 7, 3), np.float32)])
+def test_other_arrays_are_refused(read, array):
+    with pytest.raises(UnreadableImage, match=r"must be uint8 \[height, width, 3\]"):
+        read(array, "2")
+
+
+def bomb(width: int, height: int) -> bytes:
+    """The head of a PNG file that claims so many pixels."""
+    header = b"IHDR" + struct.pack(">II", width, height) + bytes([8, 2, 0, 0, 0])
+    chunk = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+    return PNG[:8] + chunk + PNG[33:]
+
+
+@pytest.mark.parametrize("read", [load_image, upright_size])
+@pytest.mark.parametrize("height", [8948, 20_000])  # more than Pillow warns of, and than it refuses
+@pytest.mark.parametrize("warnings", ["ignore", "error"])
+def test_decompression_bombs_are_refused(read, height, warnings, recwarn):
+    simplefilter(warnings, Image.DecompressionBombWarning)
+    assert 10_001 * height > MAX_PIXELS
+    with pytest.raises(UnreadableImage, match=r"cannot read image bomb: .* pixels"):
+        read(bomb(10_001, height), "bomb")

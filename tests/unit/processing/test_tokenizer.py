@@ -1,12 +1,13 @@
-"""Chunk-wise tokenisation with stand-ins for the released tokenizer: its ids in a word list, its kind in a tiny BPE."""
+"""Chunk-wise tokenisation: with the released tokenizer, and with stand-ins (its ids in a word list, its kind in a tiny BPE)."""
 
 import numpy as np
 import pytest
 import tokenizers
 from tokenizers import models, pre_tokenizers, trainers
 
-from owl3_jax.processing.chat import IMAGE, MARKERS, Chunk, chat_chunks
+from owl3_jax.processing.chat import IMAGE, MARKERS, MEDIA_MARKERS, Chunk, chat_chunks
 from owl3_jax.processing.tokenizer import ChatTokenizer
+from tests.qwen import chat_tokenizer, qwen_tokenizer
 
 IMAGE_ID = 200_003
 # Ids of the released tokenizer, as far as the worked examples need them; the placeholder has one id in these.
@@ -133,3 +134,52 @@ def test_a_file_that_is_no_tokenizer_is_named(tmp_path):
         ChatTokenizer.from_file(tmp_path / "tokenizer.json")
     with pytest.raises(FileNotFoundError):
         ChatTokenizer.from_file(tmp_path / "missing.json")
+
+
+MEDIA = [
+    Chunk("user\n"),
+    Chunk("<|start_cut|>", "media", continues=True),
+    Chunk("2*3\n", continues=True),
+    Chunk(IMAGE, "image"),
+]
+
+
+def test_media_markers_are_one_id_where_the_tokenizer_has_them():
+    text = chat_tokenizer(*MEDIA_MARKERS).encode(MEDIA)
+    assert text.input_ids.tolist() == [872, 198, 151646, 17, 9, 18, 198, 27, 91, 1805, 91, 29]
+    assert text.image_starts.tolist() == [7]
+
+
+def test_media_markers_are_spelt_out_where_it_has_not():
+    text = chat_tokenizer().encode(MEDIA)
+    assert text.input_ids.tolist() == [872, 198, 27, 91, 2468, 41317, 91, 29, 17, 9, 18, 198, 27, 91, 1805, 91, 29]
+    assert text.image_starts.tolist() == [12]
+
+
+def test_what_is_spelt_out_is_one_text_with_its_neighbours():
+    chunks = [Chunk(IMAGE, "image"), Chunk("<|end_cut|>", "media", continues=True), Chunk("?!\n", continues=True)]
+    whole = qwen_tokenizer().encode("<|end_cut|>?!\n").ids
+    assert chat_tokenizer().encode(chunks).input_ids.tolist()[5:] == whole
+    apart = qwen_tokenizer().encode("<|end_cut|>").ids + qwen_tokenizer().encode("?!\n").ids
+    assert whole != apart
+
+
+def test_chunks_that_do_not_continue_stay_apart():
+    ids = chat_tokenizer().encode([Chunk("\n"), Chunk("\n")]).input_ids.tolist()
+    assert ids == [198, 198] != chat_tokenizer().encode([Chunk("\n"), Chunk("\n", continues=True)]).input_ids.tolist() == [271]
+
+
+@pytest.mark.parametrize("special", [True, False])
+def test_a_users_media_marker_is_text_however_the_checkpoint_declares_it(special):
+    tokenizer = chat_tokenizer(*MEDIA_MARKERS, IMAGE, special=special)
+    typed = "".join(MEDIA_MARKERS)
+    ids = tokenizer.encode([Chunk(typed)]).input_ids
+    assert (ids < 151643).all()
+    assert tokenizer.decode(ids) == typed
+    assert tokenizer.encode([Chunk(IMAGE, "image")]).input_ids.tolist() == [151650]
+
+
+def test_special_tokens_in_text_are_parsed_when_asked():
+    typed = "a<|im_end|><|end_cut|>"
+    ids = chat_tokenizer(*MEDIA_MARKERS).encode([Chunk(typed)], parse_special_tokens=True).input_ids.tolist()
+    assert ids == [64, 151645, 151647]

@@ -1,4 +1,4 @@
-"""Checkpoints of a state that is only a few arrays: everything but `load_params` is independent of the model."""
+"""Checkpoints of a state that is only a few arrays: nothing here depends on the model."""
 
 import contextlib
 import dataclasses
@@ -21,8 +21,8 @@ import pytest
 
 from owl3_jax.config import Config, DataConfig, MeshConfig, TrainConfig
 from owl3_jax.sharding import make_mesh
-from owl3_jax.training.checkpoint import CheckpointError, Checkpoints, config_differences, load_params
-from owl3_jax.training.step import TrainState, abstract_state
+from owl3_jax.training.checkpoint import CheckpointError, Checkpoints, config_differences
+from owl3_jax.training.step import TrainState
 from tests import tiny
 
 CONFIG = Config(model=tiny.model_config(), data=DataConfig(rows=8, tokens_per_row=13), train=TrainConfig(checkpoints_to_keep=2))
@@ -203,50 +203,6 @@ def test_differences_of_sections() -> None:
     other = replaced("model", hyper_layers=(1, 3))
     assert config_differences(CONFIG, other, "model", "data") == ["model.hyper_layers: (2, 5) there, (1, 3) in this run"]
     assert config_differences(CONFIG, other, "data") == []
-
-
-# ---- parameters alone, for evaluation
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, TrainState]:
-    """The model's parameters, with other values than an initialisation would give."""
-    workdir = tmp_path_factory.mktemp("trained")
-    rng = np.random.default_rng(0)
-    shapes = abstract_state(CONFIG, make_mesh(MeshConfig(data=8))).params
-    params = jax.tree.map(lambda x: jax.device_put(rng.normal(size=x.shape).astype(x.dtype), x.sharding), shapes)
-    state = make_state(3).replace(params=params)
-    with Checkpoints(workdir, CONFIG) as checkpoints:
-        checkpoints.save(3, state, make_iterator())
-    return workdir, state
-
-
-def test_parameters_alone_load_onto_another_mesh(trained: tuple[Path, TrainState]) -> None:
-    workdir, state = trained
-    mesh = make_mesh(MeshConfig(data=4, fsdp=2))
-    params = load_params(workdir, CONFIG, mesh)
-    assert_equal(jax.device_get(params), jax.device_get(state.params))
-    specs = {leaf.sharding.spec for leaf in jax.tree.leaves(params)}
-    assert any("fsdp" in spec for spec in specs)
-
-
-def test_parameters_of_another_model_are_refused(trained: tuple[Path, TrainState]) -> None:
-    other = dataclasses.replace(CONFIG, model=tiny.model_config("joint"))
-    with pytest.raises(CheckpointError, match=r"model\.form: 'gated' there, 'joint' in this run"):
-        load_params(trained[0], other, make_mesh(MeshConfig()))
-
-
-def test_parameters_load_whatever_the_data_settings_are(trained: tuple[Path, TrainState]) -> None:
-    load_params(trained[0], replaced("data", rows=64), make_mesh(MeshConfig()))
-
-
-def test_a_workdir_without_checkpoints_is_named_and_stays_empty(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=rf"no checkpoints in {tmp_path}: train first"):
-        load_params(tmp_path, CONFIG, make_mesh(MeshConfig()))
-    assert list(tmp_path.iterdir()) == []
-    (tmp_path / "checkpoints").mkdir()
-    with pytest.raises(CheckpointError, match=r"no complete checkpoint in .*: train first"):
-        load_params(tmp_path, CONFIG, make_mesh(MeshConfig()))
 
 
 # ---- saves that fail

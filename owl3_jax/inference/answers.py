@@ -1,0 +1,139 @@
+"""Answers to the prompts of a context, token by token on the device, text by text on the host."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+import numpy as np
+
+from owl3_jax.inference import buckets, programs
+from owl3_jax.inference.choose import Kind, SamplingRows
+from owl3_jax.inference.context import Context
+from owl3_jax.inference.sampling import Sampling
+from owl3_jax.inference.text_stream import TextStream
+from owl3_jax.processing.tokenizer import ChatTokenizer
+
+_TOKENS_BETWEEN_STOP_STRINGS = 16  # tokens that are decoded before the host looks for stop strings
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """One answer to one prompt."""
+
+    text: str  # without stop ids and stop strings
+    ids: tuple[int, ...]  # all tokens, the stop id included
+    finish_reason: Literal["stop", "length"]
+    logprobs: tuple[float, ...] | None = None  # of each token, nats, by the model's own distribution
+
+
+class Answers:
+    """R = B * n answers under way; `context` is theirs while they are, and holds all but their last tokens after."""
+
+    def __init__(
+        self,
+        context: Context,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sequence[Sampling],
+        tokenizer: ChatTokenizer,
+    ) -> None:
+        """Chooses the first tokens.
+
+        Args:
+            context: with the prompts read, B rows.
+            prompts: all tokens of each row, for the repetition penalty; a row without any is padding.
+            sampling: of each row; `n` is the same for all.
+            tokenizer: of the checkpoint.
+        """
+        self._context, self._runtime, samples = context, context.runtime, sampling[0].n
+        per_answer, numbers = [s for s in sampling for _ in range(samples)], [*range(samples)] * len(sampling)
+        self._streams = [TextStream(tokenizer, s.stop) for s in per_answer]
+        self._stop_ids = tokenizer.stop_ids
+        self._has_stop_strings = any(s.stop for s in sampling)
+        room = context.runtime.config.max_position_embeddings - context.tokens
+        wanted = [s.max_new_tokens if prompt else 0 for s, prompt in zip(sampling, prompts, strict=True)]
+        self._limits = np.repeat(np.minimum(wanted, room), samples).astype(np.int32)
+        self._kind = Kind.of(sampling)
+        self._settings = programs.Settings(
+            SamplingRows.of(per_answer, numbers), self._limits, np.array(self._stop_ids, np.int32)
+        )
+        self._ids: list[list[int]] = [[] for _ in self._streams]
+        cache = self._runtime.run(programs.copy_rows, context.text, samples) if samples > 1 else context.text
+        self._state: programs.Decoding = self._runtime.run_model(
+            programs.begin,
+            context.last,
+            context.tokens.astype(np.int32),
+            cache,
+            _pad_prompts(prompts) if self._kind.penalty else np.zeros((context.rows, 0), np.int32),
+            self._settings,
+            kind=self._kind,
+            capacity=buckets.text_slots(int(self._limits.max())),
+        )
+
+    def stream(self, every: int = 1) -> Iterator[list[str]]:
+        """The new text of every row, again and again, after each `every` tokens."""
+        yield self._read()
+        while not self._finished():
+            self._decode(every)
+            yield self._read()
+        yield [stream.finish() for stream in self._streams]
+
+    def run(self) -> list[Answer]:
+        """All answers, with as few stops as can be."""
+        every = _TOKENS_BETWEEN_STOP_STRINGS if self._has_stop_strings else int(self._limits.max(initial=1))
+        for _ in self.stream(every):
+            pass
+        return self.answers()
+
+    def answers(self) -> list[Answer]:
+        """What there is so far."""
+        logprobs = None if self._state.logprobs is None else np.asarray(self._state.logprobs)
+        return [self._answer(row, logprobs) for row in range(len(self._ids))]
+
+    def close(self) -> list[tuple[int, ...]]:
+        """Gives the caches back to the context; returns the tokens of each answer that they hold (not the newest)."""
+        context, state = self._context, self._state
+        fed = np.asarray(state.cache.segment_ids)[:, context.slots : context.slots + int(state.written) - 1] != 0
+        context.text, context.slots = state.cache, context.slots + int(state.written) - 1
+        context.tokens = context.tokens + fed.sum(axis=1)
+        return [tuple(ids[: int(count)]) for ids, count in zip(self._ids, fed.sum(axis=1), strict=True)]
+
+    def _decode(self, tokens: int) -> None:
+        state = self._state._replace(done=self._state.done | np.array([stream.stopped for stream in self._streams]))
+        limit = np.int32(min(int(state.written) + tokens, int(self._limits.max())))
+        self._state = self._runtime.run_model(
+            programs.decode, state, self._context.images, self._settings, limit, kind=self._kind, rows=self._context.rows
+        )
+
+    def _read(self) -> list[str]:
+        """Fetches the newest tokens; returns the text that they complete."""
+        answer, written = np.asarray(self._state.answer), int(self._state.written)
+        texts = []
+        for row, (stream, ids) in enumerate(zip(self._streams, self._ids, strict=True)):
+            new = self._until_stop(answer[row, len(ids) : min(written, self._limits[row])], ids) if not stream.stopped else []
+            ids += new
+            texts.append(stream.push([token for token in new if token not in self._stop_ids]))
+        return texts
+
+    def _until_stop(self, tokens: np.ndarray, before: Sequence[int]) -> list[int]:
+        if before and before[-1] in self._stop_ids:
+            return []
+        stops = np.flatnonzero(np.isin(tokens, self._stop_ids))
+        return tokens[: stops[0] + 1 if len(stops) else None].tolist()
+
+    def _finished(self) -> bool:
+        done = np.asarray(self._state.done) | [stream.stopped for stream in self._streams]
+        return bool(done.all())
+
+    def _answer(self, row: int, logprobs: np.ndarray | None) -> Answer:
+        ids, stream = tuple(self._ids[row]), self._streams[row]
+        stopped = stream.stopped or bool(ids and ids[-1] in self._stop_ids)
+        own = None if logprobs is None else tuple(logprobs[row, : len(ids)].tolist())
+        return Answer(stream.text, ids, "stop" if stopped else "length", own)
+
+
+def _pad_prompts(prompts: Sequence[Sequence[int]]) -> np.ndarray:
+    """[B, T] int32, -1 behind the end of each row."""
+    padded = np.full((len(prompts), buckets.text_slots(max(map(len, prompts)))), -1, np.int32)
+    for row, ids in enumerate(prompts):
+        padded[row, : len(ids)] = ids
+    return padded

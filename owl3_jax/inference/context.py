@@ -1,0 +1,141 @@
+"""The cached prompts of a batch: what has been read so far, on the device, and what can still be added to it."""
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from owl3_jax.inference import buckets, programs
+from owl3_jax.inference.caches import empty_images, empty_text, grow_images, grow_text, image_bytes, text_bytes
+from owl3_jax.inference.memory import check_fits
+from owl3_jax.inference.runtime import Runtime
+from owl3_jax.models.qwen2 import Images, Text, TextCache
+
+View = np.ndarray  # uint8 [S, S, 3]
+
+
+class NewImages(NamedTuple):
+    """Images of one row, to be read in order."""
+
+    row: int
+    positions: Sequence[int]  # of the first token of each placeholder
+    views: Iterable[View]  # as many; a stream is read a few at a time
+
+
+@dataclasses.dataclass
+class Context:
+    """Both caches of B rows. Rows may have different numbers of tokens and images.
+
+    A position's slot in the text cache is the same for all rows: where a row has no token it holds padding.
+    """
+
+    runtime: Runtime
+    images: Images
+    text: TextCache
+    last: jax.Array  # [B, E], hidden state of each row's last position
+    slots: int  # of the text cache that are written
+    tokens: np.ndarray  # [B], positions of each row
+    image_counts: np.ndarray  # [B]
+
+    @classmethod
+    def empty(cls, runtime: Runtime, rows: int, *, images: int, tokens: int, samples: int = 1) -> "Context":
+        """Room for `rows` rows of at most `images` images and `tokens` positions, padding of prefill included.
+
+        Of the text there will be `samples` copies, one for each answer.
+
+        Raises OutOfMemory when the caches would not fit.
+        """
+        config, compute = runtime.config, runtime.compute
+        images, tokens = runtime.image_slots(images), buckets.text_slots(tokens)
+        needed = image_bytes(config, compute, rows, images) + text_bytes(config, compute, rows * samples, tokens)
+        check_fits(needed, f"the caches of {rows} rows of {tokens} tokens and {images} images", runtime.devices)
+        return cls(
+            runtime,
+            runtime.run(empty_images, config, compute, rows, images),
+            runtime.run(empty_text, config, compute, rows, tokens),
+            jnp.zeros((rows, config.hidden_size), compute.dtype),
+            0,
+            np.zeros(rows, np.int64),
+            np.zeros(rows, np.int64),
+        )
+
+    @property
+    def rows(self) -> int:
+        """B of the glossary."""
+        return len(self.tokens)
+
+    def reserve(self, *, images: int, tokens: int) -> None:
+        """Makes room for so many more images and positions of every row."""
+        images = self.runtime.image_slots(int(self.image_counts.max()) + images)
+        tokens = buckets.text_slots(self.slots + tokens)
+        if images > self.images.positions.shape[1]:
+            self.images = self.runtime.run(grow_images, self.images, images)
+        if tokens > self.text.positions.shape[1]:
+            self.text = self.runtime.run(grow_text, self.text, tokens)
+
+    def add_images(self, new: Sequence[NewImages], advance: Callable[[int], None] = lambda images: None) -> None:
+        """Encodes images and writes their keys and values, a few at a time: a stream never lies in memory as a whole.
+
+        Raises ValueError when a row has fewer views than positions.
+        """
+        for group in _batched(self._places(new), self.runtime.vision_batch_size):
+            size = self.runtime.encoder_batch(len(group))
+            features = self.runtime.features([view for _, view in group], size)
+            places = np.full((3, size), self.rows, np.int32)  # a row that does not exist: not stored
+            places[:, : len(group)] = np.array([place for place, _ in group], np.int32).T
+            self.images = self.runtime.run_model(programs.store, self.images, features, programs.Places(*places))
+            advance(len(group))
+
+    def add_features(self, row: int, positions: Sequence[int], features: Iterable[jax.Array]) -> None:
+        """As `add_images`, for images that are encoded already: chunks of features [J, L, E]."""
+        positions = iter(positions)
+        for chunk in features:
+            slots = self.image_counts[row] + np.arange(len(chunk))
+            here = np.array(list(itertools.islice(positions, len(chunk))))
+            places = programs.Places(*(np.asarray(x, np.int32) for x in (np.full(len(chunk), row), slots, here)))
+            self.images = self.runtime.run_model(programs.store, self.images, chunk, places)
+            self.image_counts[row] += len(chunk)
+
+    def add_text(self, new: Sequence[Sequence[int]]) -> None:
+        """Prefills further tokens of every row (none for some rows, perhaps), chunk by chunk."""
+        start = 0
+        for length in buckets.prefill_chunks(max(map(len, new))):
+            text = _pad_text([ids[start : start + length] for ids in new], self.tokens, length)
+            arguments = (text, self.images, self.text, self.last)
+            self.last, self.text = self.runtime.run_model(programs.prefill, *arguments, positions=length, rows=self.rows)
+            self.tokens += (text.segment_ids != 0).sum(axis=1)
+            self.slots += length
+            start += length
+
+    def forget_text(self, kept: int) -> None:
+        """Forgets the positions from `kept` on, of every row; their slots become padding."""
+        hide = lambda text: text._replace(segment_ids=jnp.where(text.positions >= kept, 0, text.segment_ids))
+        self.text = hide(self.text)
+        self.tokens = np.minimum(self.tokens, kept)
+
+    def _places(self, new: Sequence[NewImages]) -> Iterator[tuple[tuple[int, int, int], View]]:
+        for row, positions, views in new:
+            for position, view in itertools.zip_longest(positions, views):
+                if position is None or view is None:
+                    raise ValueError(f"row {row} has {len(positions)} image placeholders, but not as many images")
+                yield (row, int(self.image_counts[row]), position), view
+                self.image_counts[row] += 1
+
+
+def _batched(items: Iterator, size: int) -> Iterator[list]:
+    while group := list(itertools.islice(items, size)):
+        yield group
+
+
+def _pad_text(ids: Sequence[Sequence[int]], positions: np.ndarray, length: int) -> Text:
+    """The rows' next tokens as [B, `length`], padded on the right."""
+    arrays = np.zeros((3, len(ids), length), np.int32)
+    for row, tokens in enumerate(ids):
+        arrays[0, row, : len(tokens)] = tokens
+        arrays[2, row, : len(tokens)] = 1
+    arrays[1] = positions[:, None] + np.arange(length)
+    return Text(*arrays)

@@ -1,0 +1,112 @@
+"""Prompts in, answers out: batches of any prompts over a few compiled programs."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from owl3_jax.batch import Batch
+from owl3_jax.inference import buckets, programs
+from owl3_jax.inference.answers import Answer, Answers
+from owl3_jax.inference.context import Context, NewImages
+from owl3_jax.inference.runtime import Runtime
+from owl3_jax.inference.sampling import Sampling
+from owl3_jax.processing.processor import Prepared, Sample
+from owl3_jax.processing.tokenizer import ChatTokenizer
+
+Prompt = Prepared | Sample  # with `Prepared`, images are decoded a few at a time
+Advance = Callable[[int], None]
+
+
+class Engine:
+    """Answers prompts with one set of parameters. Holds no prompt: only compiled programs and the feature cache last."""
+
+    def __init__(self, runtime: Runtime, tokenizer: ChatTokenizer) -> None:
+        self.runtime, self._tokenizer = runtime, tokenizer
+
+    def generate(
+        self, prompts: Sequence[Prompt], sampling: Sampling | Sequence[Sampling], *, advance: Advance = lambda images: None
+    ) -> list[list[Answer]]:
+        """The answers to each prompt, `n` of them, best first if they come from beams.
+
+        Args:
+            prompts: read together as the rows of one batch; texts and numbers of images may differ.
+            sampling: for all prompts or for each; `n` and `num_beams` are the same for all.
+            advance: called with the number of images encoded, now and then.
+
+        Raises:
+            ValueError: a prompt has no token, or more than the model has positions; samplings don't go together.
+            OutOfMemory: the caches would not fit; it says how much they need.
+        """
+        samplings = _for_each(sampling, len(prompts))
+        if not prompts:
+            return []
+        context = self._read(prompts, samplings, advance)
+        rows = context.rows - len(prompts)
+        ids = [*(prompt.input_ids.tolist() for prompt in prompts), *[[]] * rows]
+        answers = Answers(context, ids, [*samplings, *[samplings[0]] * rows], self._tokenizer).run()
+        n = samplings[0].n
+        return [answers[row * n : (row + 1) * n] for row in range(len(prompts))]
+
+    def stream(self, prompt: Prompt, sampling: Sampling, *, advance: Advance = lambda images: None) -> Iterator[str]:
+        """The answer to one prompt as it comes, in pieces that never split a character. Closing it frees its caches."""
+        context = self._read([prompt], [sampling], advance)
+        for pieces in Answers(context, [prompt.input_ids.tolist()], [sampling], self._tokenizer).stream():
+            if pieces[0]:
+                yield pieces[0]
+
+    def logits(self, prompt: Prompt) -> np.ndarray:
+        """Logits of the token after each position of one prompt: float32 [T, V]; all of it is computed at once."""
+        pixels = np.stack(list(new_images(0, prompt).views)) if len(prompt.image_starts) else self._no_pixels()
+        T, I = len(prompt.input_ids), len(prompt.image_starts)
+        ids = lambda values: np.asarray(values, np.int32)[None]
+        batch = Batch(ids(prompt.input_ids), ids(range(T)), ids([1] * T), pixels[None], ids(prompt.image_starts), ids([1] * I))
+        logits: np.ndarray = np.asarray(self.runtime.run_model(programs.logits, batch, positions=T))
+        return logits[0]
+
+    def _no_pixels(self) -> np.ndarray:
+        size = self.runtime.config.vision.image_size
+        return np.zeros((0, size, size, 3), np.uint8)
+
+    def _read(self, prompts: Sequence[Prompt], samplings: Sequence[Sampling], advance: Advance) -> Context:
+        """The context of `prompts` and rows of padding."""
+        for index, prompt in enumerate(prompts):
+            check_length(len(prompt.input_ids), self.runtime, f"prompt {index}")
+        longest = max(len(prompt.input_ids) for prompt in prompts)
+        rows = self.runtime.rows(len(prompts))
+        context = Context.empty(
+            self.runtime,
+            rows,
+            images=max(len(prompt.image_starts) for prompt in prompts),
+            tokens=sum(buckets.prefill_chunks(longest)) + max(s.max_new_tokens for s in samplings),
+            samples=samplings[0].n,
+        )
+        context.add_images([new_images(row, prompt) for row, prompt in enumerate(prompts)], advance)
+        context.add_text([*(prompt.input_ids.tolist() for prompt in prompts), *[[]] * (rows - len(prompts))])
+        return context
+
+
+def new_images(row: int, prompt: Prompt) -> NewImages:
+    """The images of a prompt, for `Context.add_images`."""
+    views = prompt.views() if isinstance(prompt, Prepared) else prompt.pixel_values
+    return NewImages(row, prompt.image_starts.tolist(), views)
+
+
+def check_length(tokens: int, runtime: Runtime, name: str) -> None:
+    """Raises ValueError when a prompt of so many tokens leaves no room for an answer."""
+    most = runtime.config.max_position_embeddings
+    if tokens == 0:
+        raise ValueError(f"{name} has no tokens")
+    if tokens >= most:
+        raise ValueError(
+            f"{name} has {tokens} tokens, the model has {most} positions (max_position_embeddings); use fewer images, without "
+            "crops, or sample fewer frames"
+        )
+
+
+def _for_each(sampling: Sampling | Sequence[Sampling], prompts: int) -> list[Sampling]:
+    samplings = [sampling] * prompts if isinstance(sampling, Sampling) else list(sampling)
+    if len(samplings) != prompts:
+        raise ValueError(f"there are {prompts} prompts, but {len(samplings)} samplings")
+    if len({(s.n, s.num_beams) for s in samplings}) > 1:
+        raise ValueError("the prompts of one batch must have the same n and num_beams")
+    return samplings

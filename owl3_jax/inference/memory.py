@@ -1,0 +1,37 @@
+"""Whether what is about to be allocated fits, asked before it is allocated."""
+
+import jax
+
+_GIB = 2**30
+
+
+class OutOfMemory(RuntimeError):
+    """More memory is needed than there is; the message says how much, for what, and what to do."""
+
+
+def check_fits(needed: int, what: str, devices: int = 1) -> None:
+    """Raises OutOfMemory when `needed` bytes, spread evenly over `devices`, are more than a device has left."""
+    free = free_bytes()
+    if free is not None and needed // devices > free:
+        raise OutOfMemory(
+            f"{what} need {needed / devices / _GIB:.1f} GiB on each device, {free / _GIB:.1f} GiB are free; use fewer images "
+            "or rows, fewer new tokens, bfloat16 or int8 caches, or a mesh with more devices"
+        )
+
+
+def free_bytes() -> int | None:
+    """Free memory of this process's first device; of the machine, for a CPU; None where nobody tells."""
+    device = jax.local_devices()[0]
+    stats = device.memory_stats() or {}
+    if "bytes_limit" in stats:
+        return stats["bytes_limit"] - stats["bytes_in_use"]
+    return _free_of_machine() if device.platform == "cpu" else None
+
+
+def _free_of_machine() -> int | None:
+    try:
+        with open("/proc/meminfo", encoding="ascii") as lines:
+            fields = dict(line.split(":", 1) for line in lines)
+    except OSError:
+        return None
+    return int(fields["MemAvailable"].split()[0]) * 1024

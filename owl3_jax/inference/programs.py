@@ -1,0 +1,179 @@
+"""The compiled programs of inference. Each compiles once for each shape of its arguments; caches are donated.
+
+    logits      a whole batch, without caches
+    encode      pixels -> image features                       the vision tower, J images at a time
+    store       image features -> the image cache              norm, `v_kv_proj` and RoPE of every hyper layer
+    prefill     text -> the text cache                         one chunk of every row
+    begin       hidden state of the last position -> the first token of the answers
+    decode      token after token, on the device, until all rows are done or a limit is reached
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Shaped
+
+from owl3_jax.batch import Batch
+from owl3_jax.inference.caches import constrain_images, constrain_text
+from owl3_jax.inference.choose import Kind, SamplingRows, choose, mark_seen
+from owl3_jax.models.hyper import ImageCache
+from owl3_jax.models.owl3 import Outputs, Owl3
+from owl3_jax.models.qwen2 import Images, Text, TextCache
+
+Params = dict[str, Any]
+
+
+class Places(NamedTuple):
+    """Where images belong. A row that the cache does not have marks padding, which is not stored."""
+
+    rows: Int[Array, " J"]
+    slots: Int[Array, " J"]
+    positions: Int[Array, " J"]  # of the first token of the placeholder
+
+
+class Settings(NamedTuple):
+    """How the rows of a batch are answered."""
+
+    sampling: SamplingRows
+    max_new_tokens: Int[Array, " R"]
+    stop_ids: Int[Array, " X"]
+
+
+class Decoding(NamedTuple):
+    """State of the answers. `token` is the newest one: written to `answer`, not yet in the cache."""
+
+    written: Int[Array, ""]  # tokens of the longest answer so far
+    token: Int[Array, " R"]
+    positions: Int[Array, " R"]  # of `token`
+    done: Bool[Array, " R"]
+    answer: Int[Array, "R A"]  # zeros behind the last token
+    logprobs: Float[Array, "R A"] | None
+    seen: Bool[Array, "R V"] | None  # tokens of prompt and answer, for the repetition penalty
+    cache: TextCache
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def logits(model: Owl3, params: Params, batch: Batch) -> Float[Array, "B T V"]:
+    """One forward pass without caches."""
+    outputs: Outputs = _apply(model, params, "__call__", batch)
+    return outputs.logits
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def encode(model: Owl3, params: Params, pixels: Shaped[Array, "J S S 3"]) -> Float[Array, "J L E"]:
+    """Image features of J images."""
+    features: Array = _apply(model, params, "encode_images", pixels[:, None])
+    return features[:, 0]
+
+
+@functools.partial(jax.jit, static_argnames="model", donate_argnames="images")
+def store(model: Owl3, params: Params, images: Images, features: Float[Array, "J L E"], places: Places) -> Images:
+    """The images with J more of them."""
+    new = _apply(model, params, "image_cache", features[None], places.positions[None])
+    write = lambda cache, x: _write_images(cache, jnp.moveaxis(x[:, 0], 2, 0), places)
+    cache = ImageCache(*map(write, images.cache, new))
+    at = (places.rows, places.slots)
+    positions = images.positions.at[at].set(places.positions, mode="drop")
+    return constrain_images(Images(cache, positions, images.segment_ids.at[at].set(1, mode="drop")))
+
+
+def _write_images(
+    cache: Float[Array, "M B K I L D"], new: Float[Array, "J M K L D"], places: Places
+) -> Float[Array, "M B K I L D"]:
+    return cache.at[:, places.rows, :, places.slots].set(new.astype(cache.dtype), mode="drop")
+
+
+@functools.partial(jax.jit, static_argnames="model", donate_argnames=("cache", "last"))
+def prefill(
+    model: Owl3, params: Params, text: Text, images: Images, cache: TextCache, last: Float[Array, "B E"]
+) -> tuple[Float[Array, "B E"], TextCache]:
+    """The cache with one more chunk of text, and the hidden state of each row's last position so far.
+
+    Rows that have ended before the chunk, or end within it, are padded on the right with segment 0.
+    """
+    x, cache = _apply(model, params, "extend", text, images, cache)
+    tokens = (text.segment_ids != 0).sum(axis=1)  # [B], of the chunk
+    newest = jnp.take_along_axis(x, jnp.maximum(tokens - 1, 0)[:, None, None], axis=1)[:, 0]
+    return jnp.where(tokens[:, None] > 0, newest, last), constrain_text(cache)
+
+
+@functools.partial(jax.jit, static_argnames="copies")
+def copy_rows(cache: TextCache, copies: int) -> TextCache:
+    """Each row `copies` times, one behind the other."""
+    keys, values = (jnp.repeat(x, copies, axis=1) for x in (cache.keys, cache.values))
+    positions, segment_ids = (jnp.repeat(x, copies, axis=0) for x in (cache.positions, cache.segment_ids))
+    return constrain_text(TextCache(keys, values, positions, segment_ids, cache.length))
+
+
+@functools.partial(jax.jit, static_argnames=("model", "kind", "capacity"), donate_argnames="cache")
+def begin(
+    model: Owl3,
+    params: Params,
+    last: Float[Array, "B E"],
+    positions: Int[Array, " B"],
+    cache: TextCache,
+    prompt: Int[Array, "B T"],
+    settings: Settings,
+    *,
+    kind: Kind,
+    capacity: int,
+) -> Decoding:
+    """The first token of each answer, with room for A = `capacity` of them.
+
+    `cache` has R rows, n for each of the B prompts. `positions` are those of the answers' first tokens; `prompt`
+    (-1 is padding) counts as seen.
+    """
+    spread = functools.partial(jnp.repeat, repeats=cache.positions.shape[0] // last.shape[0], axis=0)
+    logits = spread(_apply(model, params, "logits", last[:, None])[:, 0])
+    R, V = logits.shape
+    seen = mark_seen(jnp.zeros((R, V), bool), spread(prompt), spread(prompt) >= 0) if kind.penalty else None
+    zero = jnp.zeros((), jnp.int32)
+    start = Decoding(
+        written=zero,
+        token=jnp.zeros(R, jnp.int32),
+        positions=spread(positions) - 1,
+        done=settings.max_new_tokens <= 0,
+        answer=jnp.zeros((R, capacity), jnp.int32),
+        logprobs=jnp.zeros((R, capacity), jnp.float32) if kind.logprobs else None,
+        seen=seen,
+        cache=constrain_text(cache),
+    )
+    return _write_token(start, logits, settings, kind)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "kind"), donate_argnames="state")
+def decode(
+    model: Owl3, params: Params, state: Decoding, images: Images, settings: Settings, limit: Int[Array, ""], *, kind: Kind
+) -> Decoding:
+    """Goes on until every row is done or the answers have `limit` tokens."""
+
+    def step(state: Decoding) -> Decoding:
+        # A finished row goes on as padding: what it computes is seen by nobody.
+        text = Text(state.token[:, None], state.positions[:, None], jnp.where(state.done, 0, 1)[:, None])
+        x, cache = _apply(model, params, "extend", text, images, state.cache)
+        logits = _apply(model, params, "logits", x)[:, 0]
+        return _write_token(state._replace(cache=cache), logits, settings, kind)
+
+    return jax.lax.while_loop(lambda state: (state.written < limit) & ~state.done.all(), step, state)
+
+
+def _write_token(state: Decoding, logits: Float[Array, "R V"], settings: Settings, kind: Kind) -> Decoding:
+    token, logprob = choose(logits, state.seen, state.written, settings.stop_ids, settings.sampling, kind)
+    token = jnp.where(state.done, 0, token)
+    write = lambda old, new: jax.lax.dynamic_update_slice(old, new[:, None].astype(old.dtype), (0, state.written))
+    stopped = jnp.isin(token, settings.stop_ids) | (state.written + 1 >= settings.max_new_tokens)
+    return state._replace(
+        written=state.written + 1,
+        token=token,
+        positions=state.positions + 1,
+        done=state.done | stopped,
+        answer=write(state.answer, token),
+        logprobs=None if state.logprobs is None else write(state.logprobs, logprob),
+        seen=None if state.seen is None else mark_seen(state.seen, token[:, None], ~state.done[:, None]),
+    )
+
+
+def _apply(model: Owl3, params: Params, method: str, *arguments: Any) -> Any:
+    return model.apply({"params": params}, *arguments, method=method)

@@ -1,0 +1,94 @@
+"""Parameters on their devices, and everything that decides how programs are compiled for them."""
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from owl3_jax.config import ComputeConfig, ModelConfig
+from owl3_jax.inference import buckets, programs
+from owl3_jax.inference.feature_cache import FeatureCache, key_of
+from owl3_jax.models.owl3 import Owl3
+from owl3_jax.sharding import rows_divisor, use_mesh
+
+# Bytes of one step of image attention: keys and values of a few images and their scores. On a CPU they should stay in
+# its caches: a prefill of 64 images is three times as fast as with 64 MiB.
+_CHUNK_BYTES = {"cpu": 16 * 2**20}
+_CHUNK_BYTES_ELSEWHERE = 512 * 2**20
+
+
+@dataclasses.dataclass(frozen=True)
+class Runtime:
+    """What the programs run with. `run` and `run_model` are the only callers of compiled code."""
+
+    config: ModelConfig
+    compute: ComputeConfig
+    params: programs.Params
+    mesh: Mesh | None = None
+    vision_batch_size: int = 8  # images that are encoded together
+    feature_cache: FeatureCache = dataclasses.field(default_factory=lambda: FeatureCache(0))
+
+    @property
+    def devices(self) -> int:
+        """Devices that share the caches."""
+        return self.mesh.size if self.mesh else 1
+
+    def rows(self, prompts: int) -> int:
+        """Rows of a batch for so many prompts."""
+        return buckets.rows(prompts, rows_divisor(self.mesh) if self.mesh else 1)
+
+    def image_slots(self, images: int) -> int:
+        """Slots of an image cache for so many images: a bucket that the mesh can spread evenly."""
+        spread = self.mesh.shape["context"] if self.mesh else 1
+        return -(-buckets.image_slots(images) // spread) * spread
+
+    def encoder_batch(self, images: int) -> int:
+        """Images that the vision tower takes at once for so many that there are: a power of two, or the full batch."""
+        return min(buckets.bucket(images, steps=1), self.vision_batch_size)
+
+    def run(self, program: Callable[..., Any], *arguments: Any) -> Any:
+        """Calls a program that needs no parameters."""
+        with use_mesh(self.mesh) if self.mesh else contextlib.nullcontext():
+            return program(*arguments)
+
+    def run_model(self, program: Callable[..., Any], *arguments: Any, positions: int = 1, rows: int = 1, **options: Any) -> Any:
+        """Calls a program of `owl3_jax.inference.programs` for text of `positions` positions in each of `rows` rows."""
+        model = _model(self.config, self.compute, self._images_per_chunk(positions, rows))
+        return self.run(functools.partial(program, model, self.params, **options), *arguments)
+
+    def features(self, views: Sequence[np.ndarray], size: int) -> jax.Array:
+        """Image features [J, L, E] of `views`, padded to J = `size`; images seen before come from the feature cache."""
+        keys = [key_of(view) for view in views]
+        found = {key: self.feature_cache.get(key) for key in keys}
+        missing = {key: view for key, view in zip(keys, views, strict=True) if found[key] is None}
+        encoded = self._encode(list(missing.values()), size) if missing else None
+        if len(missing) == len(views):
+            features = encoded
+        else:
+            found |= {key: encoded[index] for index, key in enumerate(missing)}
+            features = jnp.stack([found[key] for key in keys] + [found[keys[0]]] * (size - len(views)))
+        for key, value in zip(keys, features, strict=False):
+            self.feature_cache.put(key, value)
+        return features
+
+    def _encode(self, views: Sequence[np.ndarray], size: int) -> jax.Array:
+        pixels = np.zeros((size, *views[0].shape), np.uint8)
+        pixels[: len(views)] = views
+        return self.run_model(programs.encode, pixels)
+
+    def _images_per_chunk(self, positions: int, rows: int) -> int:
+        config, shared = self.config, rows_divisor(self.mesh) if self.mesh else 1
+        per_token = 2 * config.num_key_value_heads * config.head_dim + config.num_attention_heads * positions
+        per_image = 4 * per_token * config.vision.tokens_per_image * max(1, rows // shared)
+        return max(1, _CHUNK_BYTES.get(jax.default_backend(), _CHUNK_BYTES_ELSEWHERE) // per_image)
+
+
+@functools.cache
+def _model(config: ModelConfig, compute: ComputeConfig, images_per_chunk: int) -> Owl3:
+    return Owl3(config, dataclasses.replace(compute, images_per_chunk=images_per_chunk))

@@ -1,0 +1,106 @@
+"""A conversation that keeps its caches: each turn reads only what is new."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from owl3_jax.inference import buckets
+from owl3_jax.inference.answers import Answers
+from owl3_jax.inference.context import Context, NewImages
+from owl3_jax.inference.engine import check_length
+from owl3_jax.inference.runtime import Runtime
+from owl3_jax.inference.sampling import Sampling
+from owl3_jax.processing.chat import Message
+from owl3_jax.processing.images import ImageSource
+from owl3_jax.processing.media import Clip, Picture
+from owl3_jax.processing.processor import Prepared, Processor, as_messages
+from owl3_jax.processing.video import VideoSource
+
+
+class Session:
+    """Turns of one conversation. An answer is the one that a fresh run on the whole history would give.
+
+    The whole history is tokenised anew each turn and compared with what the caches hold. Where they part (an answer whose
+    text is not tokenised as it was generated), the caches are cut back, so that nothing but time depends on them.
+    """
+
+    def __init__(self, runtime: Runtime, processor: Processor) -> None:
+        self._runtime, self._processor = runtime, processor
+        self._messages: list[Message] = []
+        self._media: list[Picture | Clip] = []
+        self._context: Context | None = None
+        self._cached: list[int] = []  # tokens whose keys and values the context holds
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """The conversation so far."""
+        return tuple(self._messages)
+
+    @property
+    def cached_tokens(self) -> int:
+        """Positions that the next turn need not read again."""
+        return len(self._cached)
+
+    def ask(
+        self,
+        question: str,
+        images: Sequence[ImageSource] = (),
+        videos: Sequence[VideoSource] = (),
+        *,
+        crop: bool | None = None,
+        sampling: Sampling | None = None,
+    ) -> str:
+        """The answer to a further question. Takes and raises what `Processor.__call__` and `Engine.generate` do."""
+        return "".join(self.stream(question, images, videos, crop=crop, sampling=sampling))
+
+    def stream(
+        self,
+        question: str,
+        images: Sequence[ImageSource] = (),
+        videos: Sequence[VideoSource] = (),
+        *,
+        crop: bool | None = None,
+        sampling: Sampling | None = None,
+    ) -> Iterator[str]:
+        """As `ask`, piece by piece. What was answered before the stream is closed counts as the answer."""
+        turn = as_messages(question, len(images), len(videos))
+        media = [*self._media, *self._processor.prepare(turn, images, videos, crop).media]
+        prompt = self._processor.encode([*self._messages, *turn], media)
+        sampling = sampling or Sampling()
+        answers = self._read(prompt, media[len(self._media) :], sampling)
+        pieces: list[str] = []
+        try:
+            for (piece,) in answers.stream():
+                pieces.append(piece)
+                if piece:
+                    yield piece
+        finally:
+            self._cached = prompt.input_ids.tolist() + list(answers.close()[0])
+            self._messages += [*turn, {"role": "assistant", "content": "".join(pieces)}]
+            self._media = media
+
+    def _read(self, prompt: Prepared, new_media: Sequence[Picture | Clip], sampling: Sampling) -> Answers:
+        """Brings the context up to the end of `prompt` and begins the answer."""
+        check_length(len(prompt.input_ids), self._runtime, "the conversation")
+        ids = prompt.input_ids.tolist()
+        kept = _common_prefix(ids, self._cached)
+        seen = 0 if self._context is None else int(self._context.image_counts[0])
+        views = (view for medium in new_media for view in medium.views(prompt.image_size))
+        starts = prompt.image_starts[seen:].tolist()
+        room = {"images": len(starts), "tokens": sum(buckets.prefill_chunks(len(ids) - kept)) + sampling.max_new_tokens}
+        if self._context is None:
+            self._context = Context.empty(self._runtime, self._runtime.rows(1), **room)
+        else:
+            self._context.forget_text(kept)
+            self._context.reserve(**room)
+        self._cached = ids[:kept]  # in case that what follows fails
+        self._context.add_images([NewImages(0, starts, views)])
+        padding = self._context.rows - 1
+        self._context.add_text([ids[kept:], *[[]] * padding])
+        return Answers(self._context, [ids, *[[]] * padding], [sampling] * (1 + padding), self._processor.tokenizer)
+
+
+def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    length = min(len(a), len(b))
+    different = np.flatnonzero(np.array(a[:length]) != np.array(b[:length]))
+    return int(different[0]) if len(different) else length

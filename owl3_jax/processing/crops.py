@@ -1,0 +1,66 @@
+"""Crops: a large image as a grid of squares, and the whole of it once more at the end.
+
+The grid is chosen from a fixed set of seven by the image's shape, then by its size. There is no grid of one square, so
+that a small image is enlarged to three crops at least. Source: the processor of mPLUG-Owl3-7B-240728.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from owl3_jax.processing.images import squash
+
+
+class Grid(NamedTuple):
+    """Crops along each side."""
+
+    rows: int
+    columns: int
+
+
+# Of two equally good grids the first one is taken.
+GRIDS = (Grid(2, 2), Grid(1, 3), Grid(1, 4), Grid(3, 1), Grid(4, 1), Grid(2, 3), Grid(3, 2))
+
+
+def choose_grid(width: int, height: int, size: int) -> Grid:
+    """The grid for an image of `width` x `height` pixels and crops of `size` x `size`; see `grid_scores`."""
+    return GRIDS[int(np.argmax(grid_scores(width, height, size)))]
+
+
+def grid_scores(width: int, height: int, size: int) -> np.ndarray:
+    """How well each of `GRIDS` fits an image: 100 x the likeness of shapes + the likeness of sizes.
+
+    Both are intersection over union of two boxes with a common corner: the grid's box, and the image's, which for the
+    likeness of shapes is first scaled to the grid's width.
+
+    Returns:
+        float32 [7], bit for bit the official scores.
+    """
+    heights, widths = np.array(GRIDS).T * size
+    # The official code keeps this in an integer array, which cuts the fraction off; near ties depend on it.
+    scaled_height = (np.float32(height / width) * widths.astype(np.float32)).astype(np.int64)
+    same_shape = _overlap(widths, heights, widths, scaled_height)
+    return np.float32(100) * same_shape + _overlap(widths, heights, width, height)
+
+
+def views(image: Image.Image, grid: Grid | None, size: int) -> Iterator[np.ndarray]:
+    """The crops of an RGB image row by row, then the whole image; without a grid the whole image alone.
+
+    Yields:
+        uint8 [S, S, 3] with S = `size`. Nothing keeps the aspect ratio: the image is stretched to fill the grid.
+    """
+    if grid:
+        stretched = image.resize((grid.columns * size, grid.rows * size), Image.Resampling.BICUBIC)
+        for top in range(0, stretched.height, size):
+            for left in range(0, stretched.width, size):
+                yield np.asarray(stretched.crop((left, top, left + size, top + size)))
+    yield squash(image, size)
+
+
+def _overlap(widths: np.ndarray, heights: np.ndarray, width: np.ndarray | int, height: np.ndarray | int) -> np.ndarray:
+    """Intersection over union, float32 [7]; areas are exact integers before their division."""
+    intersection = np.minimum(widths, width) * np.minimum(heights, height)
+    union = widths * heights + np.int64(width) * height - intersection
+    return intersection.astype(np.float32) / union.astype(np.float32)

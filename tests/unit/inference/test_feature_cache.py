@@ -1,0 +1,58 @@
+"""The cache of image features against a list that does the same slowly."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from owl3_jax.config import ConfigError
+from owl3_jax.inference.feature_cache import FeatureCache, key_of
+
+STEPS = st.lists(st.tuples(st.sampled_from(["get", "put"]), st.sampled_from([b"a", b"b", b"c", b"d"]), st.integers(0, 7)))
+
+
+@given(limit=st.integers(0, 13), steps=STEPS)
+@settings(deadline=None, max_examples=100)
+def test_the_least_recently_used_gives_way(limit, steps):
+    cache, kept = FeatureCache(limit), []  # of (key, array), the last used at the end
+    for action, key, size in steps:
+        known = [pair for pair in kept if pair[0] == key]
+        others = [pair for pair in kept if pair[0] != key]
+        if action == "get":
+            assert cache.get(key) is (known[0][1] if known else None)
+            kept = others + known
+            continue
+        array = np.zeros(size, np.uint8)
+        cache.put(key, array)
+        kept = others + [(key, array)] * (size <= limit)
+        while sum(array.nbytes for _, array in kept) > limit:
+            kept.pop(0)
+        assert len(cache) == len(kept)
+        assert cache.bytes == sum(array.nbytes for _, array in kept) <= limit
+
+
+def test_hits_and_misses_are_counted():
+    cache = FeatureCache(100)
+    features = jnp.ones((2, 3))
+    assert cache.get(b"a") is None
+    cache.put(b"a", features)
+    assert cache.get(b"a") is features
+    assert (cache.hits, cache.misses, cache.bytes, len(cache)) == (1, 1, 24, 1)
+
+
+def test_zero_is_off_and_less_is_refused():
+    cache = FeatureCache(0)
+    cache.put(b"a", np.ones(1))
+    assert (cache.get(b"a"), len(cache), cache.bytes) == (None, 0, 0)
+    with pytest.raises(ConfigError, match=r"max_bytes must be at least 0 \(off\), got -1"):
+        FeatureCache(-1)
+
+
+def test_a_key_depends_on_content_alone():
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
+    assert key_of(pixels) == key_of(pixels.copy()) == key_of(np.asfortranarray(pixels))
+    changed = pixels.copy()
+    changed[4, 6, 2] ^= 1
+    others = [changed, pixels.reshape(7, 5, 3), pixels.view(np.int8), pixels[::-1]]
+    assert len({key_of(pixels), *map(key_of, others)}) == 5

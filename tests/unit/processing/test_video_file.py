@@ -1,0 +1,268 @@
+"""Video files written here: the frames of every kind, how few are decoded, and what is said of damaged ones."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from owl3_jax.processing import video_file
+from owl3_jax.processing.video_file import UnreadableVideo, decode_frames, read_frame_table
+from tests.videos import HEIGHT, NO_OPTIONS, WIDTH, number_of, write_video
+
+FRAMES = 41
+OPEN_GOP = {"x264-params": "open-gop=1:scenecut=0:b-adapt=0"}
+INDEX_FIRST = {"movflags": "faststart"}
+
+KINDS = {
+    "keyframes.mp4": {"gop": 1},
+    "one_group.mp4": {"gop": 250},
+    "b_frames.mp4": {"b_frames": 3},
+    "b_frames.mkv": {"b_frames": 3},
+    "b_frames.ts": {"b_frames": 3},
+    "b_frames.avi": {"b_frames": 2, "codec": "mpeg4"},
+    "b_frames.mpg": {"b_frames": 2, "codec": "mpeg2video", "durations": (40,), "options": NO_OPTIONS},
+    "fragments.mp4": {"container_options": {"movflags": "frag_keyframe+empty_moov"}},
+    "open_groups.mkv": {"b_frames": 3, "options": OPEN_GOP},
+    "variable_rate.mkv": {"durations": (10, 200, 33), "b_frames": 2},
+    "late_start.mp4": {"start": 5000, "b_frames": 2},
+    "vp9.webm": {"codec": "libvpx-vp9", "options": NO_OPTIONS},
+}
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int | None]:
+    """Fills with the times of the frames that come out of the decoder."""
+    times: list[int | None] = []
+    decode = video_file._decode
+
+    def counting(*args) -> Iterator[av.VideoFrame]:
+        for frame in decode(*args):
+            times.append(frame.pts)
+            yield frame
+
+    monkeypatch.setattr(video_file, "_decode", counting)
+    return times
+
+
+def numbers(path: Path, wanted: list[int]) -> list[int]:
+    table = read_frame_table(path, "clip")
+    return [number_of(image) for image in decode_frames(path, table, wanted, "clip")]
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_frames_equal_those_of_a_full_decode(name, tmp_path):
+    path = write_video(tmp_path / name, FRAMES, **KINDS[name])
+    with av.open(str(path)) as container:
+        everything = [frame.to_image().tobytes() for frame in container.decode(video=0)]
+    table = read_frame_table(path, "clip")
+    assert table.num_frames == len(everything) == FRAMES
+    for wanted in ([0], [FRAMES - 1], [10, 11, 12, 13], [3, 17, 38], list(range(FRAMES))):
+        images = list(decode_frames(path, table, wanted, "clip"))
+        assert [number_of(image) for image in images] == wanted
+        assert [image.tobytes() for image in images] == [everything[number] for number in wanted]
+
+
+@pytest.mark.parametrize(
+    ("kind", "wanted", "expected"),
+    [
+        ({"gop": 1}, [3, 17, 38], 3),
+        ({"gop": 250}, [3], 4),
+        ({"gop": 12}, [3, 17, 38], 4 + 6 + 3),
+        ({"gop": 12}, [0, 12, 24], 3),
+        ({"gop": 12}, [1, 5], 6),
+    ],
+)
+def test_nothing_is_decoded_in_vain(kind, wanted, expected, tmp_path, decoded):
+    path = write_video(tmp_path / "clip.mp4", FRAMES, **kind)
+    assert numbers(path, wanted) == wanted
+    assert len(decoded) == expected
+
+
+def test_counting_decodes_nothing(tmp_path, decoded):
+    assert read_frame_table(write_video(tmp_path / "clip.mkv", FRAMES), "clip").num_frames == FRAMES
+    assert not decoded
+
+
+def test_frames_are_decoded_when_their_turn_comes(tmp_path, decoded):
+    path = write_video(tmp_path / "clip.mp4", FRAMES, gop=1)
+    frames = decode_frames(path, read_frame_table(path, "clip"), list(range(FRAMES)), "clip")
+    next(frames), next(frames)
+    assert len(decoded) == 2
+
+
+def test_b_frames_before_a_keyframe_are_decoded_from_the_one_before(tmp_path):
+    path = write_video(tmp_path / "clip.mkv", FRAMES, b_frames=3, options=OPEN_GOP)
+    table = read_frame_table(path, "clip")
+    frames = enumerate(table.positions)
+    leading = [number for number, place in frames for key in table.keys if number < table.positions.index(key) and place > key]
+    assert leading
+    for number in leading:
+        assert numbers(path, [number]) == [number]
+
+
+def test_what_an_edit_list_cuts_away_does_not_count(tmp_path):
+    path = write_video(tmp_path / "trimmed.mp4", FRAMES, start=-1000, gop=4)  # ten frames before time zero
+    assert read_frame_table(path, "clip").num_frames == FRAMES - 10
+    assert numbers(path, [0, 1, 30]) == [10, 11, 40]
+
+
+def test_a_recording_that_starts_within_a_group_counts_from_its_first_keyframe(tmp_path):
+    encoded = write_video(tmp_path / "whole.ts", FRAMES).read_bytes()
+    cut = tmp_path / "tail.ts"
+    packet = 188  # bytes; the first three tell what the file holds
+    cut.write_bytes(encoded[: 3 * packet] + encoded[len(encoded) // packet // 8 * packet :])
+    with av.open(str(cut)) as container:
+        assert not next(container.demux(video=0)).is_keyframe
+    assert numbers(cut, [0, 1]) == [12, 13]
+
+
+def test_joined_recordings_whose_times_start_over_are_counted(tmp_path):
+    part = write_video(tmp_path / "part.ts", 15, b_frames=2).read_bytes()
+    (tmp_path / "twice.ts").write_bytes(part + part)
+    assert read_frame_table(tmp_path / "twice.ts", "clip").times is None
+    assert numbers(tmp_path / "twice.ts", [0, 14, 15, 29]) == [0, 14, 0, 14]
+
+
+def test_frames_that_vp8_hides_do_not_count(tmp_path):
+    path = write_video(tmp_path / "shown.webm", FRAMES, codec="libvpx", options=NO_OPTIONS)
+    hidden = tmp_path / "hidden.webm"
+    with av.open(str(path)) as source, av.open(str(hidden), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for number, packet in enumerate(packet for packet in source.demux(video=0) if packet.size):
+            encoded = bytearray(packet)
+            if number == 7:
+                encoded[0] &= ~0x10  # the bit that says "show this frame"
+            copy = av.Packet(bytes(encoded))
+            copy.pts, copy.dts, copy.time_base = packet.pts, packet.dts, packet.time_base
+            copy.is_keyframe, copy.stream = packet.is_keyframe, stream
+            target.mux(copy)
+    assert read_frame_table(hidden, "clip").num_frames == FRAMES - 1
+    assert numbers(hidden, [6, 7]) == [6, 8]
+
+
+@pytest.mark.parametrize(("turn", "quarters"), [(90, 1), (180, 2), (-90, 3)])
+def test_turns_are_applied(turn, quarters, tmp_path):
+    path = write_video(tmp_path / "phone.mp4", 3, turn=turn)
+    [image] = decode_frames(path, read_frame_table(path, "clip"), [1], "clip")
+    assert image.size == ((WIDTH, HEIGHT) if turn == 180 else (HEIGHT, WIDTH))
+    as_stored = np.rot90(np.asarray(image), -quarters)
+    assert number_of(Image.fromarray(as_stored)) == 1
+
+
+def test_a_portrait_video_of_a_phone_is_turned_clockwise(tmp_path):
+    path = write_video(tmp_path / "phone.mp4", 3, turn=-90)
+    clockwise = bytes.fromhex("00000000 00010000 00000000 ffff0000 00000000")  # the matrix that phones write
+    assert clockwise in path.read_bytes()
+    [image] = decode_frames(path, read_frame_table(path, "clip"), [1], "clip")
+    assert number_of(image.transpose(Image.Transpose.ROTATE_90)) == 1
+
+
+def test_colours_are_red_green_blue(tmp_path):
+    path = tmp_path / "red.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=5)
+        stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p"
+        container.mux(stream.encode(av.VideoFrame.from_image(Image.new("RGB", (32, 32), (220, 30, 40)))))
+        container.mux(stream.encode(None))
+    [image] = decode_frames(path, read_frame_table(path, "clip"), [0], "clip")
+    assert image.mode == "RGB"
+    assert ((np.asarray(image) > 127) == (True, False, False)).all()  # coded colours are not exact
+
+
+@pytest.mark.parametrize("share", [0.95, 0.6, 0.4])
+def test_an_mp4_that_is_cut_off_is_named(share, tmp_path):
+    path = write_video(tmp_path / "clip.mp4", FRAMES, b_frames=2, container_options=INDEX_FIRST)
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    with pytest.raises(UnreadableVideo, match=r"cannot read video clip: it is cut off, \d+ of 41 frames are there; does"):
+        read_frame_table(path, "clip")
+
+
+def test_an_mp4_that_lost_its_index_is_named(tmp_path):
+    path = write_video(tmp_path / "clip.mp4", FRAMES)  # the index stands last
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(UnreadableVideo, match=r"cannot read video clip: .*; does a player show it"):
+        read_frame_table(path, "clip")
+
+
+@pytest.mark.parametrize("share", [0.7, 0.5])
+def test_a_matroska_file_that_is_cut_off_is_named(share, tmp_path):
+    path = write_video(tmp_path / "clip.mkv", FRAMES)
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    with pytest.raises(UnreadableVideo, match=r"cannot read video clip: it is cut off, \d\.\d of 4\.1 seconds are there; does"):
+        read_frame_table(path, "clip")
+
+
+def test_a_recording_that_breaks_off_is_read_up_to_there(tmp_path):
+    path = write_video(tmp_path / "clip.ts", FRAMES, gop=1)  # a transport stream states no length
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    kept = read_frame_table(path, "clip").num_frames
+    assert FRAMES // 4 < kept < FRAMES
+    assert numbers(path, [0, kept - 1]) == [0, kept - 1]
+
+
+def test_damage_before_the_last_wanted_frame_is_named_and_later_damage_does_not_matter(tmp_path):
+    path = write_video(tmp_path / "clip.mp4", FRAMES, gop=1)
+    with av.open(str(path)) as container:
+        place, size = next((packet.pos, packet.size) for index, packet in enumerate(container.demux(video=0)) if index == 20)
+    encoded = bytearray(path.read_bytes())
+    encoded[place : place + size] = bytes(size)
+    path.write_bytes(encoded)
+    assert numbers(path, [5, 19]) == [5, 19]
+    with pytest.raises(UnreadableVideo, match="cannot read video clip: "):
+        numbers(path, [5, 20])
+
+
+def test_a_missing_frame_is_named(tmp_path):
+    path = write_video(tmp_path / "clip.mp4", FRAMES)
+    table = read_frame_table(path, "clip")
+    write_video(path, 20)  # the file changes behind our back
+    with pytest.raises(UnreadableVideo, match="cannot read video clip: frame 30 of 41 is damaged; does a player show it"):
+        list(decode_frames(path, table, [3, 30], "clip"))
+
+
+@pytest.mark.parametrize("content", [b"", b"not a video\n" * 100, b"#EXTM3U\n#EXTINF:1,\n/etc/hosts\n", bytes(4096)])
+def test_what_is_no_video_is_named(content, tmp_path):
+    (tmp_path / "notes.mp4").write_bytes(content)
+    with pytest.raises(UnreadableVideo, match=r"cannot read video clip: .*; does a player show it"):
+        read_frame_table(tmp_path / "notes.mp4", "clip")
+
+
+def test_sound_alone_is_no_video(tmp_path):
+    path = tmp_path / "song.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=8000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        frame.sample_rate = 8000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    with pytest.raises(UnreadableVideo, match="cannot read video clip: it has no video stream"):
+        read_frame_table(path, "clip")
+
+
+def test_a_video_without_frames_is_named(tmp_path):
+    path = write_video(tmp_path / "empty.mkv", 0)
+    with pytest.raises(UnreadableVideo, match="cannot read video clip: "):
+        read_frame_table(path, "clip")
+
+
+@pytest.mark.parametrize("name", ["clip.mp4", "clip.mkv", "clip.ts", "clip.avi"])
+@settings(max_examples=20, deadline=None, derandomize=True)
+@given(damage=st.lists(st.tuples(st.floats(0, 0.999), st.integers(0, 255)), min_size=1, max_size=20))
+def test_whatever_is_damaged_it_decodes_or_is_unreadable(name, damage, tmp_path_factory):
+    path = tmp_path_factory.mktemp("damaged") / name
+    encoded = bytearray(write_video(path, 10, codec="mpeg4", gop=5).read_bytes())
+    for place, value in damage:
+        encoded[int(place * len(encoded))] = value
+    path.write_bytes(encoded)
+    try:
+        table = read_frame_table(path, "clip")
+        images = list(decode_frames(path, table, [0, table.num_frames - 1][: table.num_frames], "clip"))
+    except UnreadableVideo as error:
+        assert "video clip" in str(error)
+    else:
+        assert all(image.mode == "RGB" for image in images)

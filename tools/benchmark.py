@@ -1,0 +1,68 @@
+"""Measures inference with random weights in the real shapes.
+
+    python tools/benchmark.py inference --size 1b --images 1 8 64 256 1024 --against-torch --out docs/benchmarks/1b
+
+For each number of images: seconds an image in the vision tower, seconds of prefill with the image features given,
+milliseconds a token of decoding, peak memory; growth with the number of images; the two floors (bytes that a decoding step
+reads over measured memory bandwidth, FLOPs of a prefill over measured matmul rate). With `--against-torch`, the official
+algorithm in plain PyTorch (`tools/torch_baseline`) runs in turn with ours on the same weights and inputs, and ratios are
+printed. Medians of `--repeats` runs. JSON and a plot go to `--out`. docs/inference.md shows the output.
+"""
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Literal
+
+import tyro
+from inference_benchmark import Measurement, Ours, Settings, Torch, floors, measure, measure_batch
+from inference_benchmark.report import print_report, write_report
+
+from owl3_jax.config import NAMED_SIZES, DType, ModelConfig
+
+SIZES = {"1b": "1b-241014", "2b": "2b-241014", "7b": "7b-240728", "7b-joint": "7b-241101"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Inference:
+    """Measures vision tower, prefill and decoding."""
+
+    size: Literal["1b", "2b", "7b", "7b-joint"] = "1b"
+    images: tuple[int, ...] = (1, 8, 64, 256, 1024)  # of the prompt
+    against_torch: bool = False  # run PyTorch in turn with ours
+    torch_images: int = 256  # the most images that PyTorch gets
+    repeats: int = 5  # runs, of which the median counts
+    batch: int = 8  # prompts of one image that are decoded together
+    vision_batch_size: int | None = None  # images that the vision tower takes at once; 1 on a CPU, 8 elsewhere
+    dtype: DType = "float32"
+    out: Path | None = None  # where to put inference.json and inference.png
+
+
+def main() -> None:
+    """Runs the benchmark that the command line names."""
+    flags = tyro.extras.subcommand_cli_from_dict({"inference": Inference}, description=__doc__)
+    try:
+        inference(flags)
+    except (ValueError, RuntimeError) as error:
+        sys.exit(f"error: {error}")
+
+
+def inference(flags: Inference) -> None:
+    """Measures, prints, and writes."""
+    config: ModelConfig = NAMED_SIZES[SIZES[flags.size]]
+    settings = Settings(config, flags.dtype, flags.repeats, flags.vision_batch_size)
+    ours = Ours(settings)
+    torch = Torch(settings, ours.official_tensors()) if flags.against_torch else None
+    measurements: list[Measurement] = []
+    for images in flags.images:
+        other = torch if torch and images <= flags.torch_images else None
+        measurements.append(measure(images, ours, other, flags.repeats))
+        print(measurements[-1].line(), file=sys.stderr, flush=True)
+    batch = measure_batch(ours, flags.batch, flags.repeats)
+    report = print_report(flags, config, measurements, batch, floors(config, flags.dtype))
+    if flags.out:
+        write_report(flags.out, report)
+
+
+if __name__ == "__main__":
+    main()
