@@ -7,14 +7,13 @@ with questions, their pictures and the model's answers.
 """
 
 import dataclasses
+import functools
 import sys
 from pathlib import Path
 
 import jax
-import numpy as np
 
 from owl3_jax import command_line, sharding
-from owl3_jax.batch import Batch
 from owl3_jax.compilation_cache import use_compilation_cache
 from owl3_jax.config import Config, ConfigError
 from owl3_jax.convert.load import load_params
@@ -22,8 +21,8 @@ from owl3_jax.convert.weight_files import CheckpointError
 from owl3_jax.data import load_tokenizer
 from owl3_jax.evaluation.evaluate import evaluate
 from owl3_jax.evaluation.runner import Generate
-from owl3_jax.inference.generate import Params, generate
-from owl3_jax.models.owl3 import Owl3
+from owl3_jax.inference.generate import generate
+from owl3_jax.inference.runtime import Params, Runtime
 from owl3_jax.processing.images import UnreadableImage
 
 
@@ -48,14 +47,9 @@ def main() -> None:
 
 def make_generate(config: Config, params: Params, mesh: jax.sharding.Mesh) -> Generate:
     """The greedy answers of the model with `params`, on `mesh`."""
-    model = Owl3(config.model, config.compute)
+    runtime = Runtime(config.model, config.compute, params, mesh, vision_batch_size=config.eval.images_per_batch)
     length, stop_ids = config.eval.max_new_tokens, load_tokenizer(config.data).stop_ids
-
-    def generate_on_mesh(batch: Batch) -> np.ndarray:
-        with sharding.use_mesh(mesh):
-            return generate(model, params, sharding.shard_batch(batch, mesh), max_new_tokens=length, stop_ids=stop_ids)
-
-    return generate_on_mesh
+    return functools.partial(generate, runtime, max_new_tokens=length, stop_ids=stop_ids)
 
 
 if __name__ == "__main__":

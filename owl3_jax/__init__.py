@@ -1,9 +1,9 @@
 """mPLUG-Owl3 in JAX and Flax.
 
-    import owl3_jax
+import owl3_jax
 
-    owl = owl3_jax.from_pretrained("mPLUG-Owl3-1B-241014")
-    owl.generate("What is this?", images=["photo.jpg"])
+owl = owl3_jax.from_pretrained("mPLUG-Owl3-1B-241014")
+owl.generate("What is this?", images=["photo.jpg"])
 """
 
 from typing import TYPE_CHECKING, Any

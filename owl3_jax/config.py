@@ -166,9 +166,14 @@ class ComputeConfig:
     remat: Remat = "none"  # what a block keeps for its backward pass
     scan_layers: bool = True  # the decoder as one scan over stacked parameters, or written out
     images_per_chunk: int = 16  # images whose attention scores exist at the same time
+    weight_dtype: Literal["int8"] | None = None  # of matrices, for inference (`owl3_jax.inference.quantize`); None: param_dtype
+    cache_dtype: Literal["int8"] | None = None  # of keys and values that inference keeps; None: dtype
 
     def __post_init__(self) -> None:
         _require_positive(self, "images_per_chunk")
+        for name in ("weight_dtype", "cache_dtype"):
+            value = getattr(self, name)
+            _require(value in (None, "int8"), f"compute.{name} must be int8 or None, got {value!r}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -281,6 +286,9 @@ class Config:
             f"data.tokens_per_row {self.data.tokens_per_row} exceeds model.max_position_embeddings "
             f"{self.model.max_position_embeddings}",
         )
+        # `from_pretrained` quantises what it has loaded; there is no training in int8.
+        _require(self.compute.weight_dtype is None, "compute.weight_dtype must be None in a run: int8 is for from_pretrained")
+        _require(self.compute.cache_dtype is None, "compute.cache_dtype must be None in a run: int8 is for from_pretrained")
 
 
 def field_differences(saved: Any, wanted: Any, name: str) -> list[str]:

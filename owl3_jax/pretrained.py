@@ -4,7 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import jax
 import numpy as np
@@ -14,6 +14,7 @@ from owl3_jax.config import ComputeConfig, DType, ModelConfig
 from owl3_jax.convert.load import load_config, load_params
 from owl3_jax.inference.engine import Engine
 from owl3_jax.inference.feature_cache import FeatureCache
+from owl3_jax.inference.quantize import weight_quantizer
 from owl3_jax.inference.runtime import Runtime
 from owl3_jax.inference.sampling import Sampling
 from owl3_jax.inference.session import Session
@@ -33,6 +34,8 @@ def from_pretrained(
     *,
     mesh: Mesh | None = None,
     dtype: DType | None = None,
+    weight_dtype: Literal["int8"] | None = None,
+    cache_dtype: Literal["int8"] | None = None,
     vision_batch_size: int | None = None,
     feature_cache_bytes: int = FEATURE_CACHE_BYTES,
 ) -> "Owl3Checkpoint":
@@ -42,24 +45,30 @@ def from_pretrained(
         path: a Hugging Face directory, a converted one, or a training run's workdir.
         mesh: where to put the parameters, sharded by the rules (`owl3_jax.sharding.make_mesh`); one device by default.
         dtype: of parameters and activations; the checkpoint's own by default.
+        weight_dtype: "int8" keeps matrices in a quarter of float32's memory, half of bfloat16's; docs/inference.md tells the
+            price.
+        cache_dtype: "int8" does so with the keys and values of text and images.
         vision_batch_size: images that the vision tower takes at once; 2 on a CPU, 8 elsewhere.
         feature_cache_bytes: features of images that were seen before, kept across calls; 0 turns this off.
 
     Raises:
         CheckpointError: the directory does not hold a model, or not all of it; it lists everything that is wrong.
+        ConfigError: another `weight_dtype` or `cache_dtype`.
         FileNotFoundError: it has no tokenizer.
     """
+    on_cpu = jax.default_backend() == "cpu"
+    compute = ComputeConfig(scan_layers=not on_cpu, weight_dtype=weight_dtype, cache_dtype=cache_dtype)
     directory = Path(path)
     config = load_config(directory)
     processor = Processor.from_pretrained(directory)
-    params = load_params(directory, config, mesh, dtype=dtype)
+    convert = weight_quantizer(config) if weight_dtype else None
+    params = load_params(directory, config, mesh, dtype=dtype, convert=convert)
     dtype = dtype or _dtype_of(params)
-    on_cpu = jax.default_backend() == "cpu"
     # Written-out layers read their weights in place, which doubles the speed of decoding on a CPU.
     params = jax.tree.map(jax.numpy.asarray, unstack_layers(params) if on_cpu else params)
     runtime = Runtime(
         config,
-        ComputeConfig(dtype=dtype, param_dtype=dtype, scan_layers=not on_cpu),
+        dataclasses.replace(compute, dtype=dtype, param_dtype=dtype),
         params,
         mesh,
         vision_batch_size or (2 if on_cpu else 8),
@@ -140,5 +149,5 @@ class Owl3Checkpoint:
 
 def _dtype_of(params: Params) -> DType:
     """The checkpoint's own dtype if the model can compute in it, else float32."""
-    name = params["language_model"]["embed_tokens"].dtype.name
+    name = params["language_model"]["norm"]["scale"].dtype.name  # never quantised
     return name if name in get_args(DType) else "float32"

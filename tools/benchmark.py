@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Literal
 
 import tyro
-from inference_benchmark import Measurement, Ours, Settings, Torch, floors, measure, measure_batch
-from inference_benchmark.report import print_report, write_report
+from inference_benchmark import Machine, Ours, Settings, Torch, describe, make_report, measure, measure_batch, write_report
+from roofline import measure_matmul_rate, measure_memory_bandwidth
 
 from owl3_jax.config import NAMED_SIZES, DType, ModelConfig
 
@@ -33,7 +33,7 @@ class Inference:
     torch_images: int = 256  # the most images that PyTorch gets
     repeats: int = 5  # runs, of which the median counts
     batch: int = 8  # prompts of one image that are decoded together
-    vision_batch_size: int | None = None  # images that the vision tower takes at once; 1 on a CPU, 8 elsewhere
+    vision_batch_size: int = 1  # images that the vision tower takes at once
     dtype: DType = "float32"
     out: Path | None = None  # where to put inference.json and inference.png
 
@@ -50,18 +50,21 @@ def main() -> None:
 def inference(flags: Inference) -> None:
     """Measures, prints, and writes."""
     config: ModelConfig = NAMED_SIZES[SIZES[flags.size]]
-    settings = Settings(config, flags.dtype, flags.repeats, flags.vision_batch_size)
+    machine = Machine(measure_memory_bandwidth(), measure_matmul_rate(flags.dtype))
+    settings = Settings(config, flags.dtype, flags.vision_batch_size)
     ours = Ours(settings)
     torch = Torch(settings, ours.official_tensors()) if flags.against_torch else None
-    measurements: list[Measurement] = []
+    measurements = []
     for images in flags.images:
-        other = torch if torch and images <= flags.torch_images else None
-        measurements.append(measure(images, ours, other, flags.repeats))
+        other = torch if images <= flags.torch_images else None
+        tokens = len(settings.prompt(images)[0])
+        measurements.append(measure(images, ours, other, flags.repeats, tokens=tokens))
         print(measurements[-1].line(), file=sys.stderr, flush=True)
     batch = measure_batch(ours, flags.batch, flags.repeats)
-    report = print_report(flags, config, measurements, batch, floors(config, flags.dtype))
-    if flags.out:
-        write_report(flags.out, report)
+    report = make_report(dataclasses.asdict(flags) | {"out": None}, config, flags.dtype, machine, measurements, batch)
+    print(describe(report))
+    for path in write_report(flags.out, report) if flags.out else ():
+        print(path)
 
 
 if __name__ == "__main__":

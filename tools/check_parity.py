@@ -39,6 +39,7 @@ from owl3_jax.convert.cases import Case, pad_cases, read_cases, write_cases
 from owl3_jax.convert.comparison import Row, compare
 from owl3_jax.convert.load import load_config, load_params
 from owl3_jax.inference.generate import generate
+from owl3_jax.inference.runtime import Runtime
 from owl3_jax.models.owl3 import Owl3
 from owl3_jax.models.siglip import normalize_pixels
 from owl3_jax.processing.processor import Processor
@@ -116,18 +117,19 @@ class OurModel:
 
     def __init__(self, checkpoint: Path, config: ModelConfig, dtype: DType) -> None:
         jax.config.update("jax_default_matmul_precision", "highest")  # accelerators would round float32 products
-        self._model = Owl3(config, ComputeConfig(dtype=dtype), collect_hidden_states=True)
-        self._params = jax.tree.map(jnp.asarray, load_params(checkpoint, config))
-        self._apply = jax.jit(lambda params, batch: self._model.apply({"params": params}, batch))
+        compute = ComputeConfig(dtype=dtype)
+        self._runtime = Runtime(config, compute, jax.tree.map(jnp.asarray, load_params(checkpoint, config)))
+        model = Owl3(config, compute, collect_hidden_states=True)
+        self._apply = jax.jit(lambda params, batch: model.apply({"params": params}, batch))
 
     def run(self, case: Case, max_new_tokens: int) -> Outputs:
         """All that a case can expect."""
-        batch = jax.tree.map(jnp.asarray, pad_cases([case]))
-        outputs = jax.device_get(self._apply(self._params, batch))
+        batch = pad_cases([case])
+        outputs = jax.device_get(self._apply(self._runtime.params, batch))
         found = {"image_embeds": outputs.image_features[0], "hidden_states": outputs.hidden_states[:, 0]}
         found = {name: value.astype(np.float32) for name, value in found.items()} | {"logits": outputs.logits[0]}
         if max_new_tokens:
-            found["greedy"] = generate(self._model, self._params, batch, max_new_tokens=max_new_tokens, stop_ids=())[0]
+            found["greedy"] = generate(self._runtime, batch, max_new_tokens=max_new_tokens, stop_ids=())[0]
         return found
 
 

@@ -82,10 +82,11 @@ def model_arrays(config: Config, batch: Batch) -> Iterator[tuple[str, str, Any]]
     yield "normalize_pixels", "B I S S 3", jax.eval_shape(normalize_pixels, pixels)
     flat = lambda owl, b: owl.vision_model(b.pixels.reshape(-1, *b.pixels.shape[2:]))
     yield "vision_model (SigLIP)", "I L Ev", shapes(flat)
-    outputs, prefill = shapes("__call__"), shapes(lambda owl, b: owl.prefill(b, b.tokens.shape[1]))
+    outputs = shapes("__call__")
+    cache = shapes(lambda owl, b: owl.image_cache(owl.encode_images(b.pixels), b.image_positions))
     yield "vision2text_model", "B I L E", outputs.image_features
-    yield "image keys", "M B K I L D", prefill[1].cache.keys
-    yield "image values", "M B K I L D", prefill[1].cache.values
+    yield "image keys", "M B K I L D", cache.keys
+    yield "image values", "M B K I L D", cache.values
     yield "hidden states", "N+1 B T E", outputs.hidden_states
     yield "logits", "B T V", outputs.logits
 

@@ -1,6 +1,6 @@
 """Parameters from a checkpoint directory (official, converted, or a training run's), whole or straight onto a mesh."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from owl3_jax.models.owl3 import abstract_params
 from owl3_jax.sharding import param_shardings
 
 Params = dict[str, Any]
+Convert = Callable[[str, Any], Mapping[str, Any]]  # path and value of a parameter -> others, by path
 
 
 def load_config(directory: Path) -> ModelConfig:
@@ -29,7 +30,14 @@ def load_config(directory: Path) -> ModelConfig:
     return read_stored_config(directory) if is_stored(directory) else official.load_config(directory)
 
 
-def load_params(directory: Path, config: ModelConfig, mesh: Mesh | None = None, *, dtype: DType | None = None) -> Params:
+def load_params(
+    directory: Path,
+    config: ModelConfig,
+    mesh: Mesh | None = None,
+    *,
+    dtype: DType | None = None,
+    convert: Convert | None = None,
+) -> Params:
     """The parameters of a checkpoint directory of any kind.
 
     With a mesh every host reads only the bytes of its own shards, one parameter after the other.
@@ -40,6 +48,7 @@ def load_params(directory: Path, config: ModelConfig, mesh: Mesh | None = None, 
         config: the architecture, as `load_config` tells it.
         mesh: where to put the parameters, sharded by the rules; without one they are numpy arrays.
         dtype: what to cast to while reading; the checkpoint's own by default.
+        convert: takes each parameter by path, as soon as it is read, to what shall stand for it in the tree.
 
     Raises:
         CheckpointError: the directory does not hold this model; it lists everything that is wrong.
@@ -48,13 +57,16 @@ def load_params(directory: Path, config: ModelConfig, mesh: Mesh | None = None, 
     if is_stored(directory):
         stored = open_stored(directory, cast)
         _require_same_model(directory, stored.config, config)
-        return read_parameters(stored.parameters, config, mesh)
+        return read_parameters(stored.parameters, config, mesh, convert)
     _require_same_model(directory, official.load_config(directory), config)
-    return read_parameters(open_checkpoint(directory, config, cast).parameters, config, mesh)
+    return read_parameters(open_checkpoint(directory, config, cast).parameters, config, mesh, convert)
 
 
 def read_parameters(
-    parameters: Mapping[str, Parameter] | Mapping[str, StoredParameter], config: ModelConfig, mesh: Mesh | None = None
+    parameters: Mapping[str, Parameter] | Mapping[str, StoredParameter],
+    config: ModelConfig,
+    mesh: Mesh | None = None,
+    convert: Convert | None = None,
 ) -> Params:
     """The tree of parameters of a checkpoint, one read after the other; see `load_params`."""
     shardings = _shardings(config, mesh)
@@ -64,7 +76,11 @@ def read_parameters(
             return parameter.read()
         return jax.make_array_from_callback(parameter.shape, shardings[path], parameter.read)
 
-    return unflatten_dict({path: read(path, parameter) for path, parameter in parameters.items()}, sep="/")
+    tree: dict[str, np.ndarray | jax.Array] = {}
+    for path, parameter in parameters.items():
+        value = read(path, parameter)
+        tree |= convert(path, value) if convert else {path: value}
+    return unflatten_dict(tree, sep="/")
 
 
 def _require_same_model(directory: Path, saved: ModelConfig, wanted: ModelConfig) -> None:

@@ -49,9 +49,7 @@ class Answers:
         self._streams = [TextStream(tokenizer, s.stop) for s in per_answer]
         self._stop_ids = tokenizer.stop_ids
         self._has_stop_strings = any(s.stop for s in sampling)
-        room = context.runtime.config.max_position_embeddings - context.tokens
-        wanted = [s.max_new_tokens if prompt else 0 for s, prompt in zip(sampling, prompts, strict=True)]
-        self._limits = np.repeat(np.minimum(wanted, room), samples).astype(np.int32)
+        self._limits = np.repeat(token_limits(context, prompts, sampling), samples)
         self._kind = Kind.of(sampling)
         self._settings = programs.Settings(
             SamplingRows.of(per_answer, numbers), self._limits, np.array(self._stop_ids, np.int32)
@@ -63,7 +61,7 @@ class Answers:
             context.last,
             context.tokens.astype(np.int32),
             cache,
-            _pad_prompts(prompts) if self._kind.penalty else np.zeros((context.rows, 0), np.int32),
+            pad_prompts(prompts) if self._kind.penalty else np.zeros((context.rows, 0), np.int32),
             self._settings,
             kind=self._kind,
             capacity=buckets.text_slots(int(self._limits.max())),
@@ -125,13 +123,24 @@ class Answers:
         return bool(done.all())
 
     def _answer(self, row: int, logprobs: np.ndarray | None) -> Answer:
-        ids, stream = tuple(self._ids[row]), self._streams[row]
-        stopped = stream.stopped or bool(ids and ids[-1] in self._stop_ids)
-        own = None if logprobs is None else tuple(logprobs[row, : len(ids)].tolist())
-        return Answer(stream.text, ids, "stop" if stopped else "length", own)
+        return make_answer(self._ids[row], self._streams[row], self._stop_ids, None if logprobs is None else logprobs[row])
 
 
-def _pad_prompts(prompts: Sequence[Sequence[int]]) -> np.ndarray:
+def make_answer(ids: Sequence[int], stream: TextStream, stop_ids: Sequence[int], logprobs: np.ndarray | None) -> Answer:
+    """The answer of tokens `ids`, whose text `stream` holds; `logprobs` has one for each, and perhaps more."""
+    stopped = stream.stopped or bool(ids and ids[-1] in stop_ids)
+    own = None if logprobs is None else tuple(logprobs[: len(ids)].tolist())
+    return Answer(stream.text, tuple(ids), "stop" if stopped else "length", own)
+
+
+def token_limits(context: Context, prompts: Sequence[Sequence[int]], sampling: Sequence[Sampling]) -> np.ndarray:
+    """[B] int32, tokens that each answer can have: what is asked for and the model has positions for; 0 for padding."""
+    wanted = [s.max_new_tokens if prompt else 0 for s, prompt in zip(sampling, prompts, strict=True)]
+    room = context.runtime.config.max_position_embeddings - context.tokens
+    return np.minimum(wanted, room).astype(np.int32)
+
+
+def pad_prompts(prompts: Sequence[Sequence[int]]) -> np.ndarray:
     """[B, T] int32, -1 behind the end of each row."""
     padded = np.full((len(prompts), buckets.text_slots(max(map(len, prompts)))), -1, np.int32)
     for row, ids in enumerate(prompts):

@@ -22,7 +22,7 @@ def image_slots(images: int) -> int:
 
 
 def text_slots(tokens: int) -> int:
-    """Room for text in the cache: 64, 128, 192, 256, 384, 512, ..."""
+    """Room for text in the cache: 64, 96, 128, 192, 256, 384, 512, ..."""
     return max(64, bucket(tokens, steps=2))
 
 
@@ -34,5 +34,5 @@ def rows(prompts: int, divisor: int = 1) -> int:
 def prefill_chunks(tokens: int) -> list[int]:
     """Lengths of the pieces in which `tokens` positions are prefilled: whole chunks, then one bucketed rest."""
     whole, rest = divmod(tokens, PREFILL_CHUNK)
-    tail = [max(_SHORTEST_TEXT, bucket(rest, steps=1))] if rest or not whole else []
+    tail = [max(_SHORTEST_TEXT, bucket(rest, steps=2))] if rest or not whole else []
     return [PREFILL_CHUNK] * whole + tail

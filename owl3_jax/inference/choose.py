@@ -31,10 +31,11 @@ class SamplingRows(NamedTuple):
         What a row draws follows from its seed and its number alone, not from the batch.
         """
         column = lambda name, dtype: jnp.asarray([getattr(sampling, name) for sampling in samplings], dtype)
-        floats = [column(name, np.float32) for name in ("temperature", "top_p", "min_p", "repetition_penalty")]
+        floats = {name: column(name, np.float32) for name in ("temperature", "top_p", "min_p", "repetition_penalty")}
+        integers = {name: column(name, np.int32) for name in ("top_k", "min_new_tokens")}
         numbers = jnp.asarray([0] * len(samplings) if samples is None else samples, np.int32)
         keys = jax.vmap(_row_key)(column("seed", np.uint32), numbers)
-        return cls(*floats, column("top_k", np.int32), column("min_new_tokens", np.int32), keys)
+        return cls(**floats, **integers, keys=keys)
 
 
 class Kind(NamedTuple):

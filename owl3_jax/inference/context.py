@@ -15,7 +15,7 @@ from owl3_jax.inference.memory import check_fits
 from owl3_jax.inference.runtime import Runtime
 from owl3_jax.models.qwen2 import Images, Text, TextCache
 
-View = np.ndarray  # uint8 [S, S, 3]
+View = np.ndarray  # [S, S, 3] uint8, or float32 normalised to [-1, 1]
 
 
 class NewImages(NamedTuple):
@@ -92,11 +92,11 @@ class Context:
 
     def add_features(self, row: int, positions: Sequence[int], features: Iterable[jax.Array]) -> None:
         """As `add_images`, for images that are encoded already: chunks of features [J, L, E]."""
-        positions = iter(positions)
+        rest = iter(positions)
         for chunk in features:
             slots = self.image_counts[row] + np.arange(len(chunk))
-            here = np.array(list(itertools.islice(positions, len(chunk))))
-            places = programs.Places(*(np.asarray(x, np.int32) for x in (np.full(len(chunk), row), slots, here)))
+            here = np.array(list(itertools.islice(rest, len(chunk))))
+            places = programs.Places(*(jnp.asarray(x, jnp.int32) for x in (np.full(len(chunk), row), slots, here)))
             self.images = self.runtime.run_model(programs.store, self.images, chunk, places)
             self.image_counts[row] += len(chunk)
 
@@ -116,6 +116,12 @@ class Context:
         hide = lambda text: text._replace(segment_ids=jnp.where(text.positions >= kept, 0, text.segment_ids))
         self.text = hide(self.text)
         self.tokens = np.minimum(self.tokens, kept)
+
+    def forget_images(self, kept: int) -> None:
+        """Forgets the images from number `kept` on, of every row; their slots are free again."""
+        is_kept = jnp.arange(self.images.segment_ids.shape[1]) < kept
+        self.images = self.images._replace(segment_ids=jnp.where(is_kept, self.images.segment_ids, 0))
+        self.image_counts = np.minimum(self.image_counts, kept)
 
     def _places(self, new: Sequence[NewImages]) -> Iterator[tuple[tuple[int, int, int], View]]:
         for row, positions, views in new:

@@ -6,7 +6,8 @@ import numpy as np
 
 from owl3_jax.batch import Batch
 from owl3_jax.inference import buckets, programs
-from owl3_jax.inference.answers import Answer, Answers
+from owl3_jax.inference.answers import Answer
+from owl3_jax.inference.beam_answers import answers_to
 from owl3_jax.inference.context import Context, NewImages
 from owl3_jax.inference.runtime import Runtime
 from owl3_jax.inference.sampling import Sampling
@@ -43,14 +44,14 @@ class Engine:
         context = self._read(prompts, samplings, advance)
         rows = context.rows - len(prompts)
         ids = [*(prompt.input_ids.tolist() for prompt in prompts), *[[]] * rows]
-        answers = Answers(context, ids, [*samplings, *[samplings[0]] * rows], self._tokenizer).run()
+        answers = answers_to(context, ids, [*samplings, *[samplings[0]] * rows], self._tokenizer).run()
         n = samplings[0].n
         return [answers[row * n : (row + 1) * n] for row in range(len(prompts))]
 
     def stream(self, prompt: Prompt, sampling: Sampling, *, advance: Advance = lambda images: None) -> Iterator[str]:
         """The answer to one prompt as it comes, in pieces that never split a character. Closing it frees its caches."""
         context = self._read([prompt], [sampling], advance)
-        for pieces in Answers(context, [prompt.input_ids.tolist()], [sampling], self._tokenizer).stream():
+        for pieces in answers_to(context, [prompt.input_ids.tolist()], [sampling], self._tokenizer).stream():
             if pieces[0]:
                 yield pieces[0]
 
@@ -78,7 +79,7 @@ class Engine:
             rows,
             images=max(len(prompt.image_starts) for prompt in prompts),
             tokens=sum(buckets.prefill_chunks(longest)) + max(s.max_new_tokens for s in samplings),
-            samples=samplings[0].n,
+            samples=max(samplings[0].n, samplings[0].num_beams),
         )
         context.add_images([new_images(row, prompt) for row, prompt in enumerate(prompts)], advance)
         context.add_text([*(prompt.input_ids.tolist() for prompt in prompts), *[[]] * (rows - len(prompts))])

@@ -12,7 +12,7 @@ from owl3_jax.config import ConfigError
 def key_of(pixels: np.ndarray) -> bytes:
     """A hash of an image's pixels, their shape and their dtype."""
     digest = hashlib.blake2b(f"{pixels.dtype.str} {pixels.shape}".encode(), digest_size=32)
-    digest.update(np.ascontiguousarray(pixels))
+    digest.update(np.ascontiguousarray(pixels).data)
     return digest.digest()
 
 
@@ -26,7 +26,7 @@ class FeatureCache:
         self.hits = 0
         self.misses = 0
         self.bytes = 0
-        self._max_bytes = max_bytes
+        self.max_bytes = max_bytes
         self._arrays: OrderedDict[bytes, AnyArray] = OrderedDict()  # the last asked for at the end
 
     def __len__(self) -> int:
@@ -46,11 +46,11 @@ class FeatureCache:
     def put(self, key: bytes, array: AnyArray) -> None:
         """Keeps an array, replacing the one of the same key; one that is larger than the whole cache is not kept."""
         self._drop(key)
-        if array.nbytes > self._max_bytes:
+        if array.nbytes > self.max_bytes:
             return
         self._arrays[key] = array
         self.bytes += array.nbytes
-        while self.bytes > self._max_bytes:
+        while self.bytes > self.max_bytes:
             self._drop(next(iter(self._arrays)))
 
     def _drop(self, key: bytes) -> None:

@@ -1,69 +1,57 @@
-"""Greedy generation with text and image caches."""
+"""Greedy tokens for a whole batch: what evaluation and parity checks ask for. `Engine` answers everything else."""
 
-import functools
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
 
 from owl3_jax.batch import Batch
-from owl3_jax.models.owl3 import Owl3
-from owl3_jax.models.qwen2 import Images, Text, TextCache
+from owl3_jax.inference import buckets, programs
+from owl3_jax.inference.choose import Kind, SamplingRows
+from owl3_jax.inference.context import Context, NewImages
+from owl3_jax.inference.runtime import Runtime
+from owl3_jax.inference.sampling import Sampling
 
-Params = dict[str, Any]
 
-
-def generate(model: Owl3, params: Params, batch: Batch, *, max_new_tokens: int, stop_ids: Sequence[int]) -> np.ndarray:
+def generate(runtime: Runtime, batch: Batch, *, max_new_tokens: int, stop_ids: Sequence[int]) -> np.ndarray:
     """The most likely continuation of each row: [B, max_new_tokens] int32, zeros after the first stop id.
 
-    Rows hold one prompt each (segment 1), padded on the right, with any number of images. The stop id
-    itself is part of the answer. Compiles once per shape of the batch.
+    Rows hold one prompt each (segment 1), padded on the right, with any number of images. The stop id itself is part of the
+    answer. The number of rows must suit the runtime's mesh.
     """
     if int(np.max(batch.segment_ids)) > 1:
         raise ValueError("generate takes one prompt a row, but this batch packs several (segment ids above 1)")
-    return np.asarray(_generate(model, params, batch, jnp.asarray(stop_ids, jnp.int32), max_new_tokens))
+    context = read_batch(runtime, batch, max_new_tokens)
+    rows = [Sampling(max_new_tokens=max_new_tokens)] * context.rows
+    limits = jnp.full(context.rows, max_new_tokens, jnp.int32)
+    settings = programs.Settings(SamplingRows.of(rows), limits, jnp.asarray(stop_ids, jnp.int32))
+    nothing = np.zeros((context.rows, 0), np.int32)
+    state = runtime.run_model(
+        programs.begin,
+        context.last,
+        context.tokens.astype(np.int32),
+        context.text,
+        nothing,
+        settings,
+        kind=Kind.of(rows),
+        capacity=max_new_tokens,
+    )
+    limit = np.int32(max_new_tokens)
+    done = runtime.run_model(programs.decode, state, context.images, settings, limit, kind=Kind.of(rows), rows=context.rows)
+    return np.asarray(done.answer)
 
 
-class _Decoding(NamedTuple):
-    """State of the loop; `token` is the newest, already written to `answer`."""
-
-    written: Int[Array, ""]  # tokens of the answer so far
-    token: Int[Array, " B"]
-    done: Bool[Array, " B"]
-    answer: Int[Array, "B A"]
-    cache: TextCache
-
-
-@functools.partial(jax.jit, static_argnames=("model", "max_new_tokens"))
-def _generate(model: Owl3, params: Params, batch: Batch, stop_ids: Int[Array, " X"], max_new_tokens: int) -> Int[Array, "B A"]:
-    apply: Callable[..., Any] = functools.partial(model.apply, {"params": params})
-    B, T = batch.tokens.shape
-    x, images, cache = apply(batch, T + max_new_tokens, method="prefill")
-    lengths = (batch.segment_ids != 0).sum(axis=1)  # [B]
-    last = x[jnp.arange(B), lengths - 1][:, None]  # [B, 1, E]
-    first = _most_likely(apply(last, method="logits"))
-    answer = jnp.zeros((B, max_new_tokens), jnp.int32).at[:, 0].set(first)
-    start = _Decoding(jnp.ones((), jnp.int32), first, jnp.isin(first, stop_ids), answer, cache)
-    return jax.lax.while_loop(
-        lambda state: (state.written < max_new_tokens) & ~state.done.all(),
-        lambda state: _decode(apply, images, lengths, stop_ids, state),
-        start,
-    ).answer
+def read_batch(runtime: Runtime, batch: Batch, max_new_tokens: int) -> Context:
+    """A context that has read every row of a batch, with room for answers."""
+    rows, T = batch.tokens.shape
+    context = Context.empty(
+        runtime, rows, images=batch.image_positions.shape[1], tokens=sum(buckets.prefill_chunks(T)) + max_new_tokens
+    )
+    context.add_images([_images_of(batch, row) for row in range(rows)])
+    context.add_text([np.asarray(batch.tokens[row])[np.asarray(batch.segment_ids[row]) != 0].tolist() for row in range(rows)])
+    return context
 
 
-def _decode(
-    apply: Callable[..., Any], images: Images, lengths: Int[Array, " B"], stop_ids: Int[Array, " X"], state: _Decoding
-) -> _Decoding:
-    positions = (lengths + state.written - 1)[:, None]  # of the newest token: padding is not counted
-    text = Text(state.token[:, None], positions, jnp.ones_like(positions))
-    logits, cache = apply(text, images, state.cache, method="decode")
-    token = jnp.where(state.done, 0, _most_likely(logits))
-    answer = jax.lax.dynamic_update_slice(state.answer, token[:, None], (0, state.written))
-    return _Decoding(state.written + 1, token, state.done | jnp.isin(token, stop_ids), answer, cache)
-
-
-def _most_likely(logits: Float[Array, "B 1 V"]) -> Int[Array, " B"]:
-    return logits[:, 0].argmax(axis=-1).astype(jnp.int32)
+def _images_of(batch: Batch, row: int) -> NewImages:
+    real = np.asarray(batch.image_segment_ids[row]) != 0
+    return NewImages(row, np.asarray(batch.image_positions[row])[real].tolist(), np.asarray(batch.pixels[row])[real])

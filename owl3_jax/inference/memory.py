@@ -1,5 +1,7 @@
 """Whether what is about to be allocated fits, asked before it is allocated."""
 
+from pathlib import Path
+
 import jax
 
 _GIB = 2**30
@@ -30,8 +32,7 @@ def free_bytes() -> int | None:
 
 def _free_of_machine() -> int | None:
     try:
-        with open("/proc/meminfo", encoding="ascii") as lines:
-            fields = dict(line.split(":", 1) for line in lines)
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
     except OSError:
         return None
-    return int(fields["MemAvailable"].split()[0]) * 1024
+    return int(dict(line.split(":", 1) for line in lines)["MemAvailable"].split()[0]) * 1024

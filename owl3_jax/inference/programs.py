@@ -1,11 +1,11 @@
 """The compiled programs of inference. Each compiles once for each shape of its arguments; caches are donated.
 
-    logits      a whole batch, without caches
-    encode      pixels -> image features                       the vision tower, J images at a time
-    store       image features -> the image cache              norm, `v_kv_proj` and RoPE of every hyper layer
-    prefill     text -> the text cache                         one chunk of every row
-    begin       hidden state of the last position -> the first token of the answers
-    decode      token after token, on the device, until all rows are done or a limit is reached
+logits      a whole batch, without caches
+encode      pixels -> image features                       the vision tower, J images at a time
+store       image features -> the image cache              norm, `v_kv_proj` and RoPE of every hyper layer
+prefill     text -> the text cache                         one chunk of every row
+begin       hidden state of the last position -> the first token of the answers
+decode      token after token, on the device, until all rows are done or a limit is reached
 """
 
 import functools
@@ -20,6 +20,7 @@ from owl3_jax.inference.caches import constrain_images, constrain_text
 from owl3_jax.inference.choose import Kind, SamplingRows, choose, mark_seen
 from owl3_jax.models.hyper import ImageCache
 from owl3_jax.models.owl3 import Outputs, Owl3
+from owl3_jax.models.quantized import Vectors, quantize_like
 from owl3_jax.models.qwen2 import Images, Text, TextCache
 
 Params = dict[str, Any]
@@ -79,10 +80,9 @@ def store(model: Owl3, params: Params, images: Images, features: Float[Array, "J
     return constrain_images(Images(cache, positions, images.segment_ids.at[at].set(1, mode="drop")))
 
 
-def _write_images(
-    cache: Float[Array, "M B K I L D"], new: Float[Array, "J M K L D"], places: Places
-) -> Float[Array, "M B K I L D"]:
-    return cache.at[:, places.rows, :, places.slots].set(new.astype(cache.dtype), mode="drop")
+def _write_images(cache: Vectors, new: Float[Array, "J M K L D"], places: Places) -> Vectors:
+    write = lambda old, x: old.at[:, places.rows, :, places.slots].set(x, mode="drop")
+    return jax.tree.map(write, cache, quantize_like(new, cache))
 
 
 @functools.partial(jax.jit, static_argnames="model", donate_argnames=("cache", "last"))
@@ -102,7 +102,7 @@ def prefill(
 @functools.partial(jax.jit, static_argnames="copies")
 def copy_rows(cache: TextCache, copies: int) -> TextCache:
     """Each row `copies` times, one behind the other."""
-    keys, values = (jnp.repeat(x, copies, axis=1) for x in (cache.keys, cache.values))
+    keys, values = jax.tree.map(lambda x: jnp.repeat(x, copies, axis=1), (cache.keys, cache.values))
     positions, segment_ids = (jnp.repeat(x, copies, axis=0) for x in (cache.positions, cache.segment_ids))
     return constrain_text(TextCache(keys, values, positions, segment_ids, cache.length))
 

@@ -17,6 +17,8 @@ from owl3_jax.inference.feature_cache import FeatureCache, key_of
 from owl3_jax.models.owl3 import Owl3
 from owl3_jax.sharding import rows_divisor, use_mesh
 
+Params = programs.Params
+
 # Bytes of one step of image attention: keys and values of a few images and their scores. On a CPU they should stay in
 # its caches: a prefill of 64 images is three times as fast as with 64 MiB.
 _CHUNK_BYTES = {"cpu": 16 * 2**20}
@@ -29,7 +31,7 @@ class Runtime:
 
     config: ModelConfig
     compute: ComputeConfig
-    params: programs.Params
+    params: Params
     mesh: Mesh | None = None
     vision_batch_size: int = 8  # images that are encoded together
     feature_cache: FeatureCache = dataclasses.field(default_factory=lambda: FeatureCache(0))
@@ -64,23 +66,23 @@ class Runtime:
 
     def features(self, views: Sequence[np.ndarray], size: int) -> jax.Array:
         """Image features [J, L, E] of `views`, padded to J = `size`; images seen before come from the feature cache."""
-        keys = [key_of(view) for view in views]
-        found = {key: self.feature_cache.get(key) for key in keys}
+        cache, keys = self.feature_cache, [key_of(view) for view in views]
+        found: dict[bytes, Any] = {key: cache.get(key) for key in keys}
         missing = {key: view for key, view in zip(keys, views, strict=True) if found[key] is None}
-        encoded = self._encode(list(missing.values()), size) if missing else None
-        if len(missing) == len(views):
-            features = encoded
-        else:
+        if missing:
+            encoded = self._encode(list(missing.values()), size)
+            if len(missing) == len(views) and not cache.max_bytes:
+                return encoded
             found |= {key: encoded[index] for index, key in enumerate(missing)}
-            features = jnp.stack([found[key] for key in keys] + [found[keys[0]]] * (size - len(views)))
-        for key, value in zip(keys, features, strict=False):
-            self.feature_cache.put(key, value)
-        return features
+        for key in missing:
+            cache.put(key, found[key])
+        return jnp.stack([found[key] for key in keys] + [found[keys[0]]] * (size - len(views)))
 
     def _encode(self, views: Sequence[np.ndarray], size: int) -> jax.Array:
-        pixels = np.zeros((size, *views[0].shape), np.uint8)
+        pixels = np.zeros((size, *views[0].shape), views[0].dtype)
         pixels[: len(views)] = views
-        return self.run_model(programs.encode, pixels)
+        features: jax.Array = self.run_model(programs.encode, pixels)
+        return features
 
     def _images_per_chunk(self, positions: int, rows: int) -> int:
         config, shared = self.config, rows_divisor(self.mesh) if self.mesh else 1

@@ -9,7 +9,7 @@ from typing import Any, get_origin
 
 from owl3_jax.config import ConfigError
 
-_KINDS = {int: "a whole number", float: "a number", bool: "true or false", tuple[str, ...]: "a list"}
+_KINDS: dict[Any, str] = {int: "a whole number", float: "a number", bool: "true or false", tuple[str, ...]: "a list"}
 # The limits of temperature and penalties keep what is computed from them finite in float32.
 _ALLOWED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "max_new_tokens": (lambda value: value >= 1, " of at least 1"),

@@ -6,6 +6,7 @@ import numpy as np
 
 from owl3_jax.inference import buckets
 from owl3_jax.inference.answers import Answers
+from owl3_jax.inference.beam_answers import BeamAnswers, answers_to
 from owl3_jax.inference.context import Context, NewImages
 from owl3_jax.inference.engine import check_length
 from owl3_jax.inference.runtime import Runtime
@@ -30,6 +31,7 @@ class Session:
         self._media: list[Picture | Clip] = []
         self._context: Context | None = None
         self._cached: list[int] = []  # tokens whose keys and values the context holds
+        self._image_count = 0  # of all turns; after one that failed the context may hold more
 
     @property
     def messages(self) -> tuple[Message, ...]:
@@ -63,41 +65,42 @@ class Session:
         sampling: Sampling | None = None,
     ) -> Iterator[str]:
         """As `ask`, piece by piece. What was answered before the stream is closed counts as the answer."""
+        sampling = sampling or Sampling()
+        if sampling.n > 1:
+            raise ValueError(f"a turn has one answer, got n {sampling.n}; ask Engine.generate for several")
         turn = as_messages(question, len(images), len(videos))
         media = [*self._media, *self._processor.prepare(turn, images, videos, crop).media]
         prompt = self._processor.encode([*self._messages, *turn], media)
-        sampling = sampling or Sampling()
-        answers = self._read(prompt, media[len(self._media) :], sampling)
+        answers = self._read(prompt, sampling)
         pieces: list[str] = []
         try:
-            for (piece,) in answers.stream():
+            for piece, *_ in answers.stream():  # other rows are padding
                 pieces.append(piece)
                 if piece:
                     yield piece
         finally:
             self._cached = prompt.input_ids.tolist() + list(answers.close()[0])
             self._messages += [*turn, {"role": "assistant", "content": "".join(pieces)}]
-            self._media = media
+            self._media, self._image_count = media, len(prompt.image_starts)
 
-    def _read(self, prompt: Prepared, new_media: Sequence[Picture | Clip], sampling: Sampling) -> Answers:
+    def _read(self, prompt: Prepared, sampling: Sampling) -> Answers | BeamAnswers:
         """Brings the context up to the end of `prompt` and begins the answer."""
         check_length(len(prompt.input_ids), self._runtime, "the conversation")
         ids = prompt.input_ids.tolist()
         kept = _common_prefix(ids, self._cached)
-        seen = 0 if self._context is None else int(self._context.image_counts[0])
-        views = (view for medium in new_media for view in medium.views(prompt.image_size))
-        starts = prompt.image_starts[seen:].tolist()
+        starts = prompt.image_starts[self._image_count :].tolist()
         room = {"images": len(starts), "tokens": sum(buckets.prefill_chunks(len(ids) - kept)) + sampling.max_new_tokens}
         if self._context is None:
             self._context = Context.empty(self._runtime, self._runtime.rows(1), **room)
         else:
             self._context.forget_text(kept)
+            self._context.forget_images(self._image_count)
             self._context.reserve(**room)
         self._cached = ids[:kept]  # in case that what follows fails
-        self._context.add_images([NewImages(0, starts, views)])
+        self._context.add_images([NewImages(0, starts, prompt.views(skip=self._image_count))])
         padding = self._context.rows - 1
         self._context.add_text([ids[kept:], *[[]] * padding])
-        return Answers(self._context, [ids, *[[]] * padding], [sampling] * (1 + padding), self._processor.tokenizer)
+        return answers_to(self._context, [ids, *[[]] * padding], [sampling] * (1 + padding), self._processor.tokenizer)
 
 
 def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from owl3_jax.processing.tokenizer import ChatTokenizer
 
 _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"  # at the end: perhaps the first bytes of a character
-_CONTEXT = 3  # tokens that are decoded again: an incomplete character has at most 3 bytes, a token at least one
+_CONTEXT = 4  # tokens that are decoded again: the last character has at most 4 bytes, a token at least one
 
 
 class TextStream:

@@ -5,6 +5,7 @@ their placeholders' positions only, so they are computed once, before the decode
 training as at prefill; every layer then reads its own row of the `ImageCache`.
 """
 
+import dataclasses
 import functools
 from typing import NamedTuple
 
@@ -17,13 +18,14 @@ from jaxtyping import Array, Bool, Float, Int
 from owl3_jax.config import ComputeConfig, ModelConfig
 from owl3_jax.models.image_attention import image_attention
 from owl3_jax.models.layers import Linear, constrain, declare, rms_norm, rope
+from owl3_jax.models.quantized import Quantized, rescale
 
 
 class ImageCache(NamedTuple):
     """Rotated image keys and values of every hyper layer."""
 
-    keys: Float[Array, "M B K I L D"]
-    values: Float[Array, "M B K I L D"]
+    keys: Float[Array, "M B K I L D"] | Quantized
+    values: Float[Array, "M B K I L D"] | Quantized
 
 
 class Fusion(NamedTuple):
@@ -50,7 +52,8 @@ class HyperLayers(nn.Module):
         )
         if config.form == "gated":
             axes = ("hyper_layers", "head_dim", "gate_out")
-            self.gate_proj = Linear("mbhtd,mde->mbhte", (M, D, D), axes, self.compute)
+            floats = dataclasses.replace(self.compute, weight_dtype=None)  # too small to gain from int8
+            self.gate_proj = Linear("mbhtd,mde->mbhte", (M, D, D), axes, floats)
         elif config.form == "static":
             shape, axes = (M, config.num_attention_heads, D), ("hyper_layers", "heads", "head_dim")
             self.gate: Array = declare(self, "gate", initializers.zeros_init(), shape, axes, self.compute)
@@ -67,7 +70,8 @@ class HyperLayers(nn.Module):
         """
         project = functools.partial(_keys_values, config=self.config, compute=self.compute)
         layer = jax.checkpoint(lambda weights: project(image_features, image_positions, *weights))  # keeps no normed copy
-        return ImageCache(*jax.lax.map(layer, (norm_scales, self.v_kv_proj.kernel, self.v_kv_proj.bias)))
+        weights = (self.v_kv_proj.kernel, self.v_kv_proj.kernel_scale, self.v_kv_proj.bias)
+        return ImageCache(*jax.lax.map(layer, (norm_scales, *weights)))
 
     def gate_weights(self) -> tuple[Array, ...]:
         """`Fusion.gate`."""
@@ -76,10 +80,13 @@ class HyperLayers(nn.Module):
         return (self.gate,) if self.config.form == "static" else ()
 
 
-def _keys_values(features, image_positions, norm_scale, kernel, bias, *, config, compute):
+def _keys_values(features, image_positions, norm_scale, kernel, kernel_scale, bias, *, config, compute):
     x = rms_norm(features, norm_scale, config.rms_norm_eps)
     kv = jnp.einsum("bile,ekcd->cbkild", x, kernel.astype(compute.dtype))
-    kv = kv + jnp.moveaxis(bias, 1, 0)[:, None, :, None, None].astype(compute.dtype)
+    spread = lambda x: jnp.moveaxis(x, 1, 0)[:, None, :, None, None]  # [K, 2, D] -> [2, 1, K, 1, 1, D]
+    if kernel_scale is not None:
+        kv = rescale(kv, spread(kernel_scale))
+    kv = kv + spread(bias).astype(compute.dtype)
     kv = constrain(kv, ("key_value", "batch", "act_kv_heads", "image", "image_token", "head_dim"))
     # All L tokens of an image share one rotation; values are not rotated.
     positions = (image_positions + config.image_rope_offset)[:, None, :, None]  # [B, 1, I, 1]
@@ -122,6 +129,7 @@ def _attend_to_images(q, layer, fusion, images_per_chunk):
     rows, I = fusion.cache.keys.shape[1], fusion.visible.shape[2]
     n = B // rows
     shared = jnp.moveaxis(q.reshape(rows, n, H, T, D), 1, 2).reshape(rows, H, n * T, D)
-    out, lse = image_attention(shared, *fusion.cache, layer, fusion.visible.reshape(rows, n * T, I), images_per_chunk)
+    visible = fusion.visible.reshape(rows, n * T, I)
+    out, lse = image_attention(shared, fusion.cache.keys, fusion.cache.values, layer, visible, images_per_chunk)
     out, lse = (jnp.moveaxis(x.reshape(rows, H, n, T, *x.shape[3:]), 2, 1) for x in (out, lse))
     return out.reshape(q.shape), lse.reshape(B, H, T)

@@ -20,8 +20,9 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from owl3_jax.models.attention import MASKED, attend, attention_scores, group, merge
+from owl3_jax.models.quantized import Quantized, dequantize
 
-AllImageKeys = Float[Array, "M B K I L D"]
+AllImageKeys = Float[Array, "M B K I L D"] | Quantized
 
 
 def image_attention(
@@ -34,7 +35,8 @@ def image_attention(
 ) -> tuple[Float[Array, "B H T D"], Float[Array, "B H T"]]:
     """Attention of rotated text queries over rotated image keys (paper, section on hyper attention).
 
-    `layer` chooses among the M hyper layers. Returns output (zero where no image is seen) and log-sum-exp, in float32,
+    `layer` chooses among the M hyper layers. Quantized keys and values, which have no gradient, become floats chunk by chunk.
+    Returns output (zero where no image is seen) and log-sum-exp, in float32,
     like `attend`.
     """
     if keys.shape[3] == 0:
@@ -43,10 +45,15 @@ def image_attention(
     if not axes:
         return _image_attention(q, keys, values, layer, visible, images_per_chunk)
     devices = math.prod(jax.sharding.get_abstract_mesh().shape[axis] for axis in axes)
-    keys, values = (_pad(x, 3, devices) for x in (keys, values))
+    keys, values = jax.tree.map(lambda x: _pad(x, 3, devices), (keys, values))
     spread = jax.shard_map(
         functools.partial(_merge_over_devices, images_per_chunk=images_per_chunk, axes=axes),
-        in_specs=(PartitionSpec(), *[PartitionSpec(None, None, None, axes)] * 2, PartitionSpec(), PartitionSpec(None, None, axes)),
+        in_specs=(
+            PartitionSpec(),
+            *[PartitionSpec(None, None, None, axes)] * 2,
+            PartitionSpec(),
+            PartitionSpec(None, None, axes),
+        ),
         out_specs=PartitionSpec(),
         axis_names=set(axes),
         check_vma=False,
@@ -76,8 +83,8 @@ def _merge_over_devices(q, keys, values, layer, visible, *, images_per_chunk, ax
 
 
 class _Chunk(NamedTuple):
-    keys: Float[Array, "B K J L D"]  # of J images
-    values: Float[Array, "B K J L D"]
+    keys: Float[Array, "B K J L D"] | Quantized  # of J images
+    values: Float[Array, "B K J L D"] | Quantized
     visible: Bool[Array, "B T J"]
 
 
@@ -109,7 +116,7 @@ def _backward(images_per_chunk, residuals, cotangents):
     shift = d_lse - jnp.sum(d_out * out, axis=-1)  # [B, H, T]
 
     def step(d_q, number):
-        d_q_part, d_k, d_v = _backward_chunk(q, *cut(number), lse, shift, d_out)
+        d_q_part, d_k, d_v = _backward_chunk(q, cut(number), lse, shift, d_out)
         return d_q + d_q_part, (d_k, d_v)
 
     d_q, d_kv = jax.lax.scan(step, jnp.zeros(q.shape, jnp.float32), jnp.arange(chunks))
@@ -133,7 +140,7 @@ def _chunks(keys, values, layer, visible, images_per_chunk):
 
     def cut(number):
         start = jnp.minimum(number * size, images - size)
-        of_layer = lambda x: jax.lax.dynamic_slice_in_dim(x, start, size, axis=3)[layer]
+        of_layer = lambda x: jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, size, axis=3)[layer], x)
         seen = jax.lax.dynamic_slice_in_dim(visible, start, size, axis=2)
         return _Chunk(of_layer(keys), of_layer(values), seen & (start + jnp.arange(size) >= number * size))
 
@@ -148,11 +155,13 @@ def _join_chunks(x, images):
 
 
 def _attend_chunk(q, k, v, visible):
-    return attend(q, _flat(k), _flat(v), jnp.repeat(visible, k.shape[3], axis=-1))
+    flat_k, flat_v = (_flat(dequantize(x, q.dtype)) for x in (k, v))
+    return attend(q, flat_k, flat_v, jnp.repeat(visible, k.shape[3], axis=-1))
 
 
-def _backward_chunk(q, k, v, visible, lse, shift, d_out):
+def _backward_chunk(q, chunk, lse, shift, d_out):
     """Gradients of one chunk: d_q [B, H, T, D], d_k and d_v [B, K, J, L, D], in float32."""
+    k, v, visible = chunk
     K, D = k.shape[1], q.shape[3]
     lse, shift, d_out = (group(x, K) for x in (lse[..., None], shift[..., None], d_out.astype(v.dtype)))  # [B, K, G, T, .]
     seen = jnp.repeat(visible, k.shape[3], axis=-1)[:, None, None]  # [B, 1, 1, T, J*L]

@@ -14,6 +14,7 @@ from flax.linen.spmd import RulesFallback
 from jaxtyping import Array, Float, Int, Shaped
 
 from owl3_jax.config import ComputeConfig
+from owl3_jax.models.quantized import rescale
 
 
 def constrain(x: Shaped[Array, "..."], axes: tuple[str | None, ...]) -> Shaped[Array, "..."]:
@@ -34,6 +35,17 @@ def declare(
 ) -> Array:
     """A parameter of `module` in `compute.param_dtype`, with a logical axis name for each dim."""
     value: Any = module.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.dtype(compute.param_dtype))
+    return value
+
+
+def declare_scale(
+    module: nn.Module, weight: str, shape: tuple[int, ...], axes: tuple[str, ...], compute: ComputeConfig
+) -> Array | None:
+    """`{weight}_scale` [output channels of the weight] in float32 if it is int8, else None."""
+    if compute.weight_dtype is None:
+        return None
+    init = nn.with_logical_partitioning(initializers.ones_init(), axes)
+    value: Any = module.param(f"{weight}_scale", init, shape, jnp.float32)
     return value
 
 
@@ -60,18 +72,19 @@ class Linear(nn.Module):
         free = tuple(i for i in kept if i not in stacked)
         init = initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=summed, out_axis=free, batch_axis=stacked)
         self.kernel: Array = declare(self, "kernel", init, self.shape, self.axes, self.compute)
+        axes, shape = tuple(self.axes[i] for i in kept), tuple(self.shape[i] for i in kept)
+        self.kernel_scale = declare_scale(self, "kernel", shape, axes, self.compute)
         if self.use_bias:
-            axes, shape = tuple(self.axes[i] for i in kept), tuple(self.shape[i] for i in kept)
             self.bias: Array = declare(self, "bias", initializers.zeros_init(), shape, axes, self.compute)
 
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         dtype = self.compute.dtype
         y = jnp.einsum(self.equation, x.astype(dtype), self.kernel.astype(dtype))
-        if not self.use_bias:
-            return y
         letters, output = self.equation.split(",")[1].split("->")
         missing = [axis for axis, letter in enumerate(output) if letter not in letters]
-        return y + jnp.expand_dims(self.bias, missing).astype(dtype)
+        if self.kernel_scale is not None:
+            y = rescale(y, jnp.expand_dims(self.kernel_scale, missing))
+        return y + jnp.expand_dims(self.bias, missing).astype(dtype) if self.use_bias else y
 
 
 def rms_norm(x: Float[Array, "*rows E"], scale: Float[Array, " E"], eps: float) -> Float[Array, "*rows E"]:

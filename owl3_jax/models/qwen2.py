@@ -19,14 +19,15 @@ from jaxtyping import Array, Bool, Float, Int
 from owl3_jax.config import ComputeConfig, ModelConfig
 from owl3_jax.models.attention import attend, image_visibility, text_visibility
 from owl3_jax.models.hyper import Fusion, HyperLayers, ImageCache, hyper_attention
-from owl3_jax.models.layers import Linear, RMSNorm, constrain, declare, rms_norm, rope
+from owl3_jax.models.layers import Linear, RMSNorm, constrain, declare, declare_scale, rms_norm, rope
+from owl3_jax.models.quantized import Quantized, Vectors, dequantize, quantize_like, rescale, zero_vectors
 
 
 class TextCache(NamedTuple):
     """Rotated keys and values of the text so far. Slots up to `length` are written; segment 0 is padding."""
 
-    keys: Float[Array, "N B K C D"]
-    values: Float[Array, "N B K C D"]
+    keys: Float[Array, "N B K C D"] | Quantized
+    values: Float[Array, "N B K C D"] | Quantized
     positions: Int[Array, "B C"]
     segment_ids: Int[Array, "B C"]
     length: Int[Array, ""]
@@ -35,7 +36,7 @@ class TextCache(NamedTuple):
     def empty(cls, config: ModelConfig, compute: ComputeConfig, rows: int, slots: int) -> "TextCache":
         """A cache of B = `rows` rows and C = `slots` slots."""
         shape = (config.num_hidden_layers, rows, config.num_key_value_heads, slots, config.head_dim)
-        zeros = jnp.zeros(shape, jnp.dtype(compute.dtype))
+        zeros = zero_vectors(shape, compute)
         ids = jnp.zeros((rows, slots), jnp.int32)
         return cls(zeros, zeros, ids, ids, jnp.zeros((), jnp.int32))
 
@@ -65,8 +66,8 @@ class Carry(NamedTuple):
     """What one decoder layer hands to the next."""
 
     x: Float[Array, "B T E"]
-    keys: Float[Array, "N B K C D"] | None = None  # of the text cache
-    values: Float[Array, "N B K C D"] | None = None
+    keys: Float[Array, "N B K C D"] | Quantized | None = None  # of the text cache
+    values: Float[Array, "N B K C D"] | Quantized | None = None
 
 
 class LayerInputs(NamedTuple):
@@ -121,7 +122,8 @@ class Attention(nn.Module):
         if carry.keys is not None and carry.values is not None:
             write = functools.partial(_write_layer, layer=layer, slot=inputs.cache_length)
             keys, values = write(carry.keys, k), write(carry.values, v)
-            carry, k, v = carry._replace(keys=keys, values=values), keys[layer], values[layer]
+            carry = carry._replace(keys=keys, values=values)
+            k, v = (dequantize(jax.tree.map(lambda x: x[layer], cache), q.dtype) for cache in (keys, values))
         out, lse = attend(q, k, v, inputs.visible)
         out = self._fuse(hyper_layer, q, out, lse, inputs.fusion)
         return self.o_proj(out), carry
@@ -141,8 +143,9 @@ class Attention(nn.Module):
         return hyper_or_plain(hyper_layer, q, out, lse, fusion)
 
 
-def _write_layer(cache: Float[Array, "N B K C D"], new: Float[Array, "B K T D"], *, layer, slot) -> Float[Array, "N B K C D"]:
-    return jax.lax.dynamic_update_slice(cache, new[None].astype(cache.dtype), (layer, 0, 0, slot, 0))
+def _write_layer(cache: Vectors, new: Float[Array, "B K T D"], *, layer, slot) -> Vectors:
+    write = lambda old, x: jax.lax.dynamic_update_slice(old, x[None], (layer, 0, 0, slot, 0)[: old.ndim])
+    return jax.tree.map(write, cache, quantize_like(new, cache))
 
 
 class DecoderLayer(nn.Module):
@@ -183,17 +186,17 @@ class Qwen2(nn.Module):
         E, N, V, eps = config.hidden_size, config.num_hidden_layers, config.vocab_size, config.rms_norm_eps
         normal = initializers.normal(config.initializer_range)
         self.embed_tokens = declare(self, "embed_tokens", normal, (V, E), ("vocab", "embed"), self.compute)
+        self.embed_tokens_scale = declare_scale(self, "embed_tokens", (V,), ("vocab",), self.compute)
         # Beside the scanned layers, not in them: image tokens pass the hyper layers' rows before the scan starts.
         self.input_layernorm = RMSNorm((N, E), ("layers", "norm"), eps, self.compute)
         self.hyper_layers = HyperLayers(config, self.compute)
         layer = _layer_class(self.compute.remat)
-        if self.compute.scan_layers:
-            self.layers = _scanned(layer, N)(config, self.compute, self.collect_hidden_states)
-        else:
-            self.layers = [layer(config, self.compute, self.collect_hidden_states) for _ in range(N)]
+        build = lambda layer: layer(config, self.compute, self.collect_hidden_states)
+        self.layers: Any = build(_scanned(layer, N)) if self.compute.scan_layers else [build(layer) for _ in range(N)]
         self.norm = RMSNorm((E,), ("norm",), eps, self.compute)
         if not config.tie_word_embeddings:
             self.lm_head = declare(self, "lm_head", normal, (V, E), ("vocab", "embed"), self.compute)
+            self.lm_head_scale = declare_scale(self, "lm_head", (V,), ("vocab",), self.compute)
 
     def image_cache(self, image_features: Float[Array, "B I L E"], image_positions: Int[Array, "B I"]) -> ImageCache:
         """Keys and values of projected images in every hyper layer."""
@@ -211,7 +214,7 @@ class Qwen2(nn.Module):
 
         With a cache the T positions follow those it holds, and attend to them too.
         """
-        x = self.embed_tokens.astype(self.compute.dtype)[text.tokens]
+        x = self._embed(text.tokens)
         inputs = LayerInputs(
             positions=text.positions,
             visible=text_visibility(text.positions, text.segment_ids, text.positions, text.segment_ids),
@@ -234,9 +237,16 @@ class Qwen2(nn.Module):
 
     def logits(self, x: Float[Array, "B T E"]) -> Float[Array, "B T V"]:
         """The head, in float32."""
-        table = self.embed_tokens if self.config.tie_word_embeddings else self.lm_head
+        tied = self.config.tie_word_embeddings
+        table, scale = (self.embed_tokens, self.embed_tokens_scale) if tied else (self.lm_head, self.lm_head_scale)
         logits = jnp.einsum("bte,ve->btv", x, table.astype(x.dtype), preferred_element_type=jnp.float32)
+        if scale is not None:
+            logits = rescale(logits, scale)
         return constrain(logits, ("batch", "text", "act_vocab"))
+
+    def _embed(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T E"]:
+        x = self.embed_tokens.astype(self.compute.dtype)[tokens]
+        return x if self.embed_tokens_scale is None else rescale(x, self.embed_tokens_scale[tokens][..., None])
 
     def _fusion(self, text: Text, images: Images) -> Fusion:
         shared = text.tokens.shape[0] // images.positions.shape[0]  # rows of text for each row of images
@@ -249,7 +259,8 @@ class Qwen2(nn.Module):
         )
         return Fusion(images.cache, visible, self.hyper_layers.gate_weights())
 
-    def _run_layers(self, carry: Carry, inputs: LayerInputs) -> tuple[Carry, Float[Array, "N B T E"] | None]:
+    def _run_layers(self, carry: Carry, inputs: LayerInputs) -> tuple[Any, Any]:
+        """The last carry, and the outputs of all layers [N, B, T, E] if they are collected."""
         N, norms = self.config.num_hidden_layers, self.input_layernorm.scale
         hyper_layers = np.full(N, -1, np.int32)
         hyper_layers[list(self.config.hyper_layer_indices)] = np.arange(len(self.config.hyper_layers))

@@ -34,6 +34,11 @@ class Picture:
     name: str  # for messages
     grid: Grid | None = None  # of its crops, if it has any
 
+    @property
+    def num_views(self) -> int:
+        """Its crops, and the whole."""
+        return 1 + (self.grid.rows * self.grid.columns if self.grid else 0)
+
     def chunks(self, style: MediaStyle) -> list[Chunk]:
         """What stands in the text for it, with one image chunk per view."""
         if self.grid is None:
@@ -50,6 +55,11 @@ class Clip:
     """One video, whose frames are decoded one by one; never cropped."""
 
     video: Video
+
+    @property
+    def num_views(self) -> int:
+        """Its frames."""
+        return self.video.num_frames
 
     def chunks(self, style: MediaStyle) -> list[Chunk]:
         """What stands in the text for it, with one image chunk per frame."""

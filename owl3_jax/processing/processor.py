@@ -1,6 +1,7 @@
 """From messages, images and videos to what the model reads: one `Sample` per conversation."""
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
@@ -39,13 +40,16 @@ class Prepared:
         """I of the glossary: crops and video frames count as images."""
         return len(self.image_starts)
 
-    def views(self) -> Iterator[np.ndarray]:
-        """All images in order, uint8 [S, S, 3] each; every image or frame is decoded when its turn comes.
+    def views(self, *, skip: int = 0) -> Iterator[np.ndarray]:
+        """All images in order but the first `skip`, uint8 [S, S, 3] each; one is decoded when its turn comes.
 
-        Raises UnreadableImage or UnreadableVideo when one can't be.
+        A picture or video all of whose views are skipped is not opened. Raises UnreadableImage or UnreadableVideo when one
+        can't be read.
         """
         for medium in self.media:
-            yield from medium.views(self.image_size)
+            if skip < medium.num_views:
+                yield from itertools.islice(medium.views(self.image_size), skip, None)
+            skip = max(0, skip - medium.num_views)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -41,7 +41,7 @@ def open_video(source: VideoSource, sampling: VideoSampling, name: str) -> Video
 
     Raises:
         UnreadableVideo: there is no such file, it holds no video or is cut off, there are no frames, or a frame of a list is
-            no image. Damage within a file shows when `frames` comes to it.
+            no image, or it is a frame itself. Damage within a file shows when `frames` comes to it.
     """
     if not isinstance(source, str | Path):
         return _open_list(source, name)
@@ -57,6 +57,9 @@ def open_video(source: VideoSource, sampling: VideoSampling, name: str) -> Video
 
 
 def _open_list(frames: Sequence[Image.Image | np.ndarray], name: str) -> Video:
+    if not isinstance(frames, list | tuple):
+        kind = type(frames).__name__
+        raise UnreadableVideo(f"video {name} is a single {kind}; give a path or a list of frames: videos=[[frame, frame]]")
     if not len(frames):
         raise UnreadableVideo(f"cannot read video {name}: its list of frames is empty; give at least one")
     for index, frame in enumerate(frames):
@@ -65,8 +68,10 @@ def _open_list(frames: Sequence[Image.Image | np.ndarray], name: str) -> Video:
 
 
 def _check_frame(frame: Image.Image | np.ndarray, name: str) -> None:
-    if not isinstance(frame, np.ndarray):
+    if isinstance(frame, Image.Image):
         return
+    if not isinstance(frame, np.ndarray):
+        raise UnreadableVideo(f"{name} is a {type(frame).__name__}; it has to be a PIL image or an array")
     if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or frame.size == 0:
         raise UnreadableVideo(f"{name} is {frame.dtype} {list(frame.shape)}; an array has to be uint8 [H, W, 3]")
 

@@ -209,7 +209,7 @@ def _write_run_files(config: Config, workdir: Path, tokenizer: ChatTokenizer, me
     write_text(
         workdir / "sharding.txt", "\n".join([*sharding.describe(abstract_params(config.model, config.compute), mesh), ""])
     )
-    tokenizer.save(workdir / "tokenizer.json")
+    Processor(tokenizer, config.model.vision.image_size).save(workdir)
 
 
 def _say_what_runs(run: _Run, state: TrainState, start: int) -> None:

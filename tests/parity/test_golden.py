@@ -11,6 +11,7 @@ from owl3_jax.config import ComputeConfig
 from owl3_jax.convert.cases import Case, pad_cases, read_cases
 from owl3_jax.convert.load import load_config, load_params
 from owl3_jax.inference.generate import generate
+from owl3_jax.inference.runtime import Runtime
 from owl3_jax.models.owl3 import Outputs, Owl3
 from tests.tolerances import GOLDEN_HIDDEN_STATES, GOLDEN_IMAGE_EMBEDS, GOLDEN_LOGITS
 
@@ -43,7 +44,9 @@ def check(model: Owl3, params, cases: list[Case], **sizes: int) -> None:
     """All outputs of the cases, run as one batch of the given sizes."""
     batch = pad_cases(cases, **sizes)
     outputs = jax.jit(model.apply)({"params": params}, batch)
-    answers = generate(model, params, batch, max_new_tokens=len(cases[0].expected["greedy"]), stop_ids=())
+    answers = generate(
+        Runtime(model.config, model.compute, params), batch, max_new_tokens=len(cases[0].expected["greedy"]), stop_ids=()
+    )
     for row, case in enumerate(cases):
         check_outputs(case, outputs, row)
         assert answers[row].tolist() == case.expected["greedy"].tolist(), case.name

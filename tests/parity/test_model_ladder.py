@@ -9,6 +9,7 @@ import torch
 
 from owl3_jax.convert.table import params_to_official
 from owl3_jax.inference.generate import generate
+from owl3_jax.inference.runtime import Runtime
 from owl3_jax.models.owl3 import Owl3
 from owl3_jax.training.loss import next_token_loss
 from tests.parity.ladder import FLOAT32, FORMS, batch_of, check, pair, sample
@@ -52,7 +53,7 @@ def test_whole_model_in_other_sizes(name):
 def test_greedy_tokens(form):
     config, reference, params = pair(form)
     samples = samples_of(config)
-    ours = generate(Owl3(config, FLOAT32), params, batch_of(samples, 17, 5), max_new_tokens=5, stop_ids=())
+    ours = generate(Runtime(config, FLOAT32, params), batch_of(samples, 17, 5), max_new_tokens=5, stop_ids=())
     for answer, s in zip(ours, samples, strict=True):
         tokens, pixels, starts = s.to_torch()
         for _ in range(5):

@@ -24,6 +24,7 @@ MESHES = {
     "tensor": MeshConfig(data=1, tensor=8),
     "fsdp x tensor": MeshConfig(data=1, fsdp=4, tensor=2),
     "data x fsdp x tensor": MeshConfig(data=2, fsdp=2, tensor=2),
+    "data x context": MeshConfig(data=4, context=2),
 }
 
 

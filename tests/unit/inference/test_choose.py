@@ -129,7 +129,7 @@ def test_tokens_are_drawn_as_often_as_their_probability_says(sampling):
 
 
 @given(seed=SEEDS, options=st.lists(OPTIONS, min_size=1, max_size=5), data=st.data())
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=15)
 def test_a_row_does_not_depend_on_the_others(seed, options, data):
     R, samplings = len(options), [Sampling(**row) for row in options]
     logits, seen, samples = logits_of(seed, R), seen_of(seed, R), list(range(R))

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from owl3_jax.inference.generate import generate
+from owl3_jax.inference.runtime import Runtime
 from owl3_jax.models.owl3 import Owl3
 from tests.tiny import COMPUTE, FORMS, init, model_config, pack, pad, single, stack
 
@@ -10,7 +11,7 @@ PROMPTS = [single(13, [2, 5], seed=1), single(7, [], seed=2), single(11, [0, 1, 
 
 def run(form, batch, **options):
     config = model_config(form)
-    return generate(Owl3(config, COMPUTE), init(config), batch, **({"max_new_tokens": 9, "stop_ids": [31]} | options))
+    return generate(Runtime(config, COMPUTE, init(config)), batch, **({"max_new_tokens": 9, "stop_ids": [31]} | options))
 
 
 def uncached(form, prompt, length):

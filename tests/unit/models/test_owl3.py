@@ -13,7 +13,7 @@ from flax.traverse_util import flatten_dict
 from owl3_jax.batch import Batch
 from owl3_jax.config import NAMED_SIZES, ComputeConfig
 from owl3_jax.models.owl3 import Owl3, abstract_params, text_of
-from owl3_jax.models.qwen2 import Text
+from owl3_jax.models.qwen2 import Images, Text, TextCache
 from tests.tiny import COMPUTE, FORMS, init, model_config, pack, pad, single, stack
 
 ATOL = 1e-4  # logits of scale 20; measured 3.2e-5 in float32 where the sums run in another order
@@ -61,6 +61,13 @@ def test_text_sees_an_image_from_its_placeholder_on_and_never_the_future(form):
     assert moved.tolist() == [t >= 9 for t in range(13)]
 
 
+def read_images(model, params, batch):
+    """What the decoder keeps of a batch's images."""
+    features = model.apply(params, jnp.asarray(batch.pixels), method="encode_images")
+    cache = model.apply(params, features, jnp.asarray(batch.image_positions), method="image_cache")
+    return Images(cache, jnp.asarray(batch.image_positions), jnp.asarray(batch.image_segment_ids))
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_prefill_and_decoding_equal_one_forward_pass(form):
     """A prompt of ragged rows, then two more pieces of text, through both caches."""
@@ -72,14 +79,16 @@ def test_prefill_and_decoding_equal_one_forward_pass(form):
         **{n: getattr(b, n)[:, :end] for n in ("tokens", "positions", "segment_ids", "loss_weights")}
     )
     batch = stack([pad(cut(sample, end), 8, 3) for sample, end in zip(whole, prompts, strict=True)])
-    x, images, cache = jax.jit(lambda p, b: model.apply(p, b, 13, method="prefill"))(params, batch)
-    decode = jax.jit(lambda *args: model.apply(*args, method="decode"))
-    got = [[np.asarray(model.apply(params, x, method="logits"))[row, :end]] for row, end in enumerate(prompts)]
+    images, cache = read_images(model, params, batch), TextCache.empty(config, COMPUTE, 2, 13)
+    extend = jax.jit(lambda *args: model.apply(*args, method="extend"))
+    head = lambda x: np.asarray(model.apply(params, x, method="logits"))
+    x, cache = extend(params, jax.tree.map(jnp.asarray, text_of(batch)), images, cache)
+    got = [[head(x)[row, :end]] for row, end in enumerate(prompts)]
     for start, stop in ((0, 1), (1, 5)):
         pieces = [[a[:, end + start : end + stop] for a in text_of(s)] for s, end in zip(whole, prompts, strict=True)]
-        out, cache = decode(params, Text(*(np.concatenate(a) for a in zip(*pieces, strict=True))), images, cache)
+        x, cache = extend(params, Text(*(jnp.asarray(np.concatenate(a)) for a in zip(*pieces, strict=True))), images, cache)
         for row in (0, 1):
-            got[row].append(np.asarray(out)[row])
+            got[row].append(head(x)[row])
     for row, (sample, end) in enumerate(zip(whole, prompts, strict=True)):
         expected = logits(form, sample)[0, : end + 5]
         np.testing.assert_allclose(np.concatenate(got[row]), expected, atol=ATOL)

@@ -1,0 +1,81 @@
+"""Answers by beam search: all at once, because the best one is known only when the search is over."""
+
+from collections.abc import Iterator, Sequence
+
+import jax.numpy as jnp
+import numpy as np
+
+from owl3_jax.inference import beams, buckets
+from owl3_jax.inference.answers import Answer, Answers, make_answer, pad_prompts, token_limits
+from owl3_jax.inference.choose import Kind, SamplingRows
+from owl3_jax.inference.context import Context
+from owl3_jax.inference.sampling import Sampling
+from owl3_jax.inference.text_stream import TextStream
+from owl3_jax.processing.tokenizer import ChatTokenizer
+
+
+class BeamAnswers:
+    """What `Answers` is, for `num_beams` > 1. Leaves the context as it is.
+
+    Stop strings cut the texts of the answers that were found; they end no beam.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sequence[Sampling],
+        tokenizer: ChatTokenizer,
+    ) -> None:
+        """Takes what `Answers` does; `num_beams` is the same for all rows too."""
+        self._context, self._prompts, self._sampling, self._tokenizer = context, prompts, sampling, tokenizer
+
+    def stream(self) -> Iterator[list[str]]:
+        """The texts of all answers, once."""
+        yield [answer.text for answer in self.run()]
+
+    def run(self) -> list[Answer]:
+        """The `n` best answers to each prompt, best first."""
+        found = self._search()
+        lengths, tokens = np.asarray(found.lengths), np.asarray(found.tokens)  # [B, W], [B, W, A]
+        logprobs = None if found.logprobs is None else np.asarray(found.logprobs)
+        answers = []
+        for row, beam in np.ndindex(len(tokens), self._sampling[0].n):
+            ids = tokens[row, beam, : lengths[row, beam]].tolist()
+            text = self._text(ids, self._sampling[row].stop)
+            own = None if logprobs is None else logprobs[row, beam]
+            answers.append(make_answer(ids, text, self._tokenizer.stop_ids, own))
+        return answers
+
+    def close(self) -> list[tuple[int, ...]]:
+        """The tokens of each answer that the caches hold: none."""
+        return [()] * (len(self._prompts) * self._sampling[0].n)
+
+    def _search(self) -> beams.Hypotheses:
+        context, width, kind = self._context, self._sampling[0].num_beams, Kind.of(self._sampling)
+        limits = token_limits(context, self._prompts, self._sampling)
+        settings = beams.BeamSettings(
+            SamplingRows.of([sampling for sampling in self._sampling for _ in range(width)]),
+            jnp.array([sampling.length_penalty for sampling in self._sampling], np.float32),
+            jnp.array(limits),
+            jnp.array(self._tokenizer.stop_ids, np.int32),
+        )
+        prompts = pad_prompts(self._prompts) if kind.penalty else np.zeros((context.rows, 0), np.int32)
+        sizes = {"kind": kind, "beams": width, "capacity": buckets.text_slots(int(limits.max()))}
+        inputs = (context.last, context.tokens.astype(np.int32), context.text, context.images, prompts, settings)
+        found: beams.Hypotheses = context.runtime.run_model(beams.search, *inputs, positions=width, rows=context.rows, **sizes)
+        return found
+
+    def _text(self, ids: Sequence[int], stop: Sequence[str]) -> TextStream:
+        text = TextStream(self._tokenizer, stop)
+        text.push([token for token in ids if token not in self._tokenizer.stop_ids])
+        text.finish()
+        return text
+
+
+def answers_to(
+    context: Context, prompts: Sequence[Sequence[int]], sampling: Sequence[Sampling], tokenizer: ChatTokenizer
+) -> Answers | BeamAnswers:
+    """Answers under way to the prompts that a context has read, by sampling or by beam search."""
+    kind = BeamAnswers if sampling[0].num_beams > 1 else Answers
+    return kind(context, prompts, sampling, tokenizer)

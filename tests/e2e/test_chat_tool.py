@@ -1,0 +1,146 @@
+"""`tools/chat.py`: a conversation by lines of standard input, and what the keys and commands do."""
+
+import io
+import json
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+import owl3_jax
+from owl3_jax.inference.sampling import Sampling
+from tests.e2e.tools import make_checkpoint, run, run_here, save_photos
+from tests.videos import write_video
+from tools.answering.conversation import COMMANDS, Conversation
+
+SAMPLING = Sampling(max_new_tokens=6, repetition_penalty=1.5)
+OPTIONS = ("--sampling", "greedy", "--max-new-tokens", 6, "--repetition-penalty", 1.5, "--no-crop")
+QUESTION = "Which digit is red?"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    place = tmp_path_factory.mktemp("place")
+    make_checkpoint(place / "checkpoint")
+    save_photos(place)
+    write_video(place / "film.mp4", 30)
+    return place
+
+
+@pytest.fixture(scope="module")
+def owl(place) -> owl3_jax.Owl3Checkpoint:
+    return owl3_jax.from_pretrained(place / "checkpoint")
+
+
+def test_a_conversation_by_standard_input(place, owl, tmp_path):
+    photo = place / "flower with blank.png"
+    lines = [f"/image {photo}", QUESTION, "/image missing.jpg", "", "/nope", "How many?", f"/save {tmp_path}/a.json", "/reset"]
+    done = run("chat.py", "--checkpoint", place / "checkpoint", *OPTIONS, stdin="\n".join([*lines, QUESTION]))
+    assert done.returncode == 0, done.stderr
+    session = owl.session()
+    answers = [session.ask(QUESTION, [photo], crop=False, sampling=SAMPLING), session.ask("How many?", sampling=SAMPLING)]
+    assert done.stdout.splitlines() == [
+        "flower with blank.png: 640 x 427",
+        answers[0],
+        "error: cannot read image missing.jpg: [Errno 2] No such file or directory: 'missing.jpg'",
+        "error: no command /nope; /help lists them",
+        answers[1],
+        f"4 messages in {tmp_path}/a.json",
+        "a new conversation",
+        owl.session().ask(QUESTION, sampling=SAMPLING),
+    ]
+    saved = json.loads((tmp_path / "a.json").read_text())
+    assert saved == {"messages": list(session.messages), "images": [str(photo)], "videos": []}
+
+
+def test_control_c_ends_an_answer_and_keeps_the_conversation(owl, monkeypatch, capsys):
+    whole = owl.session().ask(QUESTION, sampling=SAMPLING)
+
+    class Interrupting(io.StringIO):
+        """Presses Ctrl-C when it has shown two pieces."""
+
+        pieces = 0
+
+        def write(self, text: str) -> int:
+            self.pieces += 1
+            if self.pieces == 2:
+                signal.raise_signal(signal.SIGINT)
+            return super().write(text)
+
+    conversation = Conversation(owl, SAMPLING)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", Interrupting())
+        conversation.take(QUESTION)
+        shown = sys.stdout.getvalue()
+    assert shown.strip() and whole.startswith(shown.strip()) and len(shown) < len(whole)
+    assert not conversation.is_over
+    conversation.take("How many?")
+    expected = owl.processor.prepare(
+        [
+            {"role": "user", "content": QUESTION},
+            {"role": "assistant", "content": shown[: -len("\n")]},
+            {"role": "user", "content": "How many?"},
+        ]
+    )
+    assert capsys.readouterr().out.strip() == owl.engine.generate([expected], SAMPLING)[0][0].text.strip()
+
+
+def test_a_terminal_is_told_rate_and_media_in_dim(owl, place, monkeypatch, capsys):
+    conversation = Conversation(owl, SAMPLING)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    conversation.take(f"/video {place / 'film.mp4'}")
+    conversation.take(QUESTION)
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == "film.mp4: 3 frames"
+    assert printed[-1].startswith("\033[2m") and printed[-1].endswith("s · images 0, videos 1\033[0m")
+    assert " tokens/s · first after " in printed[-1]
+
+
+def test_failures_leave_the_conversation_as_it_was(owl, place, tmp_path, capsys):
+    conversation = Conversation(owl, SAMPLING)
+    (tmp_path / "torn.mp4").write_bytes((place / "film.mp4").read_bytes()[:700])
+    conversation.take(f"/image {place / 'china.jpg'}")
+    for line in (f"/video {tmp_path / 'torn.mp4'}", "/save", "/quit now", f"/save {place}", "<|video|> which?"):
+        conversation.take(line)
+    *_, last = printed = capsys.readouterr().out.splitlines()
+    assert [line.startswith("error: ") for line in printed] == [False, True, True, True, True, True]
+    assert "torn.mp4" in printed[1] and printed[2:4] == ["error: /save takes a path", "error: /quit takes nothing behind it"]
+    assert last.endswith("; the question is forgotten, with what was attached to it")
+    conversation.take(QUESTION)
+    assert capsys.readouterr().out.strip() == owl.session().ask(QUESTION, sampling=SAMPLING).strip()
+
+
+def test_help_names_every_command_and_quit_leaves(owl, capsys):
+    conversation = Conversation(owl, SAMPLING)
+    conversation.take("/help")
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(COMMANDS)
+    assert not conversation.is_over
+    conversation.take("/quit")
+    assert conversation.is_over
+
+
+@pytest.mark.parametrize("argv", [("--n", 2), ("--sampling", "beam"), ("--logprobs",)])
+def test_one_answer_is_streamed(place, monkeypatch, capsys, argv):
+    assert run_here(monkeypatch, "chat.py", "--checkpoint", place / "checkpoint", *argv) == 2
+    assert "n and num_beams must be 1" in capsys.readouterr().err
+
+
+def test_a_directory_without_a_checkpoint_is_an_error(monkeypatch, tmp_path):
+    assert str(run_here(monkeypatch, "chat.py", "--checkpoint", tmp_path)).startswith(f"error: {tmp_path}")
+
+
+def test_control_c_at_the_prompt_goes_on_and_control_d_leaves(place, owl, monkeypatch, capsys):
+    keys = iter([KeyboardInterrupt(), QUESTION, EOFError()])
+
+    def press(prompt: str) -> str:
+        key = next(keys)
+        if isinstance(key, BaseException):
+            raise key
+        return key
+
+    monkeypatch.setattr("builtins.input", press)
+    assert run_here(monkeypatch, "chat.py", "--checkpoint", place / "checkpoint", *OPTIONS) == 0
+    hint, answer = capsys.readouterr().out.strip().splitlines()
+    assert hint == "Ctrl-D or /quit leaves" and answer.strip() == owl.session().ask(QUESTION, sampling=SAMPLING).strip()
+    assert next(keys, None) is None

@@ -1,0 +1,52 @@
+"""The tools as they are called, on a golden checkpoint of random weights whose answers are words without sense."""
+
+import json
+import runpy
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from PIL import Image
+from sklearn.datasets import load_sample_images
+
+from owl3_jax.data.digits.tokenizer import make_tokenizer
+
+ROOT = Path(__file__).parents[2]
+_VOCAB_SIZE = 320
+
+
+def make_checkpoint(directory: Path) -> Path:
+    """An official checkpoint with the tokenizer of the digits, in which every further id of the model is a word too."""
+    shutil.copytree(ROOT / "tests/golden/tiny-241014", directory)
+    make_tokenizer().save(directory / "tokenizer.json")
+    tree = json.loads((directory / "tokenizer.json").read_text())
+    taken = {*tree["model"]["vocab"].values(), *(token["id"] for token in tree["added_tokens"])}
+    tree["model"]["vocab"] |= {f"word{index}": index for index in range(_VOCAB_SIZE) if index not in taken}
+    (directory / "tokenizer.json").write_text(json.dumps(tree))
+    return directory
+
+
+def save_photos(directory: Path) -> list[Path]:
+    """Two photographs."""
+    paths = [directory / "china.jpg", directory / "flower with blank.png"]
+    for path, pixels in zip(paths, load_sample_images().images, strict=True):
+        Image.fromarray(pixels).save(path)
+    return paths
+
+
+def run(name: str, *argv: object, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    """`python tools/NAME ...` in a process of its own."""
+    command = [sys.executable, str(ROOT / "tools" / name), *map(str, argv)]
+    return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=300)
+
+
+def run_here(monkeypatch, name: str, *argv: object) -> int | str | None:
+    """The same in this process, where compiled programs are shared; returns what it exits with."""
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    monkeypatch.setattr(sys, "argv", [name, *map(str, argv)])
+    try:
+        runpy.run_path(str(ROOT / "tools" / name), run_name="__main__")
+    except SystemExit as exit_:
+        return exit_.code
+    return 0

@@ -1,0 +1,46 @@
+import jax
+import pytest
+
+from owl3_jax.inference import memory
+from owl3_jax.inference.memory import OutOfMemory, check_fits, free_bytes
+
+GIB = 2**30
+
+
+class Device:
+    """One that reports its memory as a GPU or TPU does."""
+
+    platform = "gpu"
+
+    def __init__(self, stats):
+        self._stats = stats
+
+    def memory_stats(self):
+        return self._stats
+
+
+def test_what_fits_passes(monkeypatch):
+    monkeypatch.setattr(memory, "free_bytes", lambda: 4 * GIB)
+    check_fits(4 * GIB, "the caches")
+    check_fits(8 * GIB, "the caches", devices=2)
+
+
+def test_what_does_not_fit_is_named_with_its_size(monkeypatch):
+    monkeypatch.setattr(memory, "free_bytes", lambda: 3 * GIB)
+    with pytest.raises(OutOfMemory, match=r"the caches of 3 rows need 4\.5 GiB on each device, 3\.0 GiB are free; use fewer"):
+        check_fits(9 * GIB, "the caches of 3 rows", devices=2)
+
+
+def test_nothing_is_refused_where_no_one_knows_what_is_free(monkeypatch):
+    monkeypatch.setattr(memory, "free_bytes", lambda: None)
+    check_fits(2**60, "the caches")
+
+
+def test_the_machines_memory_is_that_of_a_cpu():
+    assert 2**20 < free_bytes() < 2**50
+
+
+@pytest.mark.parametrize(("stats", "free"), [({"bytes_limit": 9, "bytes_in_use": 4}, 5), ({}, None), (None, None)])
+def test_a_device_tells_its_own(monkeypatch, stats, free):
+    monkeypatch.setattr(jax, "local_devices", lambda: [Device(stats)])
+    assert free_bytes() == free

@@ -1,0 +1,138 @@
+"""A turn's answer is that of a fresh run on the whole history, for the price of what is new."""
+
+import gc
+from collections import Counter
+
+import jax
+import pytest
+
+from owl3_jax.inference import programs
+from owl3_jax.inference.runtime import Runtime
+from owl3_jax.inference.sampling import Sampling
+from owl3_jax.inference.session import Session
+from owl3_jax.processing.images import UnreadableImage
+from tests.unit.inference.tiny_engine import POSITIONS, engine, images, processor, runtime
+
+GREEDY = Sampling(max_new_tokens=6)
+TURNS = [("Which digit is red?", [*images(2)]), ("How many images?", []), ("Describe the image.", [*images(1, seed=1)])]
+
+
+def new_session() -> Session:
+    return Session(runtime(), processor())
+
+
+def fresh(session: Session, question: str, pictures, sampling=GREEDY) -> str:
+    """The answer to a question after the session's history, without its caches. `pictures` are those of all turns."""
+    turn = {"role": "user", "content": "<|image|>\n" * (len(pictures) - images_of(session)) + question}
+    prompt = processor().prepare([*session.messages, turn], pictures)
+    return engine().generate([prompt], sampling)[0][0].text
+
+
+def images_of(session: Session) -> int:
+    return sum(message["content"].count("<|image|>") for message in session.messages)
+
+
+@pytest.fixture
+def work(monkeypatch) -> Counter:
+    """Counts images that are encoded and tokens that are prefilled."""
+    counted: Counter = Counter()
+    original = Runtime.run_model
+
+    def run_model(self, program, *arguments, **options):
+        if program is programs.encode:
+            counted["images"] += len(arguments[0])
+        if program is programs.prefill:
+            counted["tokens"] += int((arguments[0].segment_ids != 0).sum())
+        return original(self, program, *arguments, **options)
+
+    monkeypatch.setattr(Runtime, "run_model", run_model)
+    return counted
+
+
+def test_turns_equal_fresh_runs_on_the_whole_history():
+    session, shown = new_session(), []
+    for question, pictures in TURNS:
+        shown += pictures
+        expected = fresh(session, question, shown)
+        assert session.ask(question, pictures, sampling=GREEDY) == expected
+    assert [message["role"] for message in session.messages] == ["user", "assistant"] * 3
+    assert images_of(session) == 3
+
+
+def test_a_turn_pays_for_what_is_new(work):
+    session, shown = new_session(), []
+    for question, pictures in TURNS:
+        shown += pictures
+        work.clear()
+        known, history = session.cached_tokens, list(session.messages)
+        session.ask(question, pictures, sampling=GREEDY)
+        whole = processor().prepare([*history, session.messages[-2]], shown)
+        assert work["images"] == len(pictures)
+        assert work["tokens"] == len(whole.input_ids) - known
+        assert session.cached_tokens >= len(whole.input_ids)
+    assert known > 50
+
+
+def test_a_stream_that_is_closed_leaves_a_session_that_goes_on():
+    session, (question, pictures) = new_session(), TURNS[0]
+    stream = session.stream(question, pictures, sampling=Sampling(max_new_tokens=40))
+    pieces = [next(stream), next(stream)]
+    stream.close()
+    assert session.messages[-1] == {"role": "assistant", "content": "".join(pieces)}
+    expected = fresh(session, TURNS[1][0], pictures)
+    assert session.ask(TURNS[1][0], sampling=GREEDY) == expected
+
+
+def test_an_image_that_cannot_be_read_leaves_the_session_as_it_was():
+    session, (question, pictures) = new_session(), TURNS[0]
+    session.ask(question, pictures, sampling=GREEDY)
+    messages, cached = session.messages, session.cached_tokens
+    for good in (1, 2, 3):  # the vision tower takes two at a time: some are stored before the bad one comes
+        with pytest.raises(UnreadableImage):
+            session.ask("Describe the image.", [*images(good), b"no image"], sampling=GREEDY)
+    assert (session.messages, session.cached_tokens) == (messages, cached)
+    shown = [*pictures, *images(1, seed=1)]
+    expected = fresh(session, TURNS[2][0], shown)
+    assert session.ask(TURNS[2][0], shown[2:], sampling=GREEDY) == expected
+
+
+def test_a_first_turn_that_fails_leaves_an_empty_session():
+    session, (question, pictures) = new_session(), TURNS[0]
+    with pytest.raises(UnreadableImage):
+        session.ask(question, [*pictures, b"no image"])
+    assert session.messages == () and session.cached_tokens == 0
+    expected = fresh(session, question, pictures)
+    assert session.ask(question, pictures, sampling=GREEDY) == expected
+
+
+def test_a_turn_by_beam_search():
+    session, beams, shown = new_session(), Sampling(max_new_tokens=6, num_beams=3), []
+    for question, pictures in TURNS:
+        shown += pictures
+        expected = fresh(session, question, shown, beams)
+        assert session.ask(question, pictures, sampling=beams) == expected
+
+
+def test_several_answers_to_a_turn_are_refused():
+    with pytest.raises(ValueError, match="a turn has one answer, got n 2"):
+        new_session().ask("How many images?", sampling=Sampling(n=2, temperature=1.0))
+
+
+def test_a_conversation_that_gets_too_long_is_an_error_and_can_go_on_shorter():
+    session = new_session()
+    session.ask(*TURNS[0], sampling=GREEDY)
+    with pytest.raises(ValueError, match=rf"the conversation has \d+ tokens, the model has {POSITIONS} positions"):
+        session.ask("red " * POSITIONS)
+    expected = fresh(session, TURNS[1][0], TURNS[0][1])
+    assert session.ask(TURNS[1][0], sampling=GREEDY) == expected
+
+
+def test_a_session_that_is_dropped_frees_its_caches():
+    live = lambda: (gc.collect(), sum(array.nbytes for array in jax.live_arrays()))[1]
+    new_session().ask(TURNS[0][0], TURNS[0][1], sampling=GREEDY)
+    before = live()
+    session = new_session()
+    session.ask(TURNS[0][0], TURNS[0][1], sampling=GREEDY)
+    assert live() > before + 10_000
+    del session
+    assert live() == before

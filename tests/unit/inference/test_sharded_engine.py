@@ -1,0 +1,74 @@
+"""The same greedy tokens on eight devices as on one."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from owl3_jax.config import MeshConfig, ModelConfig
+from owl3_jax.inference.engine import Engine
+from owl3_jax.inference.runtime import Runtime
+from owl3_jax.inference.sampling import Sampling
+from owl3_jax.inference.session import Session
+from owl3_jax.models.owl3 import abstract_params
+from owl3_jax.sharding import make_mesh, param_shardings
+from tests.tiny import COMPUTE
+from tests.tolerances import ENGINE_LOGITS
+from tests.unit.inference.tiny_engine import TOKENIZER, engine_config, images, processor, prompt, random_params
+
+GREEDY = Sampling(max_new_tokens=7, logprobs=True)
+PROMPTS = [prompt(13, [0, 2, 2, 9, 12], seed=1), prompt(16, seed=2), prompt(5, [3], seed=3)]  # no count that 8 divides
+CASES = [
+    ("gated", MeshConfig(data=1, fsdp=8)),
+    ("static", MeshConfig(data=1, tensor=8)),
+    ("joint", MeshConfig(data=8)),
+    ("joint", MeshConfig(data=1, context=8)),
+    ("gated", MeshConfig(data=1, fsdp=2, tensor=2, context=2)),
+]
+
+
+def config(form) -> ModelConfig:
+    """Heads and widths that eight devices divide, and few layers."""
+    model = engine_config(form)
+    vision = dataclasses.replace(model.vision, hidden_size=16, num_attention_heads=8, intermediate_size=24)
+    sizes = {"hidden_size": 32, "num_attention_heads": 16, "num_key_value_heads": 8, "intermediate_size": 40}
+    return dataclasses.replace(model, vision=vision, num_hidden_layers=2, hyper_layers=(2,), **sizes)
+
+
+def on_mesh(form, mesh_config: MeshConfig) -> Runtime:
+    mesh, params = make_mesh(mesh_config), random_params(config(form))
+    shardings = param_shardings(abstract_params(config(form), COMPUTE), mesh)
+    return Runtime(config(form), COMPUTE, jax.device_put(params, shardings), mesh, vision_batch_size=8)
+
+
+@functools.cache
+def on_one_device(form) -> Runtime:
+    return Runtime(config(form), COMPUTE, random_params(config(form)))
+
+
+@pytest.mark.parametrize(("form", "mesh"), CASES)
+def test_answers_on_a_mesh_equal_those_on_one_device(form, mesh):
+    assert jax.device_count() == 8
+    answers = Engine(on_mesh(form, mesh), TOKENIZER).generate(PROMPTS, GREEDY)
+    expected = Engine(on_one_device(form), TOKENIZER).generate(PROMPTS, GREEDY)
+    for (own,), (one,) in zip(answers, expected, strict=True):
+        assert own.ids == one.ids
+        np.testing.assert_allclose(own.logprobs, one.logprobs, rtol=0, atol=ENGINE_LOGITS)
+
+
+def test_text_alone_on_a_mesh_that_spreads_images():
+    spread = Engine(on_mesh("gated", MeshConfig(data=1, context=8)), TOKENIZER)
+    expected = Engine(on_one_device("gated"), TOKENIZER).generate(PROMPTS[1:2], GREEDY)
+    assert spread.generate(PROMPTS[1:2], GREEDY)[0][0].ids == expected[0][0].ids
+
+
+def test_beams_and_turns_on_a_mesh():
+    sampling = Sampling(max_new_tokens=5, num_beams=3)
+    answers = []
+    for runtime in (on_mesh("gated", MeshConfig(data=2, fsdp=2, context=2)), on_one_device("gated")):
+        session = Session(runtime, processor())
+        turns = [session.ask("Which digit is red?", [*images(3)], sampling=GREEDY), session.ask("a", sampling=sampling)]
+        answers.append(turns)
+    assert answers[0] == answers[1] and all(answers[0])

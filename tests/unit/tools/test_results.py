@@ -1,0 +1,46 @@
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tools.answering.requests import Failure
+from tools.answering.results import Results
+
+RECORDS = [{"id": 1, "answers": [{"text": "é\n\ud800"}]}, {"id": "1", "error": "why"}, {"id": 2, "answers": []}]
+REQUESTS = [Failure(record["id"], "") for record in RECORDS]
+
+
+def test_results_are_found_again(tmp_path):
+    path = tmp_path / "out.jsonl"
+    results = Results(path)
+    assert results.waiting(REQUESTS) == REQUESTS and not path.exists()
+    results.append(RECORDS[:2])
+    for each in (results, Results(path)):
+        assert each.waiting(REQUESTS) == REQUESTS[2:]
+        assert each.failures(REQUESTS) == 1 and each.failures(REQUESTS[:1]) == 0
+
+
+@settings(deadline=None, max_examples=40)
+@given(cut=st.integers(0, 200))
+def test_wherever_the_file_was_cut_off_whole_lines_stay_and_the_rest_waits(tmp_path_factory, cut):
+    path: Path = tmp_path_factory.mktemp("cut") / "out.jsonl"
+    Results(path).append(RECORDS)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:cut])
+    results = Results(path)
+    lines = whole[:cut].count(b"\n")
+    assert results.waiting(REQUESTS) == REQUESTS[lines:]
+    results.append(RECORDS[lines:])
+    assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("line", ["{", "[]", '{"id": 1}', '{"answers": []}', json.dumps({"id": 1, "prompt": "a"}), ""])
+def test_another_file_is_refused_and_left_as_it_is(tmp_path, line):
+    path = tmp_path / "out.jsonl"
+    path.write_text(f'{{"id": 1, "error": ""}}\n{line}\n{{')
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=r"line 2 of .*out\.jsonl is no result"):
+        Results(path)
+    assert path.read_bytes() == before

@@ -1,0 +1,116 @@
+"""The lines of a terminal conversation: questions and commands, on a session that keeps its caches."""
+
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Generator
+from pathlib import Path
+from typing import cast
+
+from owl3_jax import Owl3Checkpoint
+from owl3_jax.files import write_text
+from owl3_jax.inference.sampling import Sampling
+from owl3_jax.processing.chat import Chunk
+from owl3_jax.processing.images import load_image
+from owl3_jax.processing.video import open_video
+from owl3_jax.training.signals import StopSignal
+
+from .flags import FAILURES
+
+COMMANDS = {
+    "/image": "PATH  attach an image to the next question",
+    "/video": "PATH  attach a video file, or a folder of frames",
+    "/save": "PATH   write the conversation so far, as a line that generate.py takes by --jsonl",
+    "/reset": "       begin anew",
+    "/help": "        list the commands",
+    "/quit": "        leave",
+}
+PATH_COMMANDS = ("/image", "/video", "/save")
+
+_DIM = "\033[2m{}\033[0m"
+
+
+class Conversation:
+    """Takes lines, prints answers and what became of commands."""
+
+    def __init__(self, owl: Owl3Checkpoint, sampling: Sampling) -> None:
+        self.is_over = False
+        self._owl, self._sampling = owl, sampling
+        self._begin()
+
+    def _begin(self) -> None:
+        self._session = self._owl.session()
+        self._images: list[Path] = []  # of all questions, in order
+        self._videos: list[Path] = []
+        self._new_images: list[Path] = []  # of the next question
+        self._new_videos: list[Path] = []
+
+    def take(self, line: str) -> None:
+        """Answers a question or follows a command. Failures are told; the conversation goes on."""
+        try:
+            if line.startswith("/"):
+                self._follow(*line.split(maxsplit=1))
+            elif line:
+                self._answer(line)
+        except FAILURES as error:
+            lost = "" if line.startswith("/") else "; the question is forgotten, with what was attached to it"
+            print(f"error: {error}{lost}", flush=True)
+
+    def _follow(self, command: str, argument: str = "") -> None:
+        if command not in COMMANDS:
+            raise ValueError(f"no command {command}; /help lists them")
+        if (command in PATH_COMMANDS) != bool(argument):
+            raise ValueError(f"{command} takes {'a path' if command in PATH_COMMANDS else 'nothing behind it'}")
+        if command in PATH_COMMANDS:
+            follow = {"/image": self._attach_image, "/video": self._attach_video, "/save": self._save}[command]
+            follow(Path(argument).expanduser())
+        elif command == "/reset":
+            self._begin()
+            print("a new conversation")
+        elif command == "/help":
+            print("\n".join(f"{name} {text}" for name, text in COMMANDS.items()))
+        else:
+            self.is_over = True
+
+    def _attach_image(self, path: Path) -> None:
+        image = load_image(path, str(path))
+        self._new_images.append(path)
+        print(f"{path.name}: {image.width} x {image.height}")
+
+    def _attach_video(self, path: Path) -> None:
+        """Attaches a video whose chosen frames can all be decoded: damage would be known too late for the question."""
+        frames = sum(1 for _ in open_video(path, self._owl.processor.video_sampling, str(path)).frames())
+        self._new_videos.append(path)
+        print(f"{path.name}: {frames} frames")
+
+    def _save(self, path: Path) -> None:
+        media = {"images": self._images, "videos": self._videos}
+        paths = {kind: [str(each.resolve()) for each in given] for kind, given in media.items()}
+        write_text(path, json.dumps({"messages": self._session.messages, **paths}, ensure_ascii=False) + "\n")
+        print(f"{len(self._session.messages)} messages in {path}")
+
+    def _answer(self, question: str) -> None:
+        images, videos, self._new_images, self._new_videos = self._new_images, self._new_videos, [], []
+        start, times, pieces = time.perf_counter(), [], []
+        stream = cast(Generator[str], self._session.stream(question, images, videos, sampling=self._sampling))
+        with StopSignal() as stop, contextlib.closing(stream):
+            for piece in stream:
+                times.append(time.perf_counter() - start)
+                pieces.append(piece)
+                print(piece, end="", flush=True)
+                if stop.received:
+                    break
+        print(flush=True)
+        self._images += images
+        self._videos += videos
+        self.is_over = stop.received == "SIGTERM"
+        if sys.stdout.isatty():
+            print(_DIM.format(self._status("".join(pieces), times)))
+
+    def _status(self, answer: str, times: list[float]) -> str:
+        """Tokens of the answer, their rate after the first one, and what was read. `times` of the pieces, seconds."""
+        tokens = len(self._owl.processor.tokenizer.encode([Chunk(answer)]).input_ids) if answer else 0
+        rate = f" · {(tokens - 1) / (times[-1] - times[0]):.1f} tokens/s" if len(times) > 1 else ""
+        media = f"images {len(self._images)}, videos {len(self._videos)}"
+        return f"{tokens} tokens{rate} · first after {times[0]:.1f} s · {media}" if times else f"no answer · {media}"

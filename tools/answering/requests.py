@@ -1,0 +1,110 @@
+"""A JSONL file of requests, one a line: {"id"?, "prompt" or "messages", "images"?, "videos"?, "sampling"?}."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from owl3_jax.inference.sampling import Sampling
+from owl3_jax.processing.chat import Message
+
+Id = str | int
+_KEYS = ("id", "prompt", "messages", "images", "videos", "sampling")
+
+
+class Request(NamedTuple):
+    """One prompt with its media, to be answered."""
+
+    id: Id
+    messages: str | list[Message]
+    images: list[Path]
+    videos: list[Path]
+    sampling: Sampling
+
+
+class Failure(NamedTuple):
+    """A request without an answer."""
+
+    id: Id
+    error: str
+
+
+def read_requests(path: Path, sampling: Sampling) -> list[Request | Failure]:
+    """The requests of a file in order; blank lines are left out, a line that is no request is a Failure.
+
+    Args:
+        path: the file. Relative paths of images and videos start at its folder; a request without `id` is called by the
+            number of its line, from 1.
+        sampling: what the `sampling` options of a line replace.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: two requests have the same id.
+    """
+    lines = path.read_bytes().splitlines()
+    numbered = {number: line for number, line in enumerate(lines, start=1) if line.strip()}
+    requests = [_read_line(number, line, path.parent, sampling) for number, line in numbered.items()]
+    _check_ids_differ(path, list(numbered), requests)
+    return requests
+
+
+def _read_line(number: int, line: bytes, folder: Path, sampling: Sampling) -> Request | Failure:
+    name: Id = number
+    try:
+        tree = _object(line)
+        name = _id(tree, number)
+        return _request(name, tree, folder, sampling)
+    except ValueError as error:
+        return Failure(name, f"line {number}: {error}")
+
+
+def _object(line: bytes) -> dict[str, Any]:
+    try:
+        tree = json.loads(line)
+    except ValueError as error:  # of JSON, or of UTF-8
+        raise ValueError(f"no valid JSON: {error}") from error
+    if not isinstance(tree, dict):
+        raise ValueError(f"a request must be a JSON object, got {type(tree).__name__}")
+    return tree
+
+
+def _id(tree: dict[str, Any], number: int) -> Id:
+    name = tree.get("id", number)
+    if type(name) not in (str, int):
+        raise ValueError(f"id must be a string or a whole number, got {name!r}")
+    return name
+
+
+def _request(name: Id, tree: dict[str, Any], folder: Path, sampling: Sampling) -> Request:
+    if unknown := [key for key in tree if key not in _KEYS]:
+        raise ValueError(f"no key {unknown[0]!r} is known; there are {', '.join(_KEYS)}")
+    if ("prompt" in tree) == ("messages" in tree):
+        raise ValueError('a request needs either "prompt" or "messages"')
+    prompt, messages, options = tree.get("prompt", ""), tree.get("messages", []), tree.get("sampling", {})
+    if not isinstance(prompt, str):
+        raise ValueError(f"prompt must be a string, got {prompt!r}")
+    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+        raise ValueError('messages must be a list of {"role", "content"}')
+    if not isinstance(options, dict):
+        raise ValueError(f"sampling must be an object of options, got {options!r}")
+    chosen = sampling.with_options(**options)
+    return Request(name, messages if "messages" in tree else prompt, *_media(tree, folder), chosen)
+
+
+def _media(tree: dict[str, Any], folder: Path) -> tuple[list[Path], list[Path]]:
+    for key in ("images", "videos"):
+        paths = tree.get(key, [])
+        if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
+            raise ValueError(f"{key} must be a list of paths, got {paths!r}")
+    return [folder / path for path in tree.get("images", [])], [folder / path for path in tree.get("videos", [])]
+
+
+def _check_ids_differ(path: Path, numbers: Sequence[int], requests: Sequence[Request | Failure]) -> None:
+    lines: dict[Id, int] = {}
+    for number, request in zip(numbers, requests, strict=True):
+        first = lines.setdefault(request.id, number)
+        if first != number:
+            raise ValueError(
+                f"{path}: lines {first} and {number} have the same id {request.id!r}, so that their results could not be "
+                "told apart; a line without an id is called by its number"
+            )

@@ -1,0 +1,162 @@
+"""Shows what int8 weights and caches cost: how far logits move from those of float32, on a checkpoint's own prompts.
+
+    python tools/quantization_table.py --checkpoint DIR --jsonl requests.jsonl
+    python tools/quantization_table.py --checkpoint runs/digits --images 8
+
+                            weights    image     KL mean    KL max   top-1   answers
+    float32                 1.0 MiB  16 KiB            0         0  100.0%     64/64
+
+The float32 model answers every prompt greedily. Each variant then reads prompts and answers through its caches, and at each
+token of the answers its distribution of the next one is compared: KL divergence from float32's in nats, mean and largest, and
+how often both have the same likeliest token. `answers` counts those that the variant gives alike by itself. `weights` is what
+the parameters take, `image` what the caches take for each image.
+
+A line of requests.jsonl is as `tools/generate.py` reads it. Without `--jsonl` the prompts are questions about held-out
+handwritten digits, for a checkpoint that was trained on them. docs/inference.md shows the output.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from answering.requests import Failure, read_requests
+from jaxtyping import Array, Float
+from tqdm import tqdm
+
+from owl3_jax import Owl3Checkpoint, from_pretrained
+from owl3_jax.evaluation.prompts import draw_scene, draw_target, make_prompt
+from owl3_jax.inference import buckets, programs
+from owl3_jax.inference.caches import image_bytes
+from owl3_jax.inference.context import Context
+from owl3_jax.inference.engine import new_images
+from owl3_jax.inference.sampling import Sampling
+from owl3_jax.models.owl3 import Owl3
+from owl3_jax.models.qwen2 import Images, Text, TextCache
+from owl3_jax.processing.images import load_image
+from owl3_jax.processing.processor import Prepared, Processor
+
+Variant = Literal["weights", "caches", "both", "bfloat16", "bfloat16-both"]
+VARIANTS: dict[Variant, dict[str, Any]] = {  # options of `from_pretrained`
+    "weights": {"dtype": "float32", "weight_dtype": "int8"},
+    "caches": {"dtype": "float32", "cache_dtype": "int8"},
+    "both": {"dtype": "float32", "weight_dtype": "int8", "cache_dtype": "int8"},
+    "bfloat16": {"dtype": "bfloat16"},
+    "bfloat16-both": {"dtype": "bfloat16", "weight_dtype": "int8", "cache_dtype": "int8"},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Flags:
+    """Compares logits with int8 weights and caches to those of float32."""
+
+    checkpoint: Path  # official, converted or a training run's
+    variants: tuple[Variant, ...] = tuple(VARIANTS)  # int8 of what, or bfloat16 instead of float32
+    jsonl: Path | None = None  # prompts, one a line
+    questions: int = 64  # about digits, without --jsonl
+    images: int = 8  # of each question
+    max_new_tokens: int = 16  # compared of each answer
+    seed: int = 0  # of the questions
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """What one variant makes of the prompts."""
+
+    answers: list[tuple[int, ...]]  # by itself
+    logits: list[np.ndarray]  # [A, V] float32 for each prompt, at the tokens of the reference's answer
+    weight_bytes: int
+    image_bytes: int
+
+
+def main() -> None:
+    """Prints the table."""
+    flags = tyro.cli(Flags)
+    print(f"{'':<14}{'weights':>12}{'image':>11}{'KL mean':>11}{'KL max':>11}{'top-1':>8}{'answers':>10}")
+    reference = None
+    for name, options in [("float32", {"dtype": "float32"}), *((name, VARIANTS[name]) for name in flags.variants)]:
+        owl = from_pretrained(flags.checkpoint, **options)
+        prompts = list(read_prompts(flags, owl.processor))
+        measured = measure(owl, tqdm(prompts, desc=name, leave=False), reference, flags.max_new_tokens)
+        reference = reference or measured
+        print(f"{name:<14}{line(measured, reference)}", flush=True)
+
+
+def read_prompts(flags: Flags, processor: Processor) -> Iterator[Prepared]:
+    """The prompts of the command line.
+
+    Raises ValueError for a line that is no request.
+    """
+    if flags.jsonl is None:
+        yield from digit_prompts(flags, processor)
+        return
+    for request in read_requests(flags.jsonl, Sampling()):
+        if isinstance(request, Failure):
+            raise ValueError(f"{flags.jsonl}: {request.error}")
+        yield processor.prepare(request.messages, request.images, request.videos)
+
+
+def digit_prompts(flags: Flags, processor: Processor) -> Iterator[Prepared]:
+    """Questions about one of several digits, by colour."""
+    rng = np.random.default_rng(flags.seed)
+    for _ in range(flags.questions):
+        prompt = make_prompt(draw_scene(rng, draw_target(rng), flags.images), "colour")
+        yield processor.prepare(prompt.messages, [load_image(image.encoded, image.name) for image in prompt.images])
+
+
+def measure(owl: Owl3Checkpoint, prompts: Sequence[Prepared], reference: Measured | None, max_new_tokens: int) -> Measured:
+    """What the checkpoint makes of the prompts; its logits are those at the reference's answers, if there is one."""
+    answers, logits = [], []
+    for index, prompt in enumerate(prompts):
+        answers.append(owl.engine.generate([prompt], Sampling(max_new_tokens=max_new_tokens))[0][0].ids)
+        logits.append(answer_logits(owl, prompt, reference.answers[index] if reference else answers[-1]))
+    weights = sum(x.nbytes for x in jax.tree.leaves(owl.params))
+    return Measured(answers, logits, weights, image_bytes(owl.config, owl.runtime.compute, rows=1, slots=1))
+
+
+def answer_logits(owl: Owl3Checkpoint, prompt: Prepared, answer: Sequence[int]) -> np.ndarray:
+    """Logits [A, V] that each of the A tokens of an answer was, or would be, chosen by; read through the caches."""
+    ids = [*prompt.input_ids.tolist(), *answer[:-1]]
+    context = Context.empty(owl.runtime, 1, images=len(prompt.image_starts), tokens=len(ids))
+    context.add_images([new_images(0, prompt)])
+    slots = buckets.text_slots(len(ids))
+    tokens = np.zeros((1, slots), np.int32)
+    tokens[0, : len(ids)] = ids
+    positions = jnp.arange(slots)[None]
+    text = Text(jnp.asarray(tokens), positions, (positions < len(ids)).astype(jnp.int32))
+    logits = owl.runtime.run_model(cached_logits, text, context.images, context.text, positions=slots)
+    return np.asarray(logits[0, len(ids) - len(answer) : len(ids)])
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def cached_logits(model: Owl3, params: programs.Params, text: Text, images: Images, cache: TextCache) -> Float[Array, "B T V"]:
+    """Logits at all positions of a text that is written to a cache first."""
+    x, _ = model.apply({"params": params}, text, images, cache, method="extend")
+    logits: Any = model.apply({"params": params}, x, method="logits")
+    return logits
+
+
+def line(measured: Measured, reference: Measured) -> str:
+    """A row of the table, without its name."""
+    pairs = list(zip(reference.logits, measured.logits, strict=True))
+    divergences = np.concatenate([kl_divergence(a, b) for a, b in pairs])
+    agree = np.concatenate([a.argmax(axis=-1) == b.argmax(axis=-1) for a, b in pairs]).mean()
+    same = sum(a == b for a, b in zip(reference.answers, measured.answers, strict=True))
+    size = f"{measured.weight_bytes / 2**20:>8.1f} MiB{measured.image_bytes / 2**10:>7.0f} KiB"
+    answers = f"{same}/{len(pairs)}"
+    return f"{size}{divergences.mean():>11.1e}{divergences.max():>11.1e}{agree:>8.1%}{answers:>10}"
+
+
+def kl_divergence(logits: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """KL divergence [A] of the `other` distributions [A, V] from the first, nats, in float64."""
+    log_p, log_q = (x - np.logaddexp.reduce(x, axis=-1, keepdims=True) for x in (np.float64(logits), np.float64(other)))
+    return (np.exp(log_p) * (log_p - log_q)).sum(axis=-1)
+
+
+if __name__ == "__main__":
+    main()
