@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from owl3_jax.config import ComputeConfig, DType, ModelConfig
 from owl3_jax.convert.load import load_config, load_params
-from owl3_jax.inference.engine import Engine
+from owl3_jax.inference.engine import Engine, forward
 from owl3_jax.inference.feature_cache import FeatureCache
 from owl3_jax.inference.quantize import weight_quantizer
 from owl3_jax.inference.runtime import Runtime
@@ -54,13 +54,11 @@ def from_pretrained(
     Raises:
         CheckpointError: the directory does not hold a model, or not all of it; it lists everything that is wrong.
         ConfigError: another `weight_dtype` or `cache_dtype`.
-        FileNotFoundError: it has no tokenizer.
     """
     on_cpu = jax.default_backend() == "cpu"
     compute = ComputeConfig(scan_layers=not on_cpu, weight_dtype=weight_dtype, cache_dtype=cache_dtype)
     directory = Path(path)
     config = load_config(directory)
-    processor = Processor.from_pretrained(directory)
     convert = weight_quantizer(config) if weight_dtype else None
     params = load_params(directory, config, mesh, dtype=dtype, convert=convert)
     dtype = dtype or _dtype_of(params)
@@ -74,7 +72,7 @@ def from_pretrained(
         vision_batch_size or (2 if on_cpu else 8),
         FeatureCache(feature_cache_bytes),
     )
-    return Owl3Checkpoint(runtime, processor)
+    return Owl3Checkpoint(runtime, functools.partial(Processor.from_pretrained, directory))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +80,16 @@ class Owl3Checkpoint:
     """A model with its processor. `engine` answers batches, `session` conversations."""
 
     runtime: Runtime
-    processor: Processor
+    load_processor: Callable[[], Processor]  # called when it is first needed: a directory without tokenizer has logits too
+
+    @functools.cached_property
+    def processor(self) -> Processor:
+        """What makes samples. Raises FileNotFoundError when the directory has no tokenizer."""
+        return self.load_processor()
+
+    def with_processor(self, **changes: Any) -> "Owl3Checkpoint":
+        """The same model behind a processor with some fields replaced, e.g. `crop=False`."""
+        return dataclasses.replace(self, load_processor=lambda: dataclasses.replace(self.processor, **changes))
 
     @property
     def config(self) -> ModelConfig:
@@ -105,7 +112,7 @@ class Owl3Checkpoint:
 
     def logits(self, sample: Sample | Prepared) -> np.ndarray:
         """Logits of the token after each position of a sample: float32 [T, V]. Its images go through at once."""
-        return self.engine.logits(sample)
+        return forward(self.runtime, sample)
 
     def generate(
         self,

@@ -26,8 +26,9 @@ GRID_SCORE = 2e-5  # measured 1.0e-5 over 20000 sizes
 PROBABILITY = 1e-6  # measured 2.7e-7 over 1500 settings
 LOG_PROBABILITY = 1e-6  # measured 1.3e-7
 
-# Logits through the caches (up to about 15), of a batch and of a whole forward pass, all in float32.
-ENGINE_LOGITS = 1e-4  # PLACEHOLDER
+# Logits (up to 6), image features (up to 18) and log-probabilities of the engine: batches against single runs, caches against
+# whole forward passes, eight devices against one, all in float32.
+ENGINE_LOGITS = 4e-5  # measured 1.2e-5, a chunk at a time against a whole pass
 
 # int8 for matrices, and for cached keys and values, on logits up to 9 of tiny models with random weights, all in float32.
 INT8_ROUNDING = 4e-5  # against floats of the very same numbers; measured 1.2e-5 gated and static, 1.6e-5 joint

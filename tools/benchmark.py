@@ -31,6 +31,7 @@ class Inference:
     images: tuple[int, ...] = (1, 8, 64, 256, 1024)  # of the prompt
     against_torch: bool = False  # run PyTorch in turn with ours
     torch_images: int = 256  # the most images that PyTorch gets
+    torch_gqa: bool = False  # let PyTorch share keys among query heads, which the official code does not
     repeats: int = 5  # runs, of which the median counts
     batch: int = 8  # prompts of one image that are decoded together
     vision_batch_size: int = 1  # images that the vision tower takes at once
@@ -53,7 +54,7 @@ def inference(flags: Inference) -> None:
     machine = Machine(measure_memory_bandwidth(), measure_matmul_rate(flags.dtype))
     settings = Settings(config, flags.dtype, flags.vision_batch_size)
     ours = Ours(settings)
-    torch = Torch(settings, ours.official_tensors()) if flags.against_torch else None
+    torch = Torch(settings, ours.official_tensors(), repeat_keys=not flags.torch_gqa) if flags.against_torch else None
     measurements = []
     for images in flags.images:
         other = torch if images <= flags.torch_images else None

@@ -3,8 +3,10 @@
     python tools/quantization_table.py --checkpoint DIR --jsonl requests.jsonl
     python tools/quantization_table.py --checkpoint runs/digits --images 8
 
-                            weights    image     KL mean    KL max   top-1   answers
-    float32                 1.0 MiB  16 KiB            0         0  100.0%     64/64
+                       weights      image    KL mean     KL max   top-1   answers
+    float32            1.0 MiB   16.0 KiB    0.0e+00    0.0e+00  100.0%     64/64
+    weights            0.3 MiB   16.0 KiB    3.6e-04    1.4e-02  100.0%     64/64
+    caches             1.0 MiB    4.5 KiB    3.1e-06    1.1e-04  100.0%     64/64
 
 The float32 model answers every prompt greedily. Each variant then reads prompts and answers through its caches, and at each
 token of the answers its distribution of the next one is compared: KL divergence from float32's in nats, mean and largest, and
@@ -147,7 +149,7 @@ def line(measured: Measured, reference: Measured) -> str:
     divergences = np.concatenate([kl_divergence(a, b) for a, b in pairs])
     agree = np.concatenate([a.argmax(axis=-1) == b.argmax(axis=-1) for a, b in pairs]).mean()
     same = sum(a == b for a, b in zip(reference.answers, measured.answers, strict=True))
-    size = f"{measured.weight_bytes / 2**20:>8.1f} MiB{measured.image_bytes / 2**10:>7.0f} KiB"
+    size = f"{measured.weight_bytes / 2**20:>8.1f} MiB{measured.image_bytes / 2**10:>7.1f} KiB"
     answers = f"{same}/{len(pairs)}"
     return f"{size}{divergences.mean():>11.1e}{divergences.max():>11.1e}{agree:>8.1%}{answers:>10}"
 

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
+import jax.numpy as jnp
 import numpy as np
 
 from owl3_jax.inference import buckets, programs
@@ -52,7 +53,7 @@ class Answers:
         self._limits = np.repeat(token_limits(context, prompts, sampling), samples)
         self._kind = Kind.of(sampling)
         self._settings = programs.Settings(
-            SamplingRows.of(per_answer, numbers), self._limits, np.array(self._stop_ids, np.int32)
+            SamplingRows.of(per_answer, numbers), jnp.array(self._limits), jnp.array(self._stop_ids, np.int32)
         )
         self._ids: list[list[int]] = [[] for _ in self._streams]
         cache = self._runtime.run(programs.copy_rows, context.text, samples) if samples > 1 else context.text
@@ -108,7 +109,7 @@ class Answers:
         texts = []
         for row, (stream, ids) in enumerate(zip(self._streams, self._ids, strict=True)):
             new = self._until_stop(answer[row, len(ids) : min(written, self._limits[row])], ids) if not stream.stopped else []
-            ids += new
+            ids.extend(new)
             texts.append(stream.push([token for token in new if token not in self._stop_ids]))
         return texts
 

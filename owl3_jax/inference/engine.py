@@ -56,17 +56,8 @@ class Engine:
                 yield pieces[0]
 
     def logits(self, prompt: Prompt) -> np.ndarray:
-        """Logits of the token after each position of one prompt: float32 [T, V]; all of it is computed at once."""
-        pixels = np.stack(list(new_images(0, prompt).views)) if len(prompt.image_starts) else self._no_pixels()
-        T, I = len(prompt.input_ids), len(prompt.image_starts)
-        ids = lambda values: np.asarray(values, np.int32)[None]
-        batch = Batch(ids(prompt.input_ids), ids(range(T)), ids([1] * T), pixels[None], ids(prompt.image_starts), ids([1] * I))
-        logits: np.ndarray = np.asarray(self.runtime.run_model(programs.logits, batch, positions=T))
-        return logits[0]
-
-    def _no_pixels(self) -> np.ndarray:
-        size = self.runtime.config.vision.image_size
-        return np.zeros((0, size, size, 3), np.uint8)
+        """Logits of the token after each position of one prompt: float32 [T, V]; see `forward`."""
+        return forward(self.runtime, prompt)
 
     def _read(self, prompts: Sequence[Prompt], samplings: Sequence[Sampling], advance: Advance) -> Context:
         """The context of `prompts` and rows of padding."""
@@ -84,6 +75,16 @@ class Engine:
         context.add_images([new_images(row, prompt) for row, prompt in enumerate(prompts)], advance)
         context.add_text([*(prompt.input_ids.tolist() for prompt in prompts), *[[]] * (rows - len(prompts))])
         return context
+
+
+def forward(runtime: Runtime, prompt: Prompt) -> np.ndarray:
+    """Logits of the token after each position of one prompt: float32 [T, V]; all of it is computed at once, without caches."""
+    T, I, side = len(prompt.input_ids), len(prompt.image_starts), runtime.config.vision.image_size
+    pixels = np.stack(list(new_images(0, prompt).views)) if I else np.zeros((0, side, side, 3), np.uint8)
+    ids = lambda values: np.asarray(values, np.int32)[None]
+    batch = Batch(ids(prompt.input_ids), ids(range(T)), ids([1] * T), pixels[None], ids(prompt.image_starts), ids([1] * I))
+    logits: np.ndarray = np.asarray(runtime.run_model(programs.logits, batch, positions=T))
+    return logits[0]
 
 
 def new_images(row: int, prompt: Prompt) -> NewImages:

@@ -2,7 +2,6 @@
 
 import json
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -79,7 +78,7 @@ def test_a_file_of_requests_goes_on_where_it_was_cut_off(place, owl, generate):
     assert first.returncode == 1 and re.search("error: 2 of 6 requests failed, see .*results.jsonl", first.stderr)
     results = read(out)
     assert "missing.jpg" in results.pop("lost")["error"] and "line 6: no valid JSON" in results.pop(6)["error"]
-    shown_two_frames = replace(owl, processor=replace(owl.processor, video_sampling=VideoSampling(max_frames=2)))
+    shown_two_frames = owl.with_processor(video_sampling=VideoSampling(max_frames=2))
     ask = lambda *asked, **options: [owl.generate(*asked, **(SAME | options))]
     paths = [place / name for name in photos]
     assert {name: [answer["text"] for answer in record["answers"]] for name, record in results.items()} == {

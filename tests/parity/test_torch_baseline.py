@@ -28,9 +28,9 @@ def cases_of(checkpoint: str) -> list[Case]:
     return read_cases(GOLDEN / f"{checkpoint}.npz", load_config(GOLDEN / checkpoint).vision.image_size)
 
 
-def baseline(checkpoint: str, dtype: torch.dtype = torch.float32) -> TorchOwl3:
+def baseline(checkpoint: str, dtype: torch.dtype = torch.float32, **options: bool) -> TorchOwl3:
     tensors = {name: tensor.to(dtype) for name, tensor in tensors_of(checkpoint).items()}
-    return TorchOwl3(load_config(GOLDEN / checkpoint), tensors)
+    return TorchOwl3(load_config(GOLDEN / checkpoint), tensors, **options)
 
 
 def prompt(case: Case) -> tuple[torch.Tensor, torch.Tensor]:
@@ -67,8 +67,8 @@ def test_prefill_and_greedy_answer(checkpoint, number):
 
 @pytest.mark.parametrize("checkpoint", CHECKPOINTS)
 def test_decode_goes_on_as_prefill_would(checkpoint):
-    """The prompt read up to the last image's placeholder and its first token after it, then token by token."""
-    model, case = baseline(checkpoint), cases_of(checkpoint)[3]
+    """The prompt read up to the last image's placeholder and its first token after it, then token by token; shared keys."""
+    model, case = baseline(checkpoint, repeat_keys=False), cases_of(checkpoint)[3]
     tokens, starts = prompt(case)
     features, read = model.encode_images(pixels(case)), int(starts[-1]) + 2
     assert read < tokens.shape[1]

@@ -17,7 +17,6 @@ from owl3_jax.compilation_cache import use_compilation_cache
 from owl3_jax.config import DType, MeshConfig
 from owl3_jax.inference.memory import OutOfMemory
 from owl3_jax.inference.sampling import Sampling
-from owl3_jax.processing.processor import Processor
 from owl3_jax.processing.video_sampling import Rule
 from owl3_jax.sharding import make_mesh
 
@@ -37,6 +36,8 @@ class ModelFlags:
 
     checkpoint: Path  # official, converted or a training run's
     dtype: DType | None = None  # to compute in; the checkpoint's own by default
+    weight_dtype: Literal["int8"] | None = None  # matrices in int8
+    cache_dtype: Literal["int8"] | None = None  # cached keys and values in int8
     mesh: MeshConfig = _ONE_DEVICE
     crop: Annotated[bool, _CROPS, _Switch] = False  # see images in crops too; by default as the checkpoint was trained
     no_crop: Annotated[bool, _CROPS, _Switch] = False  # see images whole
@@ -97,15 +98,16 @@ def exit_with_usage_error(error: Exception) -> NoReturn:
 def load_model(flags: ModelFlags) -> owl3_jax.Owl3Checkpoint:
     """The checkpoint on its devices, with a processor that follows the flags. Raises what `from_pretrained` does."""
     use_compilation_cache()
-    owl = owl3_jax.from_pretrained(flags.checkpoint, mesh=_mesh(flags.mesh), dtype=flags.dtype)
-    return dataclasses.replace(owl, processor=_configured(owl.processor, flags))
-
-
-def _configured(processor: Processor, flags: ModelFlags) -> Processor:
-    video = processor.video_sampling
+    owl = owl3_jax.from_pretrained(
+        flags.checkpoint,
+        mesh=_mesh(flags.mesh),
+        dtype=flags.dtype,
+        weight_dtype=flags.weight_dtype,
+        cache_dtype=flags.cache_dtype,
+    )
+    video = owl.processor.video_sampling
     video = dataclasses.replace(video, max_frames=flags.max_frames or video.max_frames, rule=flags.frame_rule or video.rule)
-    crop = flags.crop or (processor.crop and not flags.no_crop)
-    return dataclasses.replace(processor, video_sampling=video, crop=crop)
+    return owl.with_processor(video_sampling=video, crop=flags.crop or (owl.processor.crop and not flags.no_crop))
 
 
 def _mesh(config: MeshConfig) -> Mesh | None:

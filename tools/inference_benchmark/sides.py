@@ -117,14 +117,16 @@ class Ours:
 class Torch:
     """The official algorithm in plain PyTorch."""
 
-    def __init__(self, settings: Settings, tensors: dict[str, np.ndarray]) -> None:
+    def __init__(self, settings: Settings, tensors: dict[str, np.ndarray], *, repeat_keys: bool) -> None:
         import torch
         from torch_baseline import TorchOwl3
 
         self._torch, self._settings, self.images_per_batch = torch, settings, settings.vision_batch_size
         dtype = getattr(torch, settings.dtype)
         to_torch = lambda x: torch.from_numpy(np.ascontiguousarray(x, np.float32)).to(dtype)
-        self._model = TorchOwl3(settings.config, {name: to_torch(tensor) for name, tensor in tensors.items()})
+        self._model = TorchOwl3(
+            settings.config, {name: to_torch(tensor) for name, tensor in tensors.items()}, repeat_keys=repeat_keys
+        )
         self._features = to_torch(settings.features())
         pixels = np.asarray(normalize_pixels(jnp.asarray(settings.pixels())))
         self._pixels = to_torch(pixels.transpose(0, 3, 1, 2))

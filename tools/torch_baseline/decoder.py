@@ -1,6 +1,7 @@
 """Qwen2 with hyper attention, for one prompt at a time."""
 
 import dataclasses
+import functools
 from typing import NamedTuple
 
 import torch
@@ -53,8 +54,9 @@ class Step(NamedTuple):
 class Decoder:
     """From tokens to logits of the next one."""
 
-    def __init__(self, weights: Weights, config: ModelConfig) -> None:
+    def __init__(self, weights: Weights, config: ModelConfig, *, repeat_keys: bool) -> None:
         self._weights, self._config = weights, config
+        self._attend = functools.partial(attend, repeat_keys=repeat_keys)
         self._head = EMBEDDING if config.tie_word_embeddings else TIED_HEAD
 
     def logits(self, tokens: Tensor, cache: Cache) -> Tensor:
@@ -93,7 +95,7 @@ class Decoder:
         if layer in self._config.hyper_layer_indices and len(cache.features):
             out = self._hyper_attention(layer, q, k, v, step, cache)
         else:
-            out = attend(q, k, v, causal=step.masks is not None)
+            out = self._attend(q, k, v, causal=step.masks is not None)
         return self._weights.linear(join_heads(out), f"{name}.o_proj")
 
     def _hyper_attention(self, layer: int, q: Tensor, k: Tensor, v: Tensor, step: Step, cache: Cache) -> Tensor:
@@ -101,9 +103,9 @@ class Decoder:
         visible = step.masks.visible if step.masks else None
         image_k, image_v = self._image_keys_and_values(layer, step, cache)
         if self._config.form == "joint":
-            return attend(q, torch.cat([image_k, k], dim=2), torch.cat([image_v, v], dim=2), visible)
-        s = attend(q, k, v, causal=step.masks is not None)
-        fused = torch.lerp(s, attend(q, image_k, image_v, visible), self._gate(layer, s))
+            return self._attend(q, torch.cat([image_k, k], dim=2), torch.cat([image_v, v], dim=2), visible)
+        s = self._attend(q, k, v, causal=step.masks is not None)
+        fused = torch.lerp(s, self._attend(q, image_k, image_v, visible), self._gate(layer, s))
         return torch.where(step.masks.any_image, fused, s) if step.masks else fused
 
     def _image_keys_and_values(self, layer: int, step: Step, cache: Cache) -> tuple[Tensor, Tensor]:

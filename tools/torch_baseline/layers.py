@@ -54,6 +54,13 @@ def rotate(x: Tensor, rotation: Rotation) -> Tensor:
     return (x * cos + torch.cat([-second, first], dim=-1) * sin).to(x.dtype)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None = None, *, causal: bool = False) -> Tensor:
-    """q [B, H, T, D], k and v [B, K, C, D], visible [T, C] bool -> [B, H, T, D]; undefined where nothing is visible."""
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None = None, *, causal: bool = False, repeat_keys: bool = False
+) -> Tensor:
+    """q [B, H, T, D], k and v [B, K, C, D], visible [T, C] bool -> [B, H, T, D]; undefined where nothing is visible.
+
+    With `repeat_keys` every query head gets a copy of its keys and values.
+    """
+    if repeat_keys:
+        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
     return F.scaled_dot_product_attention(q, k, v, attn_mask=visible, is_causal=causal, enable_gqa=q.shape[1] != k.shape[1])

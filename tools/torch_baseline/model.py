@@ -20,18 +20,19 @@ class TorchOwl3:
         config: the architecture.
         tensors: by official name, of one dtype; those that the model never reads may be there. What is not contiguous, as
             much of `owl3_jax.convert.table.params_to_official`, is copied.
+        repeat_keys: whether keys and values are copied for each of their query heads, as the official code does.
 
     Raises ValueError when a tensor is missing.
     """
 
-    def __init__(self, config: ModelConfig, tensors: Mapping[str, Tensor]) -> None:
+    def __init__(self, config: ModelConfig, tensors: Mapping[str, Tensor], *, repeat_keys: bool = True) -> None:
         if missing := sort_names(tensors, config).missing:
             raise ValueError(
                 f"{len(missing)} tensors of this config are missing, such as {missing[0]}; is it the config of these weights?"
             )
         self._config = config
         self._weights = Weights({name: tensor.contiguous() for name, tensor in tensors.items()})
-        self._decoder = Decoder(self._weights, config)
+        self._decoder = Decoder(self._weights, config, repeat_keys=repeat_keys)
 
     @torch.inference_mode()
     def encode_images(self, pixels: Tensor, batch_size: int | None = None) -> Tensor:

@@ -75,14 +75,14 @@ def test_beams_are_those_of_transformers(ends_early, sampling):
 
 def test_each_prompt_is_searched_as_if_it_were_alone():
     samplings = [
-        Sampling(num_beams=3, n=3, max_new_tokens=tokens, length_penalty=penalty, repetition_penalty=repetition)
-        for tokens, penalty, repetition in [(1, 1.0, 1.0), (12, 0.0, 1.3), (7, 3.0, 1.0)]
+        Sampling(num_beams=3, n=3, max_new_tokens=5, min_new_tokens=5, length_penalty=0.0, repetition_penalty=1.3),
+        Sampling(num_beams=3, n=3, max_new_tokens=12, min_new_tokens=2, length_penalty=3.0),
     ]
-    prompts = [prompt(11, [2, 2, 7]), prompt(17), prompt(3, [0])]
+    prompts = [prompt(11, [2, 2, 7]), prompt(16, [0, 3, 9], seed=1)]
     together = engine("joint").generate(prompts, samplings)
     alone = [engine("joint").generate([one], sampling)[0] for one, sampling in zip(prompts, samplings, strict=True)]
     assert [[beam.ids for beam in beams] for beams in together] == [[beam.ids for beam in beams] for beams in alone]
-    assert [len(beams[0].ids) for beams in together] == [1, 12, 7]
+    assert [len(beams[0].ids) for beams in together] == [5, 12]
 
 
 def test_logprobs_are_the_models_own():

@@ -28,7 +28,11 @@ def test_other_sizes_in_the_same_buckets_compile_nothing(sampling):
 
 
 def test_other_settings_of_the_same_kind_compile_nothing():
-    settings = [{"temperature": 0.7, "top_k": 5}, {"temperature": 1.5, "top_p": 0.5, "seed": 3}, {"temperature": 1.0, "min_p": 0.1}]
+    settings = [
+        {"temperature": 0.7, "top_k": 5},
+        {"temperature": 1.5, "top_p": 0.5, "seed": 3},
+        {"temperature": 1.0, "min_p": 0.1},
+    ]
     engine().generate([prompt(20)], GREEDY.with_options(**settings[0]))
     before = compiled()
     for options in settings[1:]:

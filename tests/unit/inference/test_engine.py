@@ -108,7 +108,9 @@ def test_no_prompts_have_no_answers():
 
 @pytest.mark.parametrize("tokens", [POSITIONS, POSITIONS + 5])
 def test_a_prompt_that_is_too_long_is_an_error(tokens):
-    message = rf"prompt 1 has {tokens} tokens, the model has {POSITIONS} positions \(max_position_embeddings\); use fewer images"
+    message = (
+        rf"prompt 1 has {tokens} tokens, the model has {POSITIONS} positions \(max_position_embeddings\); use fewer images"
+    )
     with pytest.raises(ValueError, match=message):
         engine().generate([prompt(5), prompt(tokens)], GREEDY)
 
@@ -129,8 +131,10 @@ def test_samplings_that_do_not_go_together_are_an_error():
 
 def test_caches_that_do_not_fit_are_an_error_before_anything_is_allocated(monkeypatch):
     monkeypatch.setattr(memory, "free_bytes", lambda: 3 * 2**29)
-    slots = 10_240  # 9000 tokens of padding, in the next bucket
+    slots = 12_288  # for 9000 new tokens
     # Of text: 5 layers, keys and values, 14 float32s; of each of four images: 2 layers, 9 tokens.
     needed = 4096 * (slots * 5 * 2 * 14 * 4 + 4 * 2 * 9 * 2 * 14 * 4) / 2**30
-    with pytest.raises(OutOfMemory, match=rf"{slots} tokens and 4 images need {needed:.1f} GiB on each device, 1.5 GiB are free"):
+    with pytest.raises(
+        OutOfMemory, match=rf"{slots} tokens and 4 images need {needed:.1f} GiB on each device, 1.5 GiB are free"
+    ):
         engine().generate([prompt(5, [0, 1, 2])] * 4096, GREEDY.with_options(max_new_tokens=9000))

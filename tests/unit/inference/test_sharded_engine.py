@@ -25,7 +25,6 @@ CASES = [
     ("static", MeshConfig(data=1, tensor=8)),
     ("joint", MeshConfig(data=8)),
     ("joint", MeshConfig(data=1, context=8)),
-    ("gated", MeshConfig(data=1, fsdp=2, tensor=2, context=2)),
 ]
 
 

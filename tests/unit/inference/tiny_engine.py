@@ -90,8 +90,8 @@ def uncached(form: Form, samples: Sequence[Sample]) -> list[np.ndarray]:
 def check_greedy(form: Form, prompts: Sequence[Sample], answers: Sequence[Answer], atol: float) -> None:
     """Every token is the likeliest one after those before it, and its log-probability (if there) the one of its logits."""
     whole = [continued(prompt, answer.ids) for prompt, answer in zip(prompts, answers, strict=True)]
-    for prompt, answer, logits in zip(prompts, answers, uncached(form, whole), strict=True):
-        logits = logits[len(prompt.input_ids) - 1 : -1]
+    for prompt, answer, all_logits in zip(prompts, answers, uncached(form, whole), strict=True):
+        logits = all_logits[len(prompt.input_ids) - 1 : -1]
         assert list(answer.ids) == logits.argmax(axis=-1).tolist()
         if answer.logprobs is not None:
             expected = np.asarray(jax.nn.log_softmax(logits))[np.arange(len(answer.ids)), list(answer.ids)]
