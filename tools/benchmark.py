@@ -15,7 +15,18 @@ from pathlib import Path
 from typing import Literal
 
 import tyro
-from inference_benchmark import Machine, Ours, Settings, Torch, describe, make_report, measure, measure_batch, write_report
+from inference_benchmark import (
+    Machine,
+    Ours,
+    Settings,
+    Torch,
+    describe,
+    make_report,
+    measure,
+    measure_batch,
+    torch_tensors,
+    write_report,
+)
 from roofline import measure_matmul_rate, measure_memory_bandwidth
 
 from owl3_jax.config import NAMED_SIZES, DType, ModelConfig
@@ -54,7 +65,7 @@ def inference(flags: Inference) -> None:
     machine = Machine(measure_memory_bandwidth(), measure_matmul_rate(flags.dtype))
     settings = Settings(config, flags.dtype, flags.vision_batch_size)
     ours = Ours(settings)
-    torch = Torch(settings, ours.official_tensors(), repeat_keys=not flags.torch_gqa) if flags.against_torch else None
+    torch = torch_side(settings, ours, repeat_keys=not flags.torch_gqa) if flags.against_torch else None
     measurements = []
     for images in flags.images:
         other = torch if images <= flags.torch_images else None
@@ -66,6 +77,14 @@ def inference(flags: Inference) -> None:
     print(describe(report))
     for path in write_report(flags.out, report) if flags.out else ():
         print(path)
+
+
+def torch_side(settings: Settings, ours: Ours, *, repeat_keys: bool) -> Torch:
+    """PyTorch's side, with the weights of ours."""
+    from torch_baseline import TorchOwl3  # torch is there for tests and comparisons only
+
+    tensors = torch_tensors(ours.official_tensors(), settings.dtype)
+    return Torch(settings, TorchOwl3(settings.config, tensors, repeat_keys=repeat_keys))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,17 @@
 from .floors import Machine
 from .measure import measure, measure_batch
 from .report import describe, make_report, write_report
-from .sides import Ours, Settings, Torch
+from .sides import Ours, Settings, Torch, torch_tensors
 
-__all__ = ["Machine", "Ours", "Settings", "Torch", "describe", "make_report", "measure", "measure_batch", "write_report"]
+__all__ = [
+    "Machine",
+    "Ours",
+    "Settings",
+    "Torch",
+    "describe",
+    "make_report",
+    "measure",
+    "measure_batch",
+    "torch_tensors",
+    "write_report",
+]

@@ -1,7 +1,7 @@
 """Ours and PyTorch's, behind the same four calls: encode, read, decode, reset. Random weights and inputs, the same for both."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -104,6 +104,10 @@ class Ours:
         self._state = self.runtime.run_model(programs.decode, *arguments, kind=self._kind, rows=self._context.rows)
         jax.block_until_ready(self._state.token)
 
+    def newest_tokens(self) -> np.ndarray:
+        """[B], of every row."""
+        return np.asarray(self._state.token)
+
     def reset(self) -> None:
         """Lets go of the caches."""
         del self._context, self._state
@@ -117,19 +121,12 @@ class Ours:
 class Torch:
     """The official algorithm in plain PyTorch."""
 
-    def __init__(self, settings: Settings, tensors: dict[str, np.ndarray], *, repeat_keys: bool) -> None:
-        import torch
-        from torch_baseline import TorchOwl3
-
-        self._torch, self._settings, self.images_per_batch = torch, settings, settings.vision_batch_size
-        dtype = getattr(torch, settings.dtype)
-        to_torch = lambda x: torch.from_numpy(np.ascontiguousarray(x, np.float32)).to(dtype)
-        self._model = TorchOwl3(
-            settings.config, {name: to_torch(tensor) for name, tensor in tensors.items()}, repeat_keys=repeat_keys
-        )
-        self._features = to_torch(settings.features())
-        pixels = np.asarray(normalize_pixels(jnp.asarray(settings.pixels())))
-        self._pixels = to_torch(pixels.transpose(0, 3, 1, 2))
+    def __init__(self, settings: Settings, model: Any) -> None:
+        """Takes a `TorchOwl3` with the weights of `torch_tensors`."""
+        self._settings, self._model, self.images_per_batch = settings, model, settings.vision_batch_size
+        pixels = np.array(normalize_pixels(jnp.asarray(settings.pixels()))).transpose(0, 3, 1, 2)
+        inputs = torch_tensors({"features": settings.features(), "pixels": pixels}, settings.dtype)
+        self._features, self._pixels = inputs["features"], inputs["pixels"]
 
     def encode(self) -> None:
         """One batch through the vision tower."""
@@ -137,8 +134,9 @@ class Torch:
 
     def read(self, images: int) -> None:
         """Prefill: from features to the first token."""
-        ids, starts = (self._torch.from_numpy(x.astype(np.int64)) for x in self._settings.prompt(images))
-        features = self._features[self._torch.arange(images) % FEATURES]
+        prompt = dict(zip(("ids", "starts"), self._settings.prompt(images), strict=True))
+        ids, starts = torch_tensors(prompt, "int64").values()
+        features = self._features[np.arange(images) % FEATURES]
         logits, self._cache = self._model.prefill(ids[None], starts, features)
         self._token = logits.argmax(dim=-1, keepdim=True)
 
@@ -147,9 +145,21 @@ class Torch:
         for _ in range(tokens):
             self._token = self._model.decode(self._token, self._cache).argmax(dim=-1, keepdim=True)
 
+    def newest_tokens(self) -> np.ndarray:
+        """[1]"""
+        return self._token[0].numpy()
+
     def reset(self) -> None:
         """Lets go of the caches."""
         del self._cache
+
+
+def torch_tensors(arrays: Mapping[str, np.ndarray], dtype: str) -> dict[str, Any]:
+    """PyTorch tensors of a dtype, named as there; torch is imported only here."""
+    import torch
+
+    as_known = {name: x.astype(np.float32) if x.dtype.name == "bfloat16" else x for name, x in arrays.items()}
+    return {name: torch.from_numpy(np.ascontiguousarray(x)).to(getattr(torch, dtype)) for name, x in as_known.items()}
 
 
 def _random_params(settings: Settings) -> Params:
