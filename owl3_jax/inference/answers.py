@@ -45,7 +45,7 @@ class Answers:
             sampling: of each row; `n` is the same for all.
             tokenizer: of the checkpoint.
         """
-        self._context, self._runtime, samples = context, context.runtime, sampling[0].n
+        self._context, samples = context, sampling[0].n
         per_answer, numbers = [s for s in sampling for _ in range(samples)], [*range(samples)] * len(sampling)
         self._streams = [TextStream(tokenizer, s.stop) for s in per_answer]
         self._stop_ids = tokenizer.stop_ids
@@ -56,17 +56,8 @@ class Answers:
             SamplingRows.of(per_answer, numbers), jnp.array(self._limits), jnp.array(self._stop_ids, np.int32)
         )
         self._ids: list[list[int]] = [[] for _ in self._streams]
-        cache = self._runtime.run(programs.copy_rows, context.text, samples) if samples > 1 else context.text
-        self._state: programs.Decoding = self._runtime.run_model(
-            programs.begin,
-            context.last,
-            context.tokens.astype(np.int32),
-            cache,
-            pad_prompts(prompts) if self._kind.penalty else np.zeros((context.rows, 0), np.int32),
-            self._settings,
-            kind=self._kind,
-            capacity=buckets.text_slots(int(self._limits.max())),
-        )
+        capacity = buckets.text_slots(int(self._limits.max()))
+        self._state = context.begin(self._settings, self._kind, capacity=capacity, prompts=prompts, samples=samples)
 
     def stream(self, every: int = 1) -> Iterator[list[str]]:
         """The new text of every row, again and again, after each `every` tokens."""
@@ -98,10 +89,8 @@ class Answers:
 
     def _decode(self, tokens: int) -> None:
         state = self._state._replace(done=self._state.done | np.array([stream.stopped for stream in self._streams]))
-        limit = np.int32(min(int(state.written) + tokens, int(self._limits.max())))
-        self._state = self._runtime.run_model(
-            programs.decode, state, self._context.images, self._settings, limit, kind=self._kind, rows=self._context.rows
-        )
+        limit = min(int(state.written) + tokens, int(self._limits.max()))
+        self._state = self._context.decode(state, self._settings, self._kind, limit)
 
     def _read(self) -> list[str]:
         """Fetches the newest tokens; returns the text that they complete."""
@@ -139,11 +128,3 @@ def token_limits(context: Context, prompts: Sequence[Sequence[int]], sampling: S
     wanted = [s.max_new_tokens if prompt else 0 for s, prompt in zip(sampling, prompts, strict=True)]
     room = context.runtime.config.max_position_embeddings - context.tokens
     return np.minimum(wanted, room).astype(np.int32)
-
-
-def pad_prompts(prompts: Sequence[Sequence[int]]) -> np.ndarray:
-    """[B, T] int32, -1 behind the end of each row."""
-    padded = np.full((len(prompts), buckets.text_slots(max(map(len, prompts)))), -1, np.int32)
-    for row, ids in enumerate(prompts):
-        padded[row, : len(ids)] = ids
-    return padded

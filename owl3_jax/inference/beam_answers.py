@@ -6,9 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from owl3_jax.inference import beams, buckets
-from owl3_jax.inference.answers import Answer, Answers, make_answer, pad_prompts, token_limits
+from owl3_jax.inference.answers import Answer, Answers, make_answer, token_limits
 from owl3_jax.inference.choose import Kind, SamplingRows
-from owl3_jax.inference.context import Context
+from owl3_jax.inference.context import Context, seen_tokens
 from owl3_jax.inference.sampling import Sampling
 from owl3_jax.inference.text_stream import TextStream
 from owl3_jax.processing.tokenizer import ChatTokenizer
@@ -60,7 +60,7 @@ class BeamAnswers:
             jnp.array(limits),
             jnp.array(self._tokenizer.stop_ids, np.int32),
         )
-        prompts = pad_prompts(self._prompts) if kind.penalty else np.zeros((context.rows, 0), np.int32)
+        prompts = seen_tokens(self._prompts, context.rows, kind)
         sizes = {"kind": kind, "beams": width, "capacity": buckets.text_slots(int(limits.max()))}
         inputs = (context.last, context.tokens.astype(np.int32), context.text, context.images, prompts, settings)
         found: beams.Hypotheses = context.runtime.run_model(beams.search, *inputs, positions=width, rows=context.rows, **sizes)

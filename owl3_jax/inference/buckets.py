@@ -36,3 +36,8 @@ def prefill_chunks(tokens: int) -> list[int]:
     whole, rest = divmod(tokens, PREFILL_CHUNK)
     tail = [max(_SHORTEST_TEXT, bucket(rest, steps=2))] if rest or not whole else []
     return [PREFILL_CHUNK] * whole + tail
+
+
+def prefill_slots(tokens: int) -> int:
+    """Slots of the text cache that a prefill of `tokens` positions writes, padding included."""
+    return sum(prefill_chunks(tokens))

@@ -11,6 +11,7 @@ import numpy as np
 
 from owl3_jax.inference import buckets, programs
 from owl3_jax.inference.caches import empty_images, empty_text, grow_images, grow_text, image_bytes, text_bytes
+from owl3_jax.inference.choose import Kind
 from owl3_jax.inference.memory import check_fits
 from owl3_jax.inference.runtime import Runtime
 from owl3_jax.models.qwen2 import Images, Text, TextCache
@@ -111,10 +112,35 @@ class Context:
             self.slots += length
             start += length
 
+    def begin(
+        self,
+        settings: programs.Settings,
+        kind: Kind,
+        *,
+        capacity: int,
+        prompts: Sequence[Sequence[int]] = (),
+        samples: int = 1,
+    ) -> programs.Decoding:
+        """The first tokens of `samples` answers to each row, with room for `capacity`; `programs.begin` tells the rest.
+
+        `prompts` are all tokens of each row, looked at for the repetition penalty. With one sample the answers take the
+        text cache over.
+        """
+        cache = self.runtime.run(programs.copy_rows, self.text, samples) if samples > 1 else self.text
+        inputs = (self.last, self.tokens.astype(np.int32), cache, seen_tokens(prompts, self.rows, kind), settings)
+        state: programs.Decoding = self.runtime.run_model(programs.begin, *inputs, kind=kind, capacity=capacity)
+        return state
+
+    def decode(self, state: programs.Decoding, settings: programs.Settings, kind: Kind, limit: int) -> programs.Decoding:
+        """Goes on with answers of `begin` until all are done or have `limit` tokens."""
+        inputs = (state, self.images, settings, np.int32(limit))
+        further: programs.Decoding = self.runtime.run_model(programs.decode, *inputs, kind=kind, rows=self.rows)
+        return further
+
     def forget_text(self, kept: int) -> None:
         """Forgets the positions from `kept` on, of every row; their slots become padding."""
-        hide = lambda text: text._replace(segment_ids=jnp.where(text.positions >= kept, 0, text.segment_ids))
-        self.text = hide(self.text)
+        segment_ids = jnp.where(self.text.positions >= kept, 0, self.text.segment_ids)
+        self.text = self.text._replace(segment_ids=segment_ids)
         self.tokens = np.minimum(self.tokens, kept)
 
     def forget_images(self, kept: int) -> None:
@@ -130,6 +156,16 @@ class Context:
                     raise ValueError(f"row {row} has {len(positions)} image placeholders, but not as many images")
                 yield (row, int(self.image_counts[row]), position), view
                 self.image_counts[row] += 1
+
+
+def seen_tokens(prompts: Sequence[Sequence[int]], rows: int, kind: Kind) -> np.ndarray:
+    """What a penalty has to know of the prompts: [B, T] int32, -1 behind the end of each row; [B, 0] where there is none."""
+    if not kind.penalty:
+        return np.zeros((rows, 0), np.int32)
+    padded = np.full((rows, buckets.text_slots(max(map(len, prompts)))), -1, np.int32)
+    for row, ids in enumerate(prompts):
+        padded[row, : len(ids)] = ids
+    return padded
 
 
 def _batched(items: Iterator, size: int) -> Iterator[list]:

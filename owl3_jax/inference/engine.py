@@ -69,7 +69,7 @@ class Engine:
             self.runtime,
             rows,
             images=max(len(prompt.image_starts) for prompt in prompts),
-            tokens=sum(buckets.prefill_chunks(longest)) + max(s.max_new_tokens for s in samplings),
+            tokens=buckets.prefill_slots(longest) + max(s.max_new_tokens for s in samplings),
             samples=max(samplings[0].n, samplings[0].num_beams),
         )
         context.add_images([new_images(row, prompt) for row, prompt in enumerate(prompts)], advance)

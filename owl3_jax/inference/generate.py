@@ -25,19 +25,9 @@ def generate(runtime: Runtime, batch: Batch, *, max_new_tokens: int, stop_ids: S
     rows = [Sampling(max_new_tokens=max_new_tokens)] * context.rows
     limits = jnp.full(context.rows, max_new_tokens, jnp.int32)
     settings = programs.Settings(SamplingRows.of(rows), limits, jnp.asarray(stop_ids, jnp.int32))
-    nothing = np.zeros((context.rows, 0), np.int32)
-    state = runtime.run_model(
-        programs.begin,
-        context.last,
-        context.tokens.astype(np.int32),
-        context.text,
-        nothing,
-        settings,
-        kind=Kind.of(rows),
-        capacity=max_new_tokens,
-    )
-    limit = np.int32(max_new_tokens)
-    done = runtime.run_model(programs.decode, state, context.images, settings, limit, kind=Kind.of(rows), rows=context.rows)
+    kind = Kind.of(rows)
+    state = context.begin(settings, kind, capacity=max_new_tokens)
+    done = context.decode(state, settings, kind, max_new_tokens)
     return np.asarray(done.answer)
 
 
@@ -45,7 +35,7 @@ def read_batch(runtime: Runtime, batch: Batch, max_new_tokens: int) -> Context:
     """A context that has read every row of a batch, with room for answers."""
     rows, T = batch.tokens.shape
     context = Context.empty(
-        runtime, rows, images=batch.image_positions.shape[1], tokens=sum(buckets.prefill_chunks(T)) + max_new_tokens
+        runtime, rows, images=batch.image_positions.shape[1], tokens=buckets.prefill_slots(T) + max_new_tokens
     )
     context.add_images([_images_of(batch, row) for row in range(rows)])
     context.add_text([np.asarray(batch.tokens[row])[np.asarray(batch.segment_ids[row]) != 0].tolist() for row in range(rows)])

@@ -66,14 +66,15 @@ class Runtime:
 
     def features(self, views: Sequence[np.ndarray], size: int) -> jax.Array:
         """Image features [J, L, E] of `views`, padded to J = `size`; images seen before come from the feature cache."""
-        cache, keys = self.feature_cache, [key_of(view) for view in views]
+        cache = self.feature_cache
+        if not cache.max_bytes:
+            return self._encode(views, size)
+        keys = [key_of(view) for view in views]
         found: dict[bytes, Any] = {key: cache.get(key) for key in keys}
         missing = {key: view for key, view in zip(keys, views, strict=True) if found[key] is None}
         if missing:
-            encoded = self._encode(list(missing.values()), size)
-            if len(missing) == len(views) and not cache.max_bytes:
-                return encoded
-            found |= {key: encoded[index] for index, key in enumerate(missing)}
+            encoded = self._encode(list(missing.values()), min(size, buckets.bucket(len(missing), steps=1)))
+            found |= dict(zip(missing, encoded, strict=False))  # behind them comes padding
         for key in missing:
             cache.put(key, found[key])
         return jnp.stack([found[key] for key in keys] + [found[keys[0]]] * (size - len(views)))

@@ -2,8 +2,8 @@
 
 Scores exist for `images_per_chunk` images at a time, forward and backward, so that memory does not grow with
 T x (all image tokens). Each chunk is cut straight out of the keys and values of all hyper layers, which are never
-copied as a whole, and a chunk that no position sees is not computed. The backward pass is written out: it keeps
-the output and the log-sum-exp, and recomputes the scores of each chunk.
+copied as a whole; going forward, a chunk that no position sees is not computed. The backward pass is written out: it
+keeps the output and the log-sum-exp, and recomputes the scores of each chunk.
 
 Where the mesh spreads images over devices (logical axis `image`), each device attends to its own images and the
 parts are merged by their log-sum-exp: no device ever gathers the images of the others.
@@ -36,8 +36,7 @@ def image_attention(
     """Attention of rotated text queries over rotated image keys (paper, section on hyper attention).
 
     `layer` chooses among the M hyper layers. Quantized keys and values, which have no gradient, become floats chunk by chunk.
-    Returns output (zero where no image is seen) and log-sum-exp, in float32,
-    like `attend`.
+    Returns output (zero where no image is seen) and log-sum-exp, in float32, like `attend`.
     """
     if keys.shape[3] == 0:
         return jnp.zeros(q.shape, jnp.float32), jnp.full(q.shape[:3], MASKED, jnp.float32)

@@ -75,7 +75,7 @@ class Ours:
     def read(self, images: int, rows: int = 1) -> None:
         """Prefill: from features to the first token."""
         ids, starts = self._settings.prompt(images)
-        room = sum(buckets.prefill_chunks(len(ids))) + NEW_TOKENS
+        room = buckets.prefill_slots(len(ids)) + NEW_TOKENS
         self._context = context = Context.empty(self.runtime, rows, images=images, tokens=room)
         for row in range(rows):
             context.add_features(row, starts.tolist(), self._chunks(images))
@@ -85,23 +85,13 @@ class Ours:
         limits = jnp.full(rows, NEW_TOKENS, jnp.int32)
         never = jnp.zeros(0, jnp.int32)  # no stop id: every row goes on
         self._answers = programs.Settings(SamplingRows.of(samplings), limits, never)
-        self._state = self.runtime.run_model(
-            programs.begin,
-            context.last,
-            jnp.asarray(context.tokens, jnp.int32),
-            context.text,
-            jnp.zeros((rows, 0), jnp.int32),
-            self._answers,
-            kind=self._kind,
-            capacity=NEW_TOKENS,
-        )
+        self._state = context.begin(self._answers, self._kind, capacity=NEW_TOKENS)
         jax.block_until_ready(self._state.token)
 
     def decode(self, tokens: int) -> None:
         """Further tokens of every row, in one call."""
-        limit = jnp.int32(int(self._state.written) + tokens)
-        arguments = (self._state, self._context.images, self._answers, limit)
-        self._state = self.runtime.run_model(programs.decode, *arguments, kind=self._kind, rows=self._context.rows)
+        limit = int(self._state.written) + tokens
+        self._state = self._context.decode(self._state, self._answers, self._kind, limit)
         jax.block_until_ready(self._state.token)
 
     def newest_tokens(self) -> np.ndarray:
