@@ -19,6 +19,7 @@ from owl3_jax.config import Config, ConfigError
 from owl3_jax.convert.load import load_params
 from owl3_jax.convert.weight_files import CheckpointError
 from owl3_jax.data import load_tokenizer
+from owl3_jax.distributed import DistributedError, ProcessFlags, start_processes
 from owl3_jax.evaluation.evaluate import evaluate
 from owl3_jax.evaluation.runner import Generate
 from owl3_jax.inference.generate import generate
@@ -31,6 +32,7 @@ class Flags:
     """Scores the model that train.py left in a workdir."""
 
     workdir: Path  # of the training run; results go to its folder `eval`
+    distributed: ProcessFlags = dataclasses.field(default_factory=ProcessFlags)
 
 
 def main() -> None:
@@ -38,10 +40,14 @@ def main() -> None:
     config, flags = command_line.parse(Flags)
     use_compilation_cache()
     try:
+        start_processes(flags.distributed)
         mesh = sharding.make_mesh(config.mesh)
-        params = load_params(flags.workdir, config.model, mesh, dtype=config.compute.param_dtype)
+        compute = config.compute
+        params = load_params(
+            flags.workdir, config.model, mesh, dtype=compute.param_dtype, vocab_multiple=compute.vocab_multiple
+        )
         evaluate(config, make_generate(config, params, mesh), flags.workdir / "eval", rows_divisor=sharding.rows_divisor(mesh))
-    except (ConfigError, CheckpointError, UnreadableImage) as error:
+    except (ConfigError, CheckpointError, DistributedError, UnreadableImage) as error:
         sys.exit(f"error: {error}")
 
 

@@ -12,7 +12,9 @@ from pathlib import Path
 from owl3_jax import command_line
 from owl3_jax.compilation_cache import use_compilation_cache
 from owl3_jax.config import ConfigError
+from owl3_jax.distributed import DistributedError, ProcessFlags, start_processes
 from owl3_jax.training.checkpoint import CheckpointError
+from owl3_jax.training.compiled_step import CompiledStepError
 from owl3_jax.training.loop import NonFiniteError, train
 
 
@@ -21,6 +23,8 @@ class Flags:
     """Trains the model of a config in a workdir, or resumes the run that is there."""
 
     workdir: Path  # checkpoints, metrics and the resolved config of this run
+    distributed: ProcessFlags = dataclasses.field(default_factory=ProcessFlags)
+    compiled: Path | None = None  # train step of tools/compile_tpu.py --save; it is executed, so take only your own
 
 
 def main() -> None:
@@ -28,8 +32,9 @@ def main() -> None:
     config, flags = command_line.parse(Flags)
     use_compilation_cache()
     try:
-        train(config, flags.workdir)
-    except (ConfigError, CheckpointError, NonFiniteError, OSError) as error:
+        start_processes(flags.distributed)
+        train(config, flags.workdir, flags.compiled)
+    except (ConfigError, CheckpointError, CompiledStepError, DistributedError, NonFiniteError, OSError) as error:
         sys.exit(f"error: {error}")
 
 

@@ -8,7 +8,7 @@ Glossary
         frames count as images)             D   head size, E / H
     J   images of one chunk                 R   rows of answers: n for each of B prompts
     L   tokens of one image                 F   width of the decoder's MLP
-    S   side of the squared image, pixels   V   vocabulary rows
+    S   side of the squared image, pixels   V   vocabulary rows (Vp: and padding)
     P   side of a patch, pixels             N   decoder layers (M of them hyper layers)
     M   hyper layers                        Ev Hv Dv Fv Nv  the same, of the vision encoder
 """

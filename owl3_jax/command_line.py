@@ -1,4 +1,4 @@
-"""The command line of every script: `--config FILE`, `--config.a.b=value` overrides, and the script's own flags.
+"""The command line of every script: `--config FILE`, `--mesh PRESET`, `--config.a.b=value` overrides, and its own flags.
 
 A config is a Python file with `get_config() -> Config`. tyro builds the flags from the dataclasses themselves, so that
 `--help` shows every field with its comment and its default in that file, a misspelt field is answered with the nearest
@@ -6,6 +6,7 @@ right ones, and a mistyped value with the expected type. All of these exit with 
 """
 
 import argparse
+import dataclasses
 import importlib.util
 import sys
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from typing import Annotated, Any, NoReturn, TypeVar
 
 import tyro
 
-from owl3_jax.config import Config, ConfigError
+from owl3_jax.config import MESH_PRESETS, Config, ConfigError, MeshConfig, MeshPreset
 
 Flags = TypeVar("Flags")
 
@@ -30,16 +31,17 @@ def parse(flags_type: type[Flags], argv: Sequence[str] | None = None) -> tuple[C
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
-        default = load_config(_config_file(argv))
+        default = _with_mesh_preset(load_config(_config_file(argv)), _given(argv, "--mesh"))
     except ConfigError as error:
         _exit_with_usage_error(error)
 
     def assemble(
         config_file: Annotated[Path, tyro.conf.arg(name="config", help="Python file with get_config() -> Config")],
         flags: Annotated[flags_type, tyro.conf.arg(name="")],
+        mesh: Annotated[MeshPreset | None, tyro.conf.arg(help="named mesh, in place of the config's")] = None,
         config: Config = default,
     ) -> Any:
-        del config_file  # its values are the defaults of `config`
+        del config_file, mesh  # their values are the defaults of `config`
         return config, flags
 
     # `--flag=False` for booleans, as for every other field, and names spelt as in the dataclasses
@@ -70,11 +72,21 @@ def load_config(path: Path | None) -> Config:
     return config
 
 
+def _with_mesh_preset(config: Config, name: str | None) -> Config:
+    presets: dict[str, MeshConfig] = dict(MESH_PRESETS.items())
+    return dataclasses.replace(config, mesh=presets[name]) if name in presets else config  # tyro refuses other names
+
+
 def _config_file(argv: list[str]) -> Path | None:
-    """The value of `--config`; its file gives the defaults of all the other flags, so it is read before them."""
+    name = _given(argv, "--config")
+    return Path(name) if name else None
+
+
+def _given(argv: list[str], flag: str) -> str | None:
+    """The value of a flag that gives the defaults of others, and so is read before them."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--config", type=Path, nargs="?")
-    return parser.parse_known_args(argv)[0].config
+    parser.add_argument(flag, dest="value", nargs="?")
+    return parser.parse_known_args(argv)[0].value
 
 
 def _exit_with_usage_error(error: ConfigError) -> NoReturn:

@@ -6,11 +6,13 @@
 """
 
 import dataclasses
+import re
 from typing import Any, Literal
 
 Form = Literal["gated", "static", "joint"]
-Remat = Literal["none", "full"]
+Remat = Literal["none", "dots", "minimal", "full", "offload"]
 DType = Literal["float32", "bfloat16"]
+AttentionBackend = Literal["auto", "xla", "pallas"]
 
 
 class ConfigError(ValueError):
@@ -26,6 +28,14 @@ def _require_positive(config: Any, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
         _require(value > 0, f"{type(config).__name__}.{name} must be positive, got {value}")
+
+
+def _is_regex(pattern: str) -> bool:
+    try:
+        re.compile(pattern)
+    except re.error:
+        return False
+    return True
 
 
 def _plain_fields(cls: type, tree: dict[str, Any]) -> dict[str, Any]:
@@ -163,14 +173,16 @@ class ComputeConfig:
 
     dtype: DType = "bfloat16"  # activations
     param_dtype: DType = "float32"
-    remat: Remat = "none"  # what a block keeps for its backward pass
+    remat: Remat = "none"  # what a block keeps for its backward pass (`owl3_jax.models.remat`)
+    vocab_multiple: int = 1  # embedding and head get rows of zeros up to a multiple of this, for a mesh axis to divide them
     scan_layers: bool = True  # the decoder as one scan over stacked parameters, or written out
+    attention: AttentionBackend = "auto"  # auto: the splash kernel on TPU, cuDNN for images on GPU; pallas: splash anywhere
     images_per_chunk: int = 16  # images whose attention scores exist at the same time
     weight_dtype: Literal["int8"] | None = None  # of matrices, for inference (`owl3_jax.inference.quantize`); None: param_dtype
     cache_dtype: Literal["int8"] | None = None  # of keys and values that inference keeps; None: dtype
 
     def __post_init__(self) -> None:
-        _require_positive(self, "images_per_chunk")
+        _require_positive(self, "images_per_chunk", "vocab_multiple")
         for name in ("weight_dtype", "cache_dtype"):
             value = getattr(self, name)
             _require(value in (None, "int8"), f"compute.{name} must be int8 or None, got {value!r}")
@@ -178,17 +190,24 @@ class ComputeConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Devices along each mesh axis; one of them may be -1: all that are left."""
+    """Devices along each mesh axis, within a slice; one of them may be -1: all that are left."""
 
-    data: int = -1
-    fsdp: int = 1
-    tensor: int = 1
-    context: int = 1
+    data: int = -1  # rows
+    fsdp: int = 1  # rows and parameters
+    tensor: int = 1  # heads, MLP and vocabulary; it must divide the key/value heads
+    context: int = 1  # text positions and images of a row
+    slices: int = 1  # TPU slices that a slower network joins: they share the data axis, so only gradients cross it
+    shard_optimizer: bool = False  # its state over the devices that hold copies of a parameter (ZeRO-1)
 
     def __post_init__(self) -> None:
-        sizes = dataclasses.astuple(self)
-        _require(sum(size == -1 for size in sizes) <= 1, f"at most one mesh axis can be -1, got {self}")
-        _require(all(size == -1 or size > 0 for size in sizes), f"mesh axes must be positive or -1, got {self}")
+        _require(sum(size == -1 for size in self.axes) <= 1, f"at most one mesh axis can be -1, got {self}")
+        _require(all(size == -1 or size > 0 for size in self.axes), f"mesh axes must be positive or -1, got {self}")
+        _require_positive(self, "slices")
+
+    @property
+    def axes(self) -> tuple[int, int, int, int]:
+        """Devices along data, fsdp, tensor and context, within a slice."""
+        return self.data, self.fsdp, self.tensor, self.context
 
 
 @dataclasses.dataclass(frozen=True)
@@ -235,6 +254,10 @@ class TrainConfig:
 
     steps: int = 1000
     seed: int = 0  # parameters and augmentation
+    trained: tuple[str, ...] = (".*",)  # regexes of parameter paths, each of the whole path; all others are frozen
+    frozen_dtype: DType = "bfloat16"  # of frozen parameters
+    microbatches: int = 1  # parts of a batch that are computed one after the other
+    loss_chunk: int = 512  # text positions of a row whose logits exist at the same time, at most
     shift_pixels: int = 0  # augmentation: each image moves by up to so many pixels
     log_every: int = 20  # steps
     checkpoint_every: int = 500  # steps
@@ -242,6 +265,10 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _require_positive(self, "steps", "log_every", "checkpoint_every", "checkpoints_to_keep")
+        _require_positive(self, "microbatches", "loss_chunk")
+        _require(len(self.trained) > 0, 'train.trained is empty: nothing would be trained; (".*",) trains everything')
+        for pattern in self.trained:
+            _require(_is_regex(pattern), f"train.trained: {pattern!r} is no regular expression")
         _require(self.shift_pixels >= 0, f"train.shift_pixels must not be negative, got {self.shift_pixels}")
 
 
@@ -320,6 +347,25 @@ def load_json_tree(cls: type, tree: dict[str, Any]) -> Any:
             values[name] = tuple(value) if isinstance(value, list) else value
     return cls(**values)
 
+
+MeshPreset = Literal[
+    "data", "zero1", "fsdp", "fsdp16", "tensor2", "tensor4", "context4", "multislice", "serve2", "serve4", "serve4-context"
+]
+
+MESH_PRESETS: dict[MeshPreset, MeshConfig] = {
+    "data": MeshConfig(),
+    "zero1": MeshConfig(shard_optimizer=True),
+    "fsdp": MeshConfig(data=1, fsdp=-1),
+    "fsdp16": MeshConfig(fsdp=16),  # where the width has no larger divisor, or gathering over all devices takes too long
+    "tensor2": MeshConfig(data=1, fsdp=-1, tensor=2),
+    "tensor4": MeshConfig(data=1, fsdp=-1, tensor=4),
+    "context4": MeshConfig(data=1, fsdp=-1, context=4),
+    "multislice": MeshConfig(data=1, fsdp=-1, slices=2),
+    # For inference: nothing is gathered for each new token.
+    "serve2": MeshConfig(tensor=2),
+    "serve4": MeshConfig(tensor=4),
+    "serve4-context": MeshConfig(data=1, tensor=4, context=-1),
+}
 
 NAMED_SIZES: dict[str, ModelConfig] = {
     "7b-240728": ModelConfig(),

@@ -48,7 +48,7 @@ def from_pretrained(
         weight_dtype: "int8" keeps matrices in a quarter of float32's memory, half of bfloat16's; docs/inference.md tells the
             price.
         cache_dtype: "int8" does so with the keys and values of text and images.
-        vision_batch_size: images that the vision tower takes at once; 2 on a CPU, 8 elsewhere.
+        vision_batch_size: images that the vision tower takes at once; for each device 2 on a CPU, 8 elsewhere.
         feature_cache_bytes: features of images that were seen before, kept across calls; 0 turns this off.
 
     Raises:
@@ -56,11 +56,16 @@ def from_pretrained(
         ConfigError: another `weight_dtype` or `cache_dtype`.
     """
     on_cpu = jax.default_backend() == "cpu"
-    compute = ComputeConfig(scan_layers=not on_cpu, weight_dtype=weight_dtype, cache_dtype=cache_dtype)
+    compute = ComputeConfig(
+        scan_layers=not on_cpu,
+        vocab_multiple=mesh.shape["tensor"] if mesh else 1,
+        weight_dtype=weight_dtype,
+        cache_dtype=cache_dtype,
+    )
     directory = Path(path)
     config = load_config(directory)
     convert = weight_quantizer(config) if weight_dtype else None
-    params = load_params(directory, config, mesh, dtype=dtype, convert=convert)
+    params = load_params(directory, config, mesh, dtype=dtype, vocab_multiple=compute.vocab_multiple, convert=convert)
     dtype = dtype or _dtype_of(params)
     # Written-out layers read their weights in place, which doubles the speed of decoding on a CPU.
     params = jax.tree.map(jax.numpy.asarray, unstack_layers(params) if on_cpu else params)
@@ -69,7 +74,7 @@ def from_pretrained(
         dataclasses.replace(compute, dtype=dtype, param_dtype=dtype),
         params,
         mesh,
-        vision_batch_size or (2 if on_cpu else 8),
+        vision_batch_size or (2 if on_cpu else 8) * (mesh.size if mesh else 1),
         FeatureCache(feature_cache_bytes),
     )
     return Owl3Checkpoint(runtime, functools.partial(Processor.from_pretrained, directory))

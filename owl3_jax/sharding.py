@@ -6,7 +6,6 @@ parallelism and their mixtures are only different `MeshConfig`s.
 """
 
 import contextlib
-import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -14,10 +13,14 @@ from typing import Any
 import flax.linen as nn
 import jax
 from flax.traverse_util import flatten_dict
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.experimental import mesh_utils
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from owl3_jax.batch import Batch
 from owl3_jax.config import ConfigError, MeshConfig
+from owl3_jax.models.partitioning import without_uneven_axes
+
+AnyMesh = Mesh | AbstractMesh
 
 AXES = ("data", "fsdp", "tensor", "context")
 
@@ -25,8 +28,10 @@ AXES = ("data", "fsdp", "tensor", "context")
 RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
     # dims of activations
     ("batch", ("data", "fsdp")),
-    ("vision_batch", ("data", "fsdp")),  # B * I: the vision encoder sees no rows
-    ("text", None),
+    ("vision_batch", ("data", "fsdp", "context", "tensor")),  # images of all rows: see owl3_jax.models.image_line
+    ("lookup_row", "data"),  # rows of looked-up embeddings, whose columns lie over `fsdp` as the table's do
+    ("text", "context"),
+    ("text_slot", None),  # of the text cache: written at a place that only the running program knows
     ("image", "context"),
     ("image_token", None),
     ("act_embed", None),
@@ -41,9 +46,10 @@ RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
     ("kv_heads", "tensor"),
     ("mlp", "tensor"),
     ("vocab", "tensor"),
-    ("vision_embed", "fsdp"),
-    ("vision_heads", "tensor"),
-    ("vision_mlp", "tensor"),
+    # Split to be stored only: the images lie over all axes, so a layer's weights are gathered when it runs.
+    ("vision_embed", ("fsdp", "tensor")),
+    ("vision_heads", None),
+    ("vision_mlp", None),
     ("head_dim", None),
     ("gate_out", None),
     ("key_value", None),
@@ -59,18 +65,38 @@ RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """The mesh over `devices` (default: all), with all four axes; -1 takes what the others leave.
 
-    Raises ConfigError when the axes do not multiply to the number of devices.
+    Of several slices each takes a stretch of the data axis. Devices that know of no slices, such as a CPU's, count as slices in
+    equal parts, in their order.
+
+    Raises ConfigError when the axes do not multiply to the number of devices, or the slices are not those that are there.
     """
     devices = jax.devices() if devices is None else devices
-    sizes = list(dataclasses.astuple(config))
-    known = math.prod(size for size in sizes if size != -1)
-    if -1 in sizes:
-        sizes[sizes.index(-1)] = max(1, len(devices) // known)
-    if math.prod(sizes) != len(devices):
-        raise ConfigError(
-            f"mesh {dict(zip(AXES, sizes, strict=True))} needs {math.prod(sizes)} devices, there are {len(devices)}"
-        )
-    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    sizes, types = _axis_sizes(config, len(devices)), (AxisType.Auto,) * len(AXES)
+    there = {getattr(device, "slice_index", None) for device in devices} - {None}
+    if there and len(there) != config.slices:
+        raise ConfigError(f"mesh.slices is {config.slices}, but the devices lie in {len(there)} slices; set mesh.slices to it")
+    if len(there) <= 1:
+        return jax.make_mesh(sizes, AXES, axis_types=types, devices=devices)
+    within = (sizes[0] // config.slices, *sizes[1:])
+    grid = mesh_utils.create_hybrid_device_mesh(within, (config.slices, 1, 1, 1), devices, allow_split_physical_axes=True)
+    return Mesh(grid, AXES, axis_types=types)
+
+
+def abstract_mesh(config: MeshConfig, devices: int) -> AbstractMesh:
+    """A mesh to describe, not to compute on: as `make_mesh`, for so many devices that need not be there."""
+    return AbstractMesh(_axis_sizes(config, devices), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _axis_sizes(config: MeshConfig, devices: int) -> tuple[int, ...]:
+    """Devices along each axis over all slices."""
+    known = math.prod(size for size in config.axes if size != -1) * config.slices
+    data, *others = (max(1, devices // known) if size == -1 else size for size in config.axes)
+    sizes = (data * config.slices, *others)
+    if math.prod(sizes) != devices:
+        slices = f" over {config.slices} slices" if config.slices > 1 else ""
+        axes = dict(zip(AXES, sizes, strict=True))
+        raise ConfigError(f"mesh {axes}{slices} needs {math.prod(sizes)} devices, there are {devices}")
+    return sizes
 
 
 @contextlib.contextmanager
@@ -101,7 +127,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def param_shardings(boxed_params: Any, mesh: Mesh) -> Any:
+def param_shardings(boxed_params: Any, mesh: AnyMesh) -> Any:
     """A NamedSharding for each parameter of the (abstract) tree that `Owl3.init` returns, names attached.
 
     A mesh axis that does not divide its dim is left out: that dim stays whole.
@@ -110,20 +136,43 @@ def param_shardings(boxed_params: Any, mesh: Mesh) -> Any:
     shapes = nn.unbox(boxed_params)
     is_spec = lambda x: isinstance(x, PartitionSpec)
     return jax.tree.map(
-        lambda spec, leaf: NamedSharding(mesh, _without_uneven_axes(spec, leaf.shape, mesh)), specs, shapes, is_leaf=is_spec
+        lambda spec, leaf: NamedSharding(mesh, without_uneven_axes(spec, leaf.shape, mesh)), specs, shapes, is_leaf=is_spec
     )
 
 
-def _without_uneven_axes(spec: PartitionSpec, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
-    parts = lambda axes: math.prod(mesh.shape[axis] for axis in ((axes,) if isinstance(axes, str) else axes or ()))
-    return PartitionSpec(*(axes if size % parts(axes) == 0 else None for axes, size in zip(spec, shape, strict=True)))
+def optimizer_shardings(params: Any, shapes: Any, mesh: AnyMesh) -> Any:
+    """ZeRO-1: how to split optimizer state over the devices that hold copies of the same part of a parameter.
+
+    Args:
+        params: a NamedSharding for each parameter.
+        shapes: the parameters, or their shapes.
+
+    Returns:
+        As `params`, each with the mesh axes that it leaves free on its largest dim that they divide.
+    """
+    return jax.tree.map(lambda s, leaf: NamedSharding(mesh, _with_free_axes(s.spec, leaf.shape, mesh)), params, shapes)
 
 
-def describe(boxed_params: Any, mesh: Mesh) -> list[str]:
-    """One line per parameter: path, shape, logical axis names, and how it lies on the mesh."""
+def _with_free_axes(spec: PartitionSpec, shape: tuple[int, ...], mesh: AnyMesh) -> PartitionSpec:
+    dims = [(axes,) if isinstance(axes, str) else axes or () for axes in (*spec, *[None] * (len(shape) - len(spec)))]
+    parts = lambda axes: math.prod(mesh.shape[axis] for axis in axes)
+    for axis in AXES:
+        if mesh.shape[axis] == 1 or any(axis in axes for axes in dims):
+            continue
+        divided = [dim for dim, size in enumerate(shape) if size % parts((*dims[dim], axis)) == 0]
+        if divided:
+            dims[max(divided, key=lambda dim: shape[dim])] += (axis,)
+    return without_uneven_axes(PartitionSpec(*dims), shape, mesh)
+
+
+def describe(boxed_params: Any, mesh: AnyMesh, shardings: Any = None) -> list[str]:
+    """One line per parameter: path, shape, logical axis names, and how it lies on the mesh.
+
+    `shardings` are those of `param_shardings` if None.
+    """
     flat = lambda tree: flatten_dict(tree, sep="/")
     shapes, names = flat(nn.unbox(boxed_params)), flat(nn.get_partition_spec(boxed_params))
-    specs = flat(param_shardings(boxed_params, mesh))
+    specs = flat(shardings or param_shardings(boxed_params, mesh))
     rows = [
         (path, "x".join(map(str, leaf.shape)), " ".join(map(str, names[path])), str(specs[path].spec))
         for path, leaf in shapes.items()

@@ -33,4 +33,21 @@ ENGINE_LOGITS = 4e-5  # measured 1.2e-5, a chunk at a time against a whole pass
 # int8 for matrices, and for cached keys and values, on logits up to 9 of tiny models with random weights, all in float32.
 INT8_ROUNDING = 4e-5  # against floats of the very same numbers; measured 1.2e-5 gated and static, 1.6e-5 joint
 INT8_WEIGHTS = 2.0  # against the floats before; measured 0.61 gated, 0.84 static, 1.50 joint
+INT8_FLIPS = 1e-2  # caches on a mesh: sums in another order round a cached number to its neighbour; measured 2.3e-3
 INT8_CACHES = 0.5  # measured 0.33 gated, 0.29 static, 0.31 joint
+
+# The loss and its gradients in chunks of positions against whole logits, as a share of the largest, float32.
+CHUNKED_LOSS = 1e-6  # measured 3e-7
+
+# Gradients of a batch in microbatches against all of it at once, on one device and on eight, as a share of the largest.
+MICROBATCHES = 5e-6  # measured 1.5e-6: sums over rows are taken in another order
+
+# Splash's kernels, interpreted, against plain XLA: outputs, log-sum-exps and gradients, as a share of the largest.
+KERNEL_FLOAT32 = 5e-6  # measured 1.1e-6
+KERNEL_BFLOAT16 = 0.016  # measured 0.0085; two neighbours lie 0.0078 apart
+
+# Remat policies against none of it: loss, and gradients as a share of the largest, float32.
+REMAT = 1e-6  # measured 0: the same operations on the same numbers
+
+# Parameters of about 1, moved by up to 0.004, after one train step on different meshes in float32.
+TRAIN_STEP = 2e-7  # measured 6e-8

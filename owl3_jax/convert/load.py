@@ -1,13 +1,15 @@
 """Parameters from a checkpoint directory (official, converted, or a training run's), whole or straight onto a mesh."""
 
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from owl3_jax.config import ComputeConfig, DType, ModelConfig, field_differences
 from owl3_jax.convert import official
@@ -36,6 +38,7 @@ def load_params(
     mesh: Mesh | None = None,
     *,
     dtype: DType | None = None,
+    vocab_multiple: int = 1,
     convert: Convert | None = None,
 ) -> Params:
     """The parameters of a checkpoint directory of any kind.
@@ -48,6 +51,7 @@ def load_params(
         config: the architecture, as `load_config` tells it.
         mesh: where to put the parameters, sharded by the rules; without one they are numpy arrays.
         dtype: what to cast to while reading; the checkpoint's own by default.
+        vocab_multiple: as `ComputeConfig` has it: embedding and head get rows of zeros up to a multiple.
         convert: takes each parameter by path, as soon as it is read, to what shall stand for it in the tree.
 
     Raises:
@@ -57,24 +61,27 @@ def load_params(
     if is_stored(directory):
         stored = open_stored(directory, cast)
         _require_same_model(directory, stored.config, config)
-        return read_parameters(stored.parameters, config, mesh, convert)
+        return read_parameters(stored.parameters, config, mesh, vocab_multiple, convert)
     _require_same_model(directory, official.load_config(directory), config)
-    return read_parameters(open_checkpoint(directory, config, cast).parameters, config, mesh, convert)
+    return read_parameters(open_checkpoint(directory, config, cast).parameters, config, mesh, vocab_multiple, convert)
 
 
 def read_parameters(
     parameters: Mapping[str, Parameter] | Mapping[str, StoredParameter],
     config: ModelConfig,
     mesh: Mesh | None = None,
+    vocab_multiple: int = 1,
     convert: Convert | None = None,
 ) -> Params:
     """The tree of parameters of a checkpoint, one read after the other; see `load_params`."""
-    shardings = _shardings(config, mesh)
+    boxed = abstract_params(config, ComputeConfig(vocab_multiple=vocab_multiple))
+    shapes = flatten_dict(nn.unbox(boxed), sep="/")
+    shardings = flatten_dict(param_shardings(boxed, mesh), sep="/") if mesh else {}
 
     def read(path: str, parameter: Parameter | StoredParameter) -> np.ndarray | jax.Array:
-        if mesh is None:
-            return parameter.read()
-        return jax.make_array_from_callback(parameter.shape, shardings[path], parameter.read)
+        shape = shapes[path].shape
+        part = functools.partial(_read_padded, parameter, shape)
+        return part() if mesh is None else jax.make_array_from_callback(shape, shardings[path], part)
 
     tree: dict[str, np.ndarray | jax.Array] = {}
     for path, parameter in parameters.items():
@@ -89,6 +96,14 @@ def _require_same_model(directory: Path, saved: ModelConfig, wanted: ModelConfig
         raise CheckpointError(directory, ["it is of another model; use its settings", *differences])
 
 
-def _shardings(config: ModelConfig, mesh: Mesh | None) -> dict[str, NamedSharding]:
-    """Path of each parameter -> how the rules put it on the mesh; empty without one."""
-    return flatten_dict(param_shardings(abstract_params(config, ComputeConfig()), mesh), sep="/") if mesh else {}
+def _read_padded(
+    parameter: Parameter | StoredParameter, shape: tuple[int, ...], index: tuple[slice, ...] | None = None
+) -> np.ndarray:
+    """As `parameter.read`, with rows of zeros behind its own up to `shape`."""
+    if parameter.shape == shape:
+        return parameter.read(index)
+    rows, *others = index or (slice(None),) * len(shape)
+    start, stop, _ = rows.indices(shape[0])
+    there = parameter.shape[0]
+    values = parameter.read((slice(min(start, there), min(stop, there)), *others))
+    return np.pad(values, [(0, stop - start - len(values)), *[(0, 0)] * (values.ndim - 1)])

@@ -21,6 +21,7 @@ from flax.traverse_util import unflatten_dict
 
 from owl3_jax.config import ModelConfig
 from owl3_jax.convert.official import Index, Parameter, parameter_shapes
+from owl3_jax.convert.table import VOCABULARY
 from owl3_jax.convert.weight_files import CheckpointError
 
 Advance = Callable[[int, int], object]  # called with the bytes just done and those of the whole
@@ -63,6 +64,7 @@ def open_params(path: Path, config: ModelConfig, dtype: np.dtype | None = None) 
     Raises CheckpointError listing all that are missing, damaged, unknown to the config, or of a wrong shape.
     """
     shapes = {entry.path: shape for entry, shape in parameter_shapes(config).items()}
+    tables = {entry.path for entry in parameter_shapes(config) if entry.official in VOCABULARY}
     there = _find_arrays(path)
     problems = [f"{name}: missing" for name in shapes.keys() - there.keys()]
     problems += [f"{name}: no parameter of this model" for name in there.keys() - shapes.keys()]
@@ -73,6 +75,8 @@ def open_params(path: Path, config: ModelConfig, dtype: np.dtype | None = None) 
         except ValueError as error:  # TensorStore's, for whatever it finds
             problems.append(f"{name}: {error}")
             continue
+        if name in tables and store.shape[0] > shapes[name][0]:
+            store = store[: shapes[name][0]]  # behind them lies padding for sharding (`ComputeConfig.vocab_multiple`)
         if tuple(store.shape) != shapes[name]:
             problems.append(f"{name}: shape {list(store.shape)}, expected {list(shapes[name])}")
         found[name] = StoredParameter(path, name, dtype or store.dtype.numpy_dtype, store)

@@ -38,6 +38,7 @@ def load_parts(
     *,
     key: Key[Array, ""],
     dtype: DType | None = None,
+    vocab_multiple: int = 1,
 ) -> Params:
     """Parameters from a SigLIP directory and a Qwen2 directory, both of Hugging Face's layout.
 
@@ -48,7 +49,7 @@ def load_parts(
         vision: e.g. siglip-so400m-patch14-384; its text model is ignored.
         language: e.g. Qwen2-7B.
         config: of the model that they become.
-        mesh: as for `load_params`.
+        mesh, vocab_multiple: as for `load_params`.
         key: of the fresh values.
         dtype: what to cast to while reading; the files' own by default.
 
@@ -63,7 +64,7 @@ def load_parts(
     tensors |= _language_tensors(language, config)
     tensors |= _fresh_tensors(config, key)
     checkpoint = assemble(language, tensors, config, np.dtype(dtype) if dtype else None)
-    return read_parameters(checkpoint.parameters, config, mesh)
+    return read_parameters(checkpoint.parameters, config, mesh, vocab_multiple)
 
 
 def _differences(directory: Path, expected: dict[str, Any], section: str = "") -> list[str]:

@@ -22,6 +22,7 @@ Layout = Literal["same", "vector", "linear", "linear_from_heads", "convolution"]
 
 EMBEDDING = "language_model.model.embed_tokens.weight"
 TIED_HEAD = "language_model.lm_head.weight"  # may stand in a tied checkpoint too, as a copy of the embedding
+VOCABULARY = (EMBEDDING, TIED_HEAD)  # a row for each word
 
 
 @dataclasses.dataclass(frozen=True)

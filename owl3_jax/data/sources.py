@@ -1,11 +1,10 @@
 """Stored records, by index: what every data set looks like to the pipeline."""
 
 import json
-from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from owl3_jax.config import DataConfig
-from owl3_jax.data.datasets import make_builder
+from owl3_jax.data.datasets import StoredRecords, find_dataset, make_builder
 from owl3_jax.processing.chat import Message
 
 
@@ -21,7 +20,7 @@ class Record(NamedTuple):
 class RecordSource:
     """Random access to stored records, named after their data set and split: a grain data source."""
 
-    def __init__(self, stored: Sequence[Mapping[str, Any]], name: str) -> None:
+    def __init__(self, stored: StoredRecords, name: str) -> None:
         self._stored = stored
         self._name = name
 
@@ -35,8 +34,11 @@ class RecordSource:
 
 
 def open_records(config: DataConfig, split: str) -> RecordSource:
-    """The records of a prepared data set's split. Raises FileNotFoundError when it is not prepared."""
+    """The records of a data set's split. Raises FileNotFoundError when they are to be prepared and are not."""
+    name, generate = f"{config.dataset}/{split}", find_dataset(config.dataset).generate
+    if generate is not None:
+        return RecordSource(generate(config), name)
     builder = make_builder(config)
     if not builder.data_path.exists():
         raise FileNotFoundError(f"no data set in {builder.data_path}; prepare it with owl3_jax.data.prepare.prepare_dataset")
-    return RecordSource(builder.as_data_source(split=split), f"{config.dataset}/{split}")
+    return RecordSource(builder.as_data_source(split=split), name)

@@ -12,7 +12,7 @@ from owl3_jax.models.layers import constrain
 from owl3_jax.models.quantized import vector_bytes, zero_vectors
 from owl3_jax.models.qwen2 import Images, TextCache
 
-_TEXT_AXES = ("layers", "batch", "act_kv_heads", "text", "head_dim")
+_TEXT_AXES = ("layers", "batch", "act_kv_heads", "text_slot", "head_dim")
 _IMAGE_AXES = ("hyper_layers", "batch", "act_kv_heads", "image", "image_token", "head_dim")
 
 

@@ -65,8 +65,8 @@ def logits(model: Owl3, params: Params, batch: Batch) -> Float[Array, "B T V"]:
 @functools.partial(jax.jit, static_argnames="model")
 def encode(model: Owl3, params: Params, pixels: Shaped[Array, "J S S 3"]) -> Float[Array, "J L E"]:
     """Image features of J images."""
-    features: Array = _apply(model, params, "encode_images", pixels[:, None])
-    return features[:, 0]
+    features: Array = _apply(model, params, "encode_images", pixels[None])
+    return features[0]
 
 
 @functools.partial(jax.jit, static_argnames="model", donate_argnames="images")

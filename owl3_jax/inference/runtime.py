@@ -89,7 +89,9 @@ class Runtime:
         config, shared = self.config, rows_divisor(self.mesh) if self.mesh else 1
         per_token = 2 * config.num_key_value_heads * config.head_dim + config.num_attention_heads * positions
         per_image = 4 * per_token * config.vision.tokens_per_image * max(1, rows // shared)
-        return max(1, _CHUNK_BYTES.get(jax.default_backend(), _CHUNK_BYTES_ELSEWHERE) // per_image)
+        # Of the devices that it runs on, which need not be of this machine: tools/compile_tpu.py.
+        platform = self.mesh.devices.flat[0].platform if self.mesh else jax.default_backend()
+        return max(1, _CHUNK_BYTES.get(platform, _CHUNK_BYTES_ELSEWHERE) // per_image)
 
 
 @functools.cache

@@ -13,12 +13,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.linen import initializers
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from owl3_jax.config import ComputeConfig, ModelConfig
 from owl3_jax.models.image_attention import image_attention
 from owl3_jax.models.layers import Linear, constrain, declare, rms_norm, rope
 from owl3_jax.models.quantized import Quantized, rescale
+from owl3_jax.models.visibility import Visibility
 
 
 class ImageCache(NamedTuple):
@@ -32,7 +33,7 @@ class Fusion(NamedTuple):
     """All that hyper attention needs beside the text's own attention, for every hyper layer."""
 
     cache: ImageCache  # of B rows, or of fewer: each then serves several rows of text that follow each other
-    visible: Bool[Array, "B T I"]
+    visible: Visibility  # of the cache's rows: where B is more, the text that shares a row is one row of B/rows * T positions
     gate: tuple[Array, ...]  # gated: kernel [M, D, D] and bias [M, D]; static: [M, H, D]; joint: nothing
 
 
@@ -99,10 +100,9 @@ def hyper_attention(
     text: Float[Array, "B H T D"],
     text_lse: Float[Array, "B H T"],
     fusion: Fusion,
-    *,
-    images_per_chunk: int,
+    compute: ComputeConfig,
 ) -> Float[Array, "B H T D"]:
-    """(1 - g) * self-attention + g * image attention, in float32, for hyper layer `layer` (from zero).
+    """(1 - g) * self-attention + g * image attention, for hyper layer `layer` (from zero), in the dtype of `q`.
 
     gated   g = sigmoid(gate_proj(text)), one [D, D] map shared by all heads
     static  g = sigmoid(gate)
@@ -111,7 +111,7 @@ def hyper_attention(
     A position that sees no image keeps its self-attention untouched.
     """
     gate = [x[layer] for x in fusion.gate]
-    image, image_lse = _attend_to_images(q, layer, fusion, images_per_chunk)
+    image, image_lse = _attend_to_images(q, layer, fusion, compute)
     if len(gate) == 2:
         kernel, bias = (x.astype(q.dtype) for x in gate)
         logit = jnp.einsum("bhtd,de->bhte", text.astype(q.dtype), kernel) + bias
@@ -120,16 +120,16 @@ def hyper_attention(
     else:
         logit = (image_lse - text_lse)[..., None]
     mixed = text + jax.nn.sigmoid(logit.astype(jnp.float32)) * (image - text)
-    return jnp.where(fusion.visible.any(axis=-1)[:, None, :, None], mixed, text)
+    sees = fusion.visible.sees.reshape(text_lse.shape[0], 1, -1, 1)  # [B, 1, T, 1]
+    return jnp.where(sees, mixed.astype(q.dtype), text)
 
 
-def _attend_to_images(q, layer, fusion, images_per_chunk):
+def _attend_to_images(q, layer, fusion, compute):
     """Rows of text that share one row of images are further positions of that row."""
     B, H, T, D = q.shape
-    rows, I = fusion.cache.keys.shape[1], fusion.visible.shape[2]
+    rows = fusion.cache.keys.shape[1]
     n = B // rows
     shared = jnp.moveaxis(q.reshape(rows, n, H, T, D), 1, 2).reshape(rows, H, n * T, D)
-    visible = fusion.visible.reshape(rows, n * T, I)
-    out, lse = image_attention(shared, fusion.cache.keys, fusion.cache.values, layer, visible, images_per_chunk)
+    out, lse = image_attention(shared, fusion.cache.keys, fusion.cache.values, layer, fusion.visible, compute)
     out, lse = (jnp.moveaxis(x.reshape(rows, H, n, T, *x.shape[3:]), 2, 1) for x in (out, lse))
     return out.reshape(q.shape), lse.reshape(B, H, T)

@@ -10,19 +10,22 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.linen import initializers
-from flax.linen.spmd import RulesFallback
 from jaxtyping import Array, Float, Int, Shaped
 
 from owl3_jax.config import ComputeConfig
+from owl3_jax.models.partitioning import partition_spec
 from owl3_jax.models.quantized import rescale
 
 
-def constrain(x: Shaped[Array, "..."], axes: tuple[str | None, ...]) -> Shaped[Array, "..."]:
+def constrain(x: Shaped[Array, "..."], names: tuple[str | None, ...]) -> Shaped[Array, "..."]:
     """Splits an activation by the logical names of its dims; does nothing where no mesh and rules are set.
+
+    A mesh axis that does not divide its dim (the one text position of a decoding step, say) leaves it whole.
 
     Raises ValueError for a name that no rule has.
     """
-    return nn.with_logical_constraint(x, axes, fallback=RulesFallback.RAISE_ERROR)
+    spec = partition_spec(names, x.shape)
+    return x if spec is None else jax.lax.with_sharding_constraint(x, spec)
 
 
 def declare(

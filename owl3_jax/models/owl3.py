@@ -10,7 +10,9 @@ from jaxtyping import Array, Float, Int, Key, Shaped
 from owl3_jax.batch import Batch
 from owl3_jax.config import ComputeConfig, ModelConfig
 from owl3_jax.models.hyper import ImageCache
+from owl3_jax.models.image_line import line_down, line_up, pad_to_multiple
 from owl3_jax.models.layers import constrain
+from owl3_jax.models.partitioning import devices_along
 from owl3_jax.models.projector import Projector
 from owl3_jax.models.qwen2 import Images, Qwen2, Text, TextCache
 from owl3_jax.models.siglip import Siglip
@@ -40,21 +42,30 @@ class Owl3(nn.Module):
         self.language_model = Qwen2(self.config, self.compute, self.collect_hidden_states)
 
     def __call__(self, batch: Batch) -> Outputs:
+        x, features, hidden_states = self._forward(batch)
+        return Outputs(self.language_model.logits(x), features, hidden_states)
+
+    def last_hidden_state(self, batch: Batch) -> Float[Array, "B T E"]:
+        """What `logits` takes, after the final norm: training never holds the logits of a whole batch."""
+        return self._forward(batch)[0]
+
+    def _forward(self, batch: Batch) -> tuple[Any, Any, Any]:
         batch = jax.tree.map(jnp.asarray, batch)  # numpy batches are welcome
+        I = batch.pixels.shape[1]
+        batch = _spread_images(batch)
         features = self.encode_images(batch.pixels)
         cache = self.image_cache(features, batch.image_positions)
         images = Images(cache, batch.image_positions, batch.image_segment_ids)
         x, _, hidden_states = self.language_model(text_of(batch), images)
-        return Outputs(self.language_model.logits(x), features, hidden_states)
+        return x, features[:, :I], hidden_states
 
     def encode_images(self, pixels: Shaped[Array, "B I S S 3"]) -> Float[Array, "B I L E"]:
         """Image features: SigLIP's penultimate block, projected to the decoder's width."""
         B, I = pixels.shape[:2]
-        flat = pixels.reshape(B * I, *pixels.shape[2:])
         with jax.named_scope("siglip"):
-            tokens = self.vision_model(constrain(flat, ("vision_batch", None, None, None)))
+            tokens = self.vision_model(line_up(pixels))
         with jax.named_scope("projector"):
-            features = self.vision2text_model(tokens.reshape(B, I, *tokens.shape[1:]))
+            features = line_down(self.vision2text_model(tokens), B, I)
         return constrain(features, ("batch", "image", "image_token", "act_embed"))
 
     def image_cache(self, features: Float[Array, "B I L E"], positions: Int[Array, "B I"]) -> ImageCache:
@@ -71,8 +82,18 @@ class Owl3(nn.Module):
         return x, extended
 
     def logits(self, x: Float[Array, "B T E"]) -> Float[Array, "B T V"]:
-        """The head alone, for chosen positions of `extend`'s hidden states."""
+        """The head alone, for chosen positions of hidden states."""
         return self.language_model.logits(x)
+
+    def padded_logits(self, x: Float[Array, "B T E"]) -> Float[Array, "B T Vp"]:
+        """As `logits`, with -inf in the columns that pad the vocabulary for sharding: for reductions over all words."""
+        return self.language_model.padded_logits(x)
+
+
+def _spread_images(batch: Batch) -> Batch:
+    """Padding, so that the devices that a row's images are spread over divide their number."""
+    fields = ("pixels", "image_positions", "image_segment_ids")
+    return batch._replace(**{name: pad_to_multiple(getattr(batch, name), 1, devices_along("image")) for name in fields})
 
 
 def text_of(batch: Batch) -> Text:

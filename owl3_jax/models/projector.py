@@ -15,12 +15,12 @@ class Projector(nn.Module):
     compute: ComputeConfig
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B I L Ev"]) -> Float[Array, "B I L E"]:
+    def __call__(self, x: Float[Array, "X L Ev"]) -> Float[Array, "X L E"]:
         if self.config.form != "joint":
             return self._linear(x, "vision_embed", "linear")
         x = self._linear(x, "vision_embed", "0")
         return self._linear(jax.nn.gelu(x, approximate=False), "projector_hidden", "2")
 
-    def _linear(self, x: Float[Array, "B I L X"], axis: str, name: str) -> Float[Array, "B I L E"]:
+    def _linear(self, x: Float[Array, "X L F"], axis: str, name: str) -> Float[Array, "X L E"]:
         shape = (x.shape[-1], self.config.hidden_size)
-        return Linear("bilx,xe->bile", shape, (axis, "embed"), self.compute, name=name)(x)
+        return Linear("xlf,fe->xle", shape, (axis, "embed"), self.compute, name=name)(x)

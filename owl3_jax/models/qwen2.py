@@ -14,13 +14,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.linen import initializers
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from owl3_jax.config import ComputeConfig, ModelConfig
-from owl3_jax.models.attention import attend, image_visibility, text_visibility
+from owl3_jax.models.attention import TEXT, Plan, attend
 from owl3_jax.models.hyper import Fusion, HyperLayers, ImageCache, hyper_attention
 from owl3_jax.models.layers import Linear, RMSNorm, constrain, declare, declare_scale, rms_norm, rope
 from owl3_jax.models.quantized import Quantized, Vectors, dequantize, quantize_like, rescale, zero_vectors
+from owl3_jax.models.remat import block_input, rematerialized
+from owl3_jax.models.visibility import Visibility, visibility
+
+_HIDDEN = ("batch", "text", "act_embed")  # logical names of [B, T, E]
 
 
 class TextCache(NamedTuple):
@@ -74,7 +78,7 @@ class LayerInputs(NamedTuple):
     """What all decoder layers read."""
 
     positions: Int[Array, "B T"]
-    visible: Bool[Array, "B T C"]
+    visible: Visibility  # over the text
     cache_length: Int[Array, ""] | None  # first free slot of the text cache
     fusion: Fusion
 
@@ -124,12 +128,12 @@ class Attention(nn.Module):
             keys, values = write(carry.keys, k), write(carry.values, v)
             carry = carry._replace(keys=keys, values=values)
             k, v = (dequantize(jax.tree.map(lambda x: x[layer], cache), q.dtype) for cache in (keys, values))
-        out, lse = attend(q, k, v, inputs.visible)
+        out, lse = attend(q, k, v, inputs.visible, Plan(TEXT, self.compute.attention))
         out = self._fuse(hyper_layer, q, out, lse, inputs.fusion)
         return self.o_proj(out), carry
 
     def _fuse(self, hyper_layer, q, out, lse, fusion):
-        fuse = functools.partial(hyper_attention, images_per_chunk=self.compute.images_per_chunk)
+        fuse = functools.partial(hyper_attention, compute=self.compute)
         if isinstance(hyper_layer, int):  # written out: known while tracing
             return fuse(jnp.int32(hyper_layer), q, out, lse, fusion) if hyper_layer >= 0 else out
 
@@ -165,12 +169,12 @@ class DecoderLayer(nn.Module):
         inputs: LayerInputs,
     ) -> tuple[Carry, Float[Array, "B T E"] | None]:
         eps = self.config.rms_norm_eps
-        x = constrain(carry.x, ("batch", "text", "act_embed"))
+        x = block_input(constrain(carry.x, _HIDDEN))
         attention = Attention(self.config, self.compute, name="self_attn")
         mixed, carry = attention(rms_norm(x, input_norm, eps), carry, layer, hyper_layer, inputs)
         x = x + mixed
         norm = RMSNorm((self.config.hidden_size,), ("norm",), eps, self.compute, name="post_attention_layernorm")
-        x = x + MLP(self.config, self.compute, name="mlp")(norm(x))
+        x = constrain(x + MLP(self.config, self.compute, name="mlp")(norm(x)), _HIDDEN)
         return carry._replace(x=x), x if self.collect else None
 
 
@@ -183,20 +187,26 @@ class Qwen2(nn.Module):
 
     def setup(self) -> None:
         config = self.config
-        E, N, V, eps = config.hidden_size, config.num_hidden_layers, config.vocab_size, config.rms_norm_eps
-        normal = initializers.normal(config.initializer_range)
-        self.embed_tokens = declare(self, "embed_tokens", normal, (V, E), ("vocab", "embed"), self.compute)
-        self.embed_tokens_scale = declare_scale(self, "embed_tokens", (V,), ("vocab",), self.compute)
+        E, N, eps = config.hidden_size, config.num_hidden_layers, config.rms_norm_eps
+        self.embed_tokens, self.embed_tokens_scale = self._declare_table("embed_tokens")
         # Beside the scanned layers, not in them: image tokens pass the hyper layers' rows before the scan starts.
         self.input_layernorm = RMSNorm((N, E), ("layers", "norm"), eps, self.compute)
         self.hyper_layers = HyperLayers(config, self.compute)
-        layer = _layer_class(self.compute.remat)
+        layer = rematerialized(DecoderLayer, self.compute.remat)
         build = lambda layer: layer(config, self.compute, self.collect_hidden_states)
         self.layers: Any = build(_scanned(layer, N)) if self.compute.scan_layers else [build(layer) for _ in range(N)]
         self.norm = RMSNorm((E,), ("norm",), eps, self.compute)
         if not config.tie_word_embeddings:
-            self.lm_head = declare(self, "lm_head", normal, (V, E), ("vocab", "embed"), self.compute)
-            self.lm_head_scale = declare_scale(self, "lm_head", (V,), ("vocab",), self.compute)
+            self.lm_head, self.lm_head_scale = self._declare_table("lm_head")
+
+    def _declare_table(self, name: str) -> tuple[Array, Array | None]:
+        """A row for each word, zeros up to the next multiple of `vocab_multiple`, and the scales of int8 rows."""
+        V, E = self.config.vocab_size, self.config.hidden_size
+        padded = V + -V % self.compute.vocab_multiple
+        normal = initializers.normal(self.config.initializer_range)
+        init = lambda key, shape, dtype: jnp.pad(normal(key, (V, E), dtype), ((0, padded - V), (0, 0)))
+        table = declare(self, name, init, (padded, E), ("vocab", "embed"), self.compute)
+        return table, declare_scale(self, name, (padded,), ("vocab",), self.compute)
 
     def image_cache(self, image_features: Float[Array, "B I L E"], image_positions: Int[Array, "B I"]) -> ImageCache:
         """Keys and values of projected images in every hyper layer."""
@@ -217,14 +227,14 @@ class Qwen2(nn.Module):
         x = self._embed(text.tokens)
         inputs = LayerInputs(
             positions=text.positions,
-            visible=text_visibility(text.positions, text.segment_ids, text.positions, text.segment_ids),
+            visible=visibility(text.positions, text.segment_ids, text.positions, text.segment_ids),
             cache_length=None,
             fusion=self._fusion(text, images),
         )
         carry = Carry(x)
         if cache is not None:
             cache = cache.with_ids(text.positions, text.segment_ids)
-            visible = text_visibility(text.positions, text.segment_ids, cache.positions, cache.segment_ids)
+            visible = visibility(text.positions, text.segment_ids, cache.positions, cache.segment_ids)
             inputs = inputs._replace(visible=visible, cache_length=cache.length)
             carry = Carry(x, cache.keys, cache.values)
         carry, collected = self._run_layers(carry, inputs)
@@ -237,26 +247,30 @@ class Qwen2(nn.Module):
 
     def logits(self, x: Float[Array, "B T E"]) -> Float[Array, "B T V"]:
         """The head, in float32."""
+        return self.padded_logits(x)[..., : self.config.vocab_size]
+
+    def padded_logits(self, x: Float[Array, "B T E"]) -> Float[Array, "B T Vp"]:
+        """As `logits`, with -inf for the rows of padding: what is split over the vocabulary stays so."""
         tied = self.config.tie_word_embeddings
         table, scale = (self.embed_tokens, self.embed_tokens_scale) if tied else (self.lm_head, self.lm_head_scale)
         logits = jnp.einsum("bte,ve->btv", x, table.astype(x.dtype), preferred_element_type=jnp.float32)
         if scale is not None:
             logits = rescale(logits, scale)
-        return constrain(logits, ("batch", "text", "act_vocab"))
+        logits = constrain(logits, ("batch", "text", "act_vocab"))
+        V = self.config.vocab_size
+        return logits if logits.shape[-1] == V else jnp.where(jnp.arange(logits.shape[-1]) < V, logits, -jnp.inf)
 
     def _embed(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T E"]:
         x = self.embed_tokens.astype(self.compute.dtype)[tokens]
+        # Each device looks up its columns for the rows of others too (tokens are small, the table is not), then swaps them.
+        x = constrain(constrain(x, ("lookup_row", "text", "embed")), _HIDDEN)
         return x if self.embed_tokens_scale is None else rescale(x, self.embed_tokens_scale[tokens][..., None])
 
     def _fusion(self, text: Text, images: Images) -> Fusion:
-        shared = text.tokens.shape[0] // images.positions.shape[0]  # rows of text for each row of images
-        visible = image_visibility(
-            text.positions,
-            text.segment_ids,
-            jnp.repeat(images.positions, shared, axis=0),
-            jnp.repeat(images.segment_ids, shared, axis=0),
-            inclusive=self.config.image_is_seen_by_its_own_token,
-        )
+        rows = images.positions.shape[0]  # each shared by rows of text that follow each other
+        positions, segment_ids = (x.reshape(rows, -1) for x in (text.positions, text.segment_ids))
+        inclusive = self.config.image_is_seen_by_its_own_token
+        visible = visibility(positions, segment_ids, images.positions, images.segment_ids, inclusive=inclusive)
         return Fusion(images.cache, visible, self.hyper_layers.gate_weights())
 
     def _run_layers(self, carry: Carry, inputs: LayerInputs) -> tuple[Any, Any]:
@@ -283,10 +297,6 @@ def unstack_layers(params: dict[str, Any]) -> dict[str, Any]:
     layers = jax.tree.leaves(stacked)[0].shape[0]
     decoder |= {f"layers_{index}": jax.tree.map(lambda x, index=index: x[index], stacked) for index in range(layers)}
     return params | {"language_model": decoder}
-
-
-def _layer_class(remat: str) -> type[nn.Module]:
-    return DecoderLayer if remat == "none" else nn.remat(DecoderLayer, prevent_cse=False)
 
 
 def _scanned(layer: type[nn.Module], layers: int) -> type[nn.Module]:

@@ -7,8 +7,10 @@ from flax.linen import initializers
 from jaxtyping import Array, Float, Shaped
 
 from owl3_jax.config import ComputeConfig, VisionConfig
-from owl3_jax.models.attention import attend
+from owl3_jax.models.attention import VISION, Plan, attend
+from owl3_jax.models.cudnn import cudnn_attention, cudnn_takes
 from owl3_jax.models.layers import Linear, constrain, declare
+from owl3_jax.models.remat import attended, block_input, rematerialized
 
 
 def normalize_pixels(pixels: Shaped[Array, "*images S S 3"]) -> Float[Array, "*images S S 3"]:
@@ -52,7 +54,10 @@ class SelfAttention(nn.Module):
         width, heads = self.config.hidden_size, self.config.num_attention_heads
         shape, axes = (width, heads, width // heads), ("vision_embed", "vision_heads", "head_dim")
         q, k, v = (Linear("xle,ehd->xhld", shape, axes, self.compute, name=f"{name}_proj")(x) for name in "qkv")
-        out, _ = attend(q, k, v)
+        if cudnn_takes(q, self.compute.attention):
+            out = attended(cudnn_attention(q, k, v))
+        else:
+            out, _ = attend(q, k, v, None, Plan(VISION, self.compute.attention))
         return Linear("xhld,hde->xle", (*shape[1:], width), (*axes[1:], "vision_embed"), self.compute, name="out_proj")(out)
 
 
@@ -78,7 +83,7 @@ class EncoderBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "X L Ev"]) -> tuple[Float[Array, "X L Ev"], None]:
-        x = constrain(x, ("vision_batch", "image_token", "act_embed"))
+        x = block_input(constrain(x, ("vision_batch", "image_token", "act_embed")))
         x = x + SelfAttention(self.config, self.compute, name="self_attn")(self._norm("layer_norm1")(x))
         x = x + MLP(self.config, self.compute, name="mlp")(self._norm("layer_norm2")(x))
         return x, None
@@ -108,9 +113,8 @@ class Siglip(nn.Module):
     @nn.compact
     def __call__(self, pixels: Shaped[Array, "X S S 3"]) -> Float[Array, "X L Ev"]:
         x = Embeddings(self.config, self.compute, name="embeddings")(normalize_pixels(pixels))
-        block = EncoderBlock if self.compute.remat == "none" else nn.remat(EncoderBlock, prevent_cse=False)
         encoder = nn.scan(
-            block,
+            rematerialized(EncoderBlock, self.compute.remat),
             variable_axes={"params": 0},
             split_rngs={"params": True},
             length=self.config.num_used_layers,

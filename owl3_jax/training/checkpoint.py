@@ -30,6 +30,8 @@ from owl3_jax.training.step import TrainState
 
 # Settings of the data that change no batch: a run may be resumed under other ones.
 _FREE_DATA_FIELDS = ("data.data_dir", "data.prefetch")
+# Settings of the training that change what a state consists of: a run must be resumed under the same ones.
+_STATE_FIELDS = ("train.trained", "train.frozen_dtype")
 
 
 class CheckpointError(RuntimeError):
@@ -65,13 +67,14 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def check_same_run(self) -> None:
-        """Raises CheckpointError, listing the fields, when the last checkpoint is of another model or other data."""
+        """Raises CheckpointError, listing the fields, when the last checkpoint is of another model, data or trained part."""
         step = self.latest_step()
         if step is None:
             return
         saved, processes = _restore_run(self._manager, step)
         differences = config_differences(saved, self._config, "model", "data")
         differences = [line for line in differences if not line.startswith(_FREE_DATA_FIELDS)]
+        differences += [line for line in config_differences(saved, self._config, "train") if line.startswith(_STATE_FIELDS)]
         if processes != jax.process_count():  # each of them read a share of the data
             differences.append(f"processes: {processes} there, {jax.process_count()} in this run")
         _require_no_differences(self._manager, step, differences)

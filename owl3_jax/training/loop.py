@@ -26,7 +26,9 @@ from owl3_jax.files import write_text
 from owl3_jax.models.owl3 import abstract_params
 from owl3_jax.processing.processor import Processor
 from owl3_jax.processing.tokenizer import ChatTokenizer
+from owl3_jax.training import compiled_step
 from owl3_jax.training.checkpoint import Checkpoints
+from owl3_jax.training.frozen import split_params
 from owl3_jax.training.metrics import MetricsFiles, Window
 from owl3_jax.training.progress import Progress
 from owl3_jax.training.signals import StopSignal
@@ -52,6 +54,7 @@ class _Run(NamedTuple):
 
     config: Config
     workdir: Path
+    compiled: Path | None  # file of the train step, compiled before
     mesh: Mesh
     iterator: grain.DatasetIterator
     unreadable: UnreadableImages
@@ -69,7 +72,7 @@ class _Taken(NamedTuple):
     metrics: Metrics
 
 
-def train(config: Config, workdir: Path) -> TrainState:
+def train(config: Config, workdir: Path, compiled: Path | None = None) -> TrainState:
     """Trains the model of `config` in `workdir`, or goes on with the run that is there, and returns the last state.
 
     A run starts in this order:
@@ -82,11 +85,14 @@ def train(config: Config, workdir: Path) -> TrainState:
          shardings; without one they are made from `train.seed` and `data.seed`.
       6. metrics.jsonl and the TensorBoard events go on after that step; what was written on later ones is dropped.
 
+    `compiled` is a file of `owl3_jax.training.compiled_step`, which is executed in place of compiling the step.
+
     SIGTERM or SIGINT ends it after the current step with a checkpoint. All processes of a run call this function; only
     the first prints and writes metrics.
 
     Raises:
         CheckpointError: see `Checkpoints`.
+        CompiledStepError: `compiled` holds the step of another run.
         ConfigError: the batch does not fit the mesh, or the vocabulary the tokenizer.
         NonFiniteError: a step broke; the checkpoints are all from before it.
     """
@@ -103,7 +109,7 @@ def train(config: Config, workdir: Path) -> TrainState:
         files = stack.enter_context(MetricsFiles(workdir, start)) if is_first else None
         progress = stack.enter_context(Progress(start, config.train.steps, silent=not is_first))
         stop = stack.enter_context(StopSignal())
-        run = _Run(config, workdir, mesh, iterator, unreadable, checkpoints, files, progress, stop)
+        run = _Run(config, workdir, compiled, mesh, iterator, unreadable, checkpoints, files, progress, stop)
         _say_what_runs(run, state, start)
         if start < config.train.steps:
             state = _take_steps(run, state, start)
@@ -137,6 +143,10 @@ def _take_steps(run: _Run, state: TrainState, start: int) -> TrainState:
 def _compile(run: _Run) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """The train step, compiled before the clock starts, with a line on the time and the memory that it takes."""
     began = time.monotonic()
+    if run.compiled:
+        step = compiled_step.load(run.compiled, run.config, run.mesh)
+        run.progress.say(f"loaded {run.compiled} in {time.monotonic() - began:.1f} s")
+        return step
     lowered = make_train_step(run.config, run.mesh).lower(abstract_state(run.config, run.mesh), example_batch(run.config))
     compiled = lowered.compile()
     memory = compiled.memory_analysis()
@@ -215,9 +225,11 @@ def _write_run_files(config: Config, workdir: Path, tokenizer: ChatTokenizer, me
 def _say_what_runs(run: _Run, state: TrainState, start: int) -> None:
     device, steps = jax.devices()[0], run.config.train.steps
     axes = " x ".join(f"{name} {size}" for name, size in run.mesh.shape.items())
-    parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state.params))
+    count = lambda params: sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+    frozen = count(split_params(state.params, run.config.train.trained)[1])
+    kept = f", {frozen:,} of them frozen" if frozen else ""
     run.progress.say(f"{jax.device_count()} {device.platform} device(s) ({device.device_kind}), mesh {axes}")
-    run.progress.say(f"{parameters:,} parameters, listed with their sharding in {run.workdir / 'sharding.txt'}")
+    run.progress.say(f"{count(state.params):,} parameters{kept}, listed with their sharding in {run.workdir / 'sharding.txt'}")
     if start:
         run.progress.say(f"resuming after step {start} of {steps}")
 

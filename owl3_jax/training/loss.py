@@ -1,27 +1,132 @@
-"""The training loss: next-token cross-entropy over weighted targets."""
+"""The training loss: next-token cross-entropy over weighted targets, a few positions at a time.
 
+Logits in float32 are the largest array of a step by far: 151,851 numbers a position. Here they exist for one chunk of
+positions only. What the backward pass needs of them, the gradients of hidden states and table, is computed while they
+are there, so that they are computed once.
+
+Each device adds up its own part of the table's gradient over all chunks; the parts are summed at the end. So the table
+is gathered once and its gradient reduced once, however many chunks there are.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
 import jax.numpy as jnp
-import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Shaped
 
 from owl3_jax.batch import Batch
+from owl3_jax.models.layers import constrain
+from owl3_jax.models.partitioning import devices_along
 
 
-def next_token_loss(logits: Float[Array, "B T V"], batch: Batch) -> tuple[Float[Array, ""], dict[str, Array]]:
-    """Mean cross-entropy over targets, weighted by `loss_weights`, in float32.
+class LossSums(NamedTuple):
+    """Weighted sums over target tokens; those of two parts of a batch add up. float32 scalars."""
 
-    The logits at t predict tokens[t + 1]; a segment's first token is nobody's target. The metrics are
-    `accuracy` (weighted, of the most likely token) and `target_tokens` (sum of the weights).
+    nll: Float[Array, ""]  # cross-entropy, in nats
+    correct: Float[Array, ""]  # whether no token is likelier than the target
+    weights: Float[Array, ""]
+
+
+def target_weights(batch: Batch) -> Float[Array, "B T"]:
+    """The weight with which position t predicts tokens[t + 1]: 0 at the last position of a segment, and in padding."""
+    following = batch.segment_ids[:, 1:]
+    is_inside = (batch.segment_ids[:, :-1] == following) & (following != 0)
+    return jnp.pad(jnp.where(is_inside, batch.loss_weights[:, 1:], 0.0), ((0, 0), (0, 1)))
+
+
+def next_token_sums(
+    x: Float[Array, "B T E"], table: Float[Array, "Vp E"], batch: Batch, *, vocab_size: int, chunk: int
+) -> LossSums:
+    """Cross-entropy and accuracy of the tokens that follow, weighted by `loss_weights`, in float32.
+
+    Args:
+        x: hidden states after the final norm.
+        table: the head; rows from `vocab_size` on are padding.
+        chunk: text positions of a row whose logits exist at the same time, at most.
+
+    Only `nll` has gradients: of `x` and `table`.
     """
-    targets, weights = _targets(batch)
-    nll = optax.softmax_cross_entropy_with_integer_labels(logits[:, :-1], targets)
-    total = jnp.maximum(weights.sum(), 1.0)
-    correct = (logits[:, :-1].argmax(axis=-1) == targets).astype(jnp.float32)
-    metrics = {"accuracy": (correct * weights).sum() / total, "target_tokens": weights.sum()}
-    return (nll * weights).sum() / total, metrics
+    targets = jnp.pad(batch.tokens[:, 1:], ((0, 0), (0, 1)))
+    split = functools.partial(_split_positions, chunk=chunk)
+    return _loss_sums(split(x), table, split(targets), split(target_weights(batch)), vocab_size)
 
 
-def _targets(batch: Batch) -> tuple[Int[Array, "B T1"], Float[Array, "B T1"]]:
-    same_segment = batch.segment_ids[:, 1:] == batch.segment_ids[:, :-1]
-    weights = jnp.where(same_segment & (batch.segment_ids[:, 1:] != 0), batch.loss_weights[:, 1:], 0.0)
-    return batch.tokens[:, 1:], weights
+def _split_positions(x: Shaped[Array, "B T *rest"], chunk: int) -> Shaped[Array, "n r b s t *rest"]:
+    """`n` chunks of positions; each holds as many of every device: r x s devices split rows and text.
+
+    Nothing moves between devices. Zeros follow the last position where `n` x `s` does not divide T.
+    """
+    B, T, *rest = x.shape
+    rows, texts, chunks = devices_along("batch"), devices_along("text"), -(-T // chunk)
+    x = jnp.pad(x, [(0, 0), (0, -T % (chunks * texts)), *[(0, 0)] * len(rest)])
+    x = x.reshape(rows, B // rows, texts, -1, chunks, *rest)
+    return jnp.moveaxis(constrain(x, ("batch", None, "text", *[None] * (x.ndim - 3))), 4, 0)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _loss_sums(x, table, targets, weights, vocab_size):
+    whole = _gather(table, x.dtype)
+
+    def add(sums, part):
+        x, targets, weights = part
+        more, _ = _cross_entropy(_logits(x, whole, vocab_size), targets, weights)
+        return jax.tree.map(jnp.add, sums, more), None
+
+    return jax.lax.scan(add, _zero_sums(), (x, targets, weights))[0]
+
+
+def _forward(x, table, targets, weights, vocab_size):
+    whole = _gather(table, x.dtype)
+    _, r, _, s, _, _ = x.shape
+
+    def add(carry, part):
+        sums, d_whole = carry
+        x, targets, weights = part
+        more, d_logits = _cross_entropy(_logits(x, whole, vocab_size), targets, weights)
+        d_logits = d_logits.astype(x.dtype)
+        d_x = jnp.einsum("rbstv,ve->rbste", d_logits, whole)
+        d_whole += jnp.einsum("rbstv,rbste->rsve", d_logits, x, preferred_element_type=jnp.float32)
+        return (jax.tree.map(jnp.add, sums, more), d_whole), d_x
+
+    parts = constrain(jnp.zeros((r, s, *table.shape), jnp.float32), ("batch", "text", "vocab", None))
+    (sums, parts), d_x = jax.lax.scan(add, (_zero_sums(), parts), (x, targets, weights))
+    # Reduced in the dtype of all other gradients.
+    d_table = constrain(parts.astype(x.dtype).sum(axis=(0, 1)), ("vocab", "embed"))
+    return sums, (d_x, d_table.astype(table.dtype))
+
+
+def _backward(vocab_size, gradients, cotangents):
+    del vocab_size
+    return *((cotangents.nll * gradient).astype(gradient.dtype) for gradient in gradients), None, None
+
+
+_loss_sums.defvjp(_forward, _backward)
+
+
+def _zero_sums():
+    zero = jnp.zeros((), jnp.float32)
+    return LossSums(zero, zero, zero)
+
+
+def _gather(table, dtype):
+    """The head in the dtype of the activations, its columns no longer split."""
+    return constrain(table.astype(dtype), ("vocab", None))
+
+
+def _logits(x, table, vocab_size):
+    logits = jnp.einsum("rbste,ve->rbstv", x, table, preferred_element_type=jnp.float32)
+    logits = jnp.where(jnp.arange(len(table)) < vocab_size, logits, -jnp.inf)
+    return constrain(logits, ("batch", None, "text", None, "act_vocab"))
+
+
+def _cross_entropy(logits, targets, weights):
+    """The sums, and the gradient of `nll` with respect to the logits."""
+    # Neither gather nor argmax: each device looks at its own part of the vocabulary.
+    is_target = targets[..., None] == jnp.arange(logits.shape[-1])
+    target, top = jnp.where(is_target, logits, 0.0).sum(axis=-1), logits.max(axis=-1)
+    shares = jnp.exp(logits - top[..., None])
+    total = shares.sum(axis=-1)
+    nll, correct = jnp.log(total) - (target - top), (target == top).astype(jnp.float32)
+    sums = LossSums((nll * weights).sum(), (correct * weights).sum(), weights.sum())
+    return sums, (shares / total[..., None] - is_target) * weights[..., None]

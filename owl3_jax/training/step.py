@@ -11,17 +11,22 @@ import jax.numpy as jnp
 import optax
 from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
-from jaxtyping import Array, Key, Shaped
+from jaxtyping import Array, Key
 
 from owl3_jax.batch import Batch
 from owl3_jax.config import Config, ConfigError
-from owl3_jax.models.owl3 import Owl3, abstract_params, initial_params
-from owl3_jax.sharding import batch_sharding, param_shardings, replicated, rows_divisor, use_mesh
-from owl3_jax.training.loss import next_token_loss
+from owl3_jax.models.owl3 import abstract_params, initial_params
+from owl3_jax.sharding import (
+    batch_sharding,
+    optimizer_shardings,
+    param_shardings,
+    replicated,
+    rows_divisor,
+    use_mesh,
+)
+from owl3_jax.training.frozen import Params, join_params, lower_frozen, split_params
+from owl3_jax.training.gradients import Metrics, make_loss_and_gradients
 from owl3_jax.training.optimizer import learning_rate_schedule, make_optimizer
-
-Params = dict[str, Any]
-Metrics = dict[str, Array]
 
 
 class OnMesh:
@@ -45,8 +50,8 @@ class TrainState:
     """All that a run carries from step to step, and that a checkpoint holds: arrays, their shapes or shardings."""
 
     step: Any  # int32 scalar: steps done
-    params: Params
-    opt_state: optax.OptState
+    params: Params  # all of them, the frozen ones in train.frozen_dtype
+    opt_state: optax.OptState  # of the trained parameters
     rng: Any  # key; folded with the step, it moves the images of each batch
 
 
@@ -80,19 +85,21 @@ def make_train_step(config: Config, mesh: Mesh) -> OnMesh:
     step whose loss or gradients are not finite leaves parameters and optimizer as they were.
     """
     _check_rows(config, mesh)
+    loss_and_gradients = make_loss_and_gradients(config)
     optimizer = make_optimizer(config.optimizer, config.train.steps)
     schedule = learning_rate_schedule(config.optimizer, config.train.steps)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        (loss, metrics), grads = jax.value_and_grad(loss_fn(config), has_aux=True)(state.params, state, batch)
+        metrics, grads = loss_and_gradients(state.params, batch, jax.random.fold_in(state.rng, state.step))
         norm = optax.tree.norm(grads)
-        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
+        trained, frozen = split_params(state.params, config.train.trained)
+        updates, opt_state = optimizer.update(grads, state.opt_state, trained)
         keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
-        metrics |= {"loss": loss, "grad_norm": norm, "learning_rate": schedule(state.step), "finite": finite}
+        params = join_params(keep(optax.apply_updates(trained, updates), trained), frozen)
+        metrics |= {"grad_norm": norm, "learning_rate": schedule(state.step), "finite": finite}
         metrics |= {"tokens": (batch.segment_ids != 0).sum(), "images": (batch.image_segment_ids != 0).sum()}
-        params, opt_state = keep(params, state.params), keep(opt_state, state.opt_state)
+        opt_state = keep(opt_state, state.opt_state)
         return dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state), metrics
 
     shardings = jax.tree.map(lambda x: x.sharding, abstract_state(config, mesh))
@@ -106,34 +113,12 @@ def make_train_step(config: Config, mesh: Mesh) -> OnMesh:
     return OnMesh(jitted, mesh)
 
 
-def loss_fn(config: Config) -> Callable[[Params, TrainState, Batch], tuple[Array, Metrics]]:
-    """(params, state, batch) -> (loss, metrics); of the state only step and rng are read."""
-    model = Owl3(config.model, config.compute)
-
-    def loss(params: Params, state: TrainState, batch: Batch) -> tuple[Array, Metrics]:
-        if config.train.shift_pixels:
-            key = jax.random.fold_in(state.rng, state.step)
-            batch = batch._replace(pixels=shift_images(key, batch.pixels, config.train.shift_pixels))
-        outputs: Any = model.apply({"params": params}, batch)
-        return next_token_loss(outputs.logits, batch)
-
-    return loss
-
-
-def shift_images(key: Key[Array, ""], pixels: Shaped[Array, "B I S S 3"], most: int) -> Shaped[Array, "B I S S 3"]:
-    """Augmentation: each image moved by up to `most` pixels along both axes; what is uncovered is black."""
-    B, I, S = pixels.shape[:3]
-    padded = jnp.pad(pixels, ((0, 0), (0, 0), (most, most), (most, most), (0, 0)))
-    starts = jax.random.randint(key, (B, I, 2), 0, 2 * most + 1)
-    crop = lambda image, start: jax.lax.dynamic_slice(image, (*start, 0), (S, S, 3))
-    return jax.vmap(jax.vmap(crop))(padded, starts)
-
-
 def nonfinite_tensors(config: Config, mesh: Mesh) -> Callable[[TrainState, Batch], list[str]]:
     """A function (state, batch) -> paths of all parameters and gradients that are not finite."""
+    loss_and_gradients = make_loss_and_gradients(config)
 
     def check(state: TrainState, batch: Batch) -> tuple[Params, Params]:
-        grads, _ = jax.grad(loss_fn(config), has_aux=True)(state.params, state, batch)
+        _, grads = loss_and_gradients(state.params, batch, jax.random.fold_in(state.rng, state.step))
         broken = lambda tree: jax.tree.map(lambda x: ~jnp.isfinite(x).all(), tree)
         return broken(state.params), broken(grads)
 
@@ -148,25 +133,29 @@ def nonfinite_tensors(config: Config, mesh: Mesh) -> Callable[[TrainState, Batch
 
 def _initial_state(config: Config, key: Key[Array, ""]) -> TrainState:
     params_key, rng = jax.random.split(key)
-    params = nn.unbox(initial_params(config.model, config.compute, params_key))
-    opt_state = make_optimizer(config.optimizer, config.train.steps).init(params)
+    params = lower_frozen(nn.unbox(initial_params(config.model, config.compute, params_key)), config.train)
+    trained, _ = split_params(params, config.train.trained)
+    opt_state = make_optimizer(config.optimizer, config.train.steps).init(trained)
     return TrainState(jnp.zeros((), jnp.int32), params, opt_state, rng)
 
 
 def _state_shardings(config: Config, mesh: Mesh, shapes: TrainState) -> TrainState:
     params = param_shardings(abstract_params(config.model, config.compute), mesh)
+    like_params = optimizer_shardings(params, shapes.params, mesh) if config.mesh.shard_optimizer else params
+    trained, _ = split_params(like_params, config.train.trained)
     optimizer = make_optimizer(config.optimizer, config.train.steps)
     whole = replicated(mesh)
     opt_state = optax.tree_utils.tree_map_params(
-        optimizer, lambda _, sharding: sharding, shapes.opt_state, params, transform_non_params=lambda _: whole
+        optimizer, lambda _, sharding: sharding, shapes.opt_state, trained, transform_non_params=lambda _: whole
     )
     return TrainState(whole, params, opt_state, whole)
 
 
 def _check_rows(config: Config, mesh: Mesh) -> None:
-    divisor = rows_divisor(mesh)
-    if config.data.rows % divisor:
-        raise ConfigError(f"data.rows {config.data.rows} is no multiple of the mesh's data x fsdp axes ({divisor})")
+    divisor, parts = rows_divisor(mesh), config.train.microbatches
+    if config.data.rows % (divisor * parts):
+        times = f" times train.microbatches ({parts})" if parts > 1 else ""
+        raise ConfigError(f"data.rows {config.data.rows} is no multiple of the mesh's data x fsdp axes ({divisor}){times}")
     tensor, heads = mesh.shape["tensor"], config.model.num_key_value_heads
     if heads % tensor:
         raise ConfigError(f"mesh.tensor {tensor} does not divide model.num_key_value_heads {heads}")

@@ -1,5 +1,6 @@
 """`train.py` as it is called, on the real data set: stopped, killed, resumed."""
 
+import dataclasses
 import json
 import os
 import runpy
@@ -12,8 +13,11 @@ import jax
 import numpy as np
 import pytest
 
+from owl3_jax import sharding
 from owl3_jax.command_line import load_config
 from owl3_jax.convert.load import load_params
+from owl3_jax.training import compiled_step
+from owl3_jax.training.step import abstract_state, example_batch, make_train_step
 
 SCRIPT = Path(__file__).parents[2] / "train.py"
 STEPS = 100
@@ -50,12 +54,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def start(place: Path, workdir: Path) -> subprocess.Popen[str]:
+def start(place: Path, workdir: Path, *further: str) -> subprocess.Popen[str]:
     environment = os.environ | {
         "JAX_COMPILATION_CACHE_DIR": str(place / "compiled"),
         "XLA_FLAGS": "--xla_backend_optimization_level=0",  # compiles faster; one device
     }
-    command = [sys.executable, str(SCRIPT), f"--config={place / 'tiny.py'}", f"--workdir={workdir}"]
+    command = [sys.executable, str(SCRIPT), f"--config={place / 'tiny.py'}", f"--workdir={workdir}", *further]
     return subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True)
 
 
@@ -127,3 +131,15 @@ def parameters(place: Path, workdir: Path) -> dict[str, bytes]:
 def losses(workdir: Path) -> list[tuple[int, float]]:
     reports = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     return [(report["step"], report["loss"]) for report in reports]
+
+
+def test_a_step_that_was_compiled_before_is_run(place: Path, tmp_path: Path) -> None:
+    """Here for one device, there on it. Steps of other runs: tests/unit/training/test_compiled_step.py."""
+    steps = "--config.train.steps=3"
+    config = load_config(place / "tiny.py")
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=3))
+    mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
+    lowered = make_train_step(config, mesh).lower(abstract_state(config, mesh), example_batch(config))
+    compiled_step.save(tmp_path / "step", config, mesh, lowered.compile())
+    printed, _ = start(place, tmp_path / "run", steps, f"--compiled={tmp_path / 'step'}").communicate(timeout=300)
+    assert f"loaded {tmp_path / 'step'}" in printed and "finished: step 3 of 3" in printed

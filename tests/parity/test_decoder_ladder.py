@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from owl3_jax.config import ModelConfig
-from owl3_jax.models.attention import image_visibility, text_visibility
 from owl3_jax.models.hyper import Fusion, HyperLayers
 from owl3_jax.models.layers import rms_norm, rope
 from owl3_jax.models.qwen2 import Attention, Carry, DecoderLayer, LayerInputs
+from owl3_jax.models.visibility import visibility
 from tests.parity.ladder import FLOAT32, FORMS, Pair, check, normal, pair, row, to_torch
 from tests.tolerances import MODULE
 
@@ -24,11 +24,11 @@ def layer_inputs(config: ModelConfig, params: dict, features: jax.Array) -> Laye
     positions, ones = jnp.arange(T)[None], jnp.ones((1, T), jnp.int32)
     starts = jnp.array([STARTS[: features.shape[1]]], jnp.int32)
     inclusive = config.image_is_seen_by_its_own_token
-    seen = image_visibility(positions, ones, starts, jnp.ones_like(starts), inclusive=inclusive)
+    seen = visibility(positions, ones, starts, jnp.ones_like(starts), inclusive=inclusive)
     hyper = HyperLayers(config, FLOAT32).bind({"params": params["language_model"]["hyper_layers"]})
     scales = params["language_model"]["input_layernorm"]["scale"][np.array(config.hyper_layer_indices)]
     fusion = Fusion(hyper.image_cache(features, starts, scales), seen, hyper.gate_weights())
-    return LayerInputs(positions, text_visibility(positions, ones, positions, ones), None, fusion)
+    return LayerInputs(positions, visibility(positions, ones, positions, ones), None, fusion)
 
 
 def attention(model: Pair, layer: int, x: jax.Array, features: jax.Array) -> jax.Array:

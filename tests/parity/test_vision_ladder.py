@@ -40,6 +40,6 @@ def test_siglip_up_to_the_penultimate_block(side, patch):
 @pytest.mark.parametrize("form", FORMS)
 def test_projector(form):
     config, reference, params = pair(form)
-    x = normal(1, 2, config.vision.tokens_per_image, config.vision.hidden_size)
+    x = normal(2, config.vision.tokens_per_image, config.vision.hidden_size)
     ours = Projector(config, FLOAT32).apply({"params": params["vision2text_model"]}, x)
     check(ours, reference.vision2text_model(to_torch(x)), MODULE)

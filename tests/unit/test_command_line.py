@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from owl3_jax.command_line import load_config, parse
-from owl3_jax.config import Config, ConfigError
+from owl3_jax.config import Config, ConfigError, MeshConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,9 +64,16 @@ def test_fields_that_only_fit_together_can_be_overridden_together(config_file: P
     assert config.data.tokens_per_row == config.model.max_position_embeddings == 64
 
 
+def test_a_named_mesh_replaces_that_of_the_file_and_its_fields_can_be_overridden(config_file: Path) -> None:
+    config, _ = parse_line(config_file, "--config.mesh.context=2", "--mesh", "tensor4")
+    before = load_config(config_file)
+    assert config == dataclasses.replace(before, mesh=MeshConfig(data=1, fsdp=-1, tensor=4, context=2))
+
+
 @pytest.mark.parametrize(
     ("argument", "messages"),
     [
+        ("--mesh=tensor5", ["--mesh", "tensor5", "'tensor4'"]),
         ("--config.train.stps=5", ["--config.train.stps", "Perhaps you meant", "--config.train.steps INT"]),
         ("--config.train.steps=many", ["--config.train.steps", "int", "many"]),
         ("--config.model.form=gatd", ["--config.model.form", "gatd", "('gated', 'static', 'joint')"]),

@@ -114,8 +114,8 @@ def _mesh(config: MeshConfig) -> Mesh | None:
     """A mesh over the first devices, or over all where an axis takes what is left; None for a single device."""
     if config == _ONE_DEVICE:
         return None
-    sizes = dataclasses.astuple(config)
-    return make_mesh(config, None if -1 in sizes else jax.devices()[: math.prod(sizes)])
+    devices = None if -1 in config.axes else jax.devices()[: config.slices * math.prod(config.axes)]
+    return make_mesh(config, devices)
 
 
 def _default_sampling(argv: Sequence[str], name: SamplingName) -> Sampling:

@@ -13,8 +13,9 @@ import matplotlib.pyplot as plt
 
 from owl3_jax.config import DType, ModelConfig
 from owl3_jax.files import write_text
+from owl3_jax.flops import prefill_flops
 
-from .floors import Machine, decode_bytes, prefill_flops
+from .floors import Machine, decode_bytes
 from .measure import Measurement
 
 _PHASES = ("vision", "prefill", "decode")

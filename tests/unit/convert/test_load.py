@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
+from jax.sharding import PartitionSpec as P
 
 from owl3_jax.config import ComputeConfig, MeshConfig
 from owl3_jax.convert.directories import to_orbax
@@ -42,6 +43,28 @@ def test_casts_while_reading(tmp_path, converted):
         params = load_params(directory, config, mesh, dtype="bfloat16")
         assert {x.dtype.name for x in jax.tree.leaves(params)} == {"bfloat16"}
         jax.tree.map(np.testing.assert_array_equal, params, expected)
+
+
+@pytest.mark.parametrize("converted", [False, True])
+def test_the_vocabulary_is_padded_with_rows_of_zeros(tmp_path, converted):
+    directory = GOLDEN / "tiny-240728"
+    config, head = load_config(directory), ("language_model", "lm_head")
+    expected = flatten_dict(load_params(directory, config))
+    if converted:
+        to_orbax(directory, tmp_path / "ours")
+        directory = tmp_path / "ours"
+    mesh = make_mesh(MeshConfig(data=1, tensor=8))
+    for params in (
+        load_params(directory, config, vocab_multiple=7),
+        load_params(directory, config, mesh, vocab_multiple=8 * 67),
+    ):
+        flat = flatten_dict(params)
+        padding = flat[head].shape[0] - config.vocab_size
+        assert padding > 0
+        for path in (head, ("language_model", "embed_tokens")):
+            np.testing.assert_array_equal(flat.pop(path), np.pad(expected[path], [(0, padding), (0, 0)]))
+        assert all(np.array_equal(value, expected[path]) for path, value in flat.items())
+    assert params["language_model"]["lm_head"].sharding.spec == P("tensor", None)
 
 
 def test_no_device_reads_more_than_its_share(monkeypatch):

@@ -82,6 +82,16 @@ def test_onto_another_mesh(run):
     assert jax.tree.map(lambda x: x.sharding, params) == param_shardings(abstract_params(MODEL, ComputeConfig()), mesh)
 
 
+def test_padding_of_the_vocabulary_is_left_out(tmp_path):
+    params = random_params(MODEL)
+    table = params["language_model"]["embed_tokens"]
+    padded = params["language_model"] | {"embed_tokens": np.pad(table, [(0, 3), (0, 0)], constant_values=5)}
+    save_run(tmp_path / "run", MODEL, params | {"language_model": padded})
+    assert_equal(load_params(tmp_path / "run", MODEL), params)
+    to_hugging_face(tmp_path / "run", tmp_path / "exported")
+    assert_equal(load_params(tmp_path / "exported", MODEL), params)
+
+
 def test_no_device_reads_more_than_its_share(run, monkeypatch):
     sizes = []
     read = StoredParameter.read

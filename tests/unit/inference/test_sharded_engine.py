@@ -22,9 +22,9 @@ GREEDY = Sampling(max_new_tokens=7, logprobs=True)
 PROMPTS = [prompt(13, [0, 2, 2, 9, 12], seed=1), prompt(16, seed=2), prompt(5, [3], seed=3)]  # no count that 8 divides
 CASES = [
     ("gated", MeshConfig(data=1, fsdp=8)),
-    ("static", MeshConfig(data=1, tensor=8)),
+    ("static", MeshConfig(data=1, tensor=2, context=4)),
     ("joint", MeshConfig(data=8)),
-    ("joint", MeshConfig(data=1, context=8)),
+    ("joint", MeshConfig(data=1, fsdp=2, context=4)),
 ]
 
 

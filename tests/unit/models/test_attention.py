@@ -1,49 +1,15 @@
+"""Attention by its definition; which program computes it is in test_block_attention.py and test_attention_mesh.py."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from owl3_jax.models.attention import attend, image_visibility, merge, text_visibility
+from owl3_jax.models.attention import TEXT, Plan, attend
+from owl3_jax.models.visibility import Visibility, visibility
 
-
-def ints(*rows: str) -> jax.Array:
-    return jnp.array([[int(cell) for cell in row.split()] for row in rows], jnp.int32)
-
-
-def seen(mask: jax.Array) -> list[str]:
-    return ["".join("01"[int(cell)] for cell in row) for row in np.asarray(mask)]
-
-
-def test_text_visibility_of_packed_and_padded_row():
-    positions, segments = ints("0 1 0 1 2 0"), ints("1 1 2 2 2 0")
-    mask = text_visibility(positions, segments, positions, segments)
-    assert seen(mask[0]) == ["100000", "110000", "001000", "001100", "001110", "000000"]
-
-
-def test_text_visibility_of_new_text_over_a_cache_with_gaps():
-    # A prompt of two tokens, padded to four slots, then two generated ones: the gap is never seen.
-    key_positions, key_segments = ints("0 1 0 0 2 3"), ints("1 1 0 0 1 1")
-    mask = text_visibility(ints("2 3"), ints("1 1"), key_positions, key_segments)
-    assert seen(mask[0]) == ["110010", "110011"]
-
-
-@pytest.mark.parametrize(
-    ("inclusive", "rows"),
-    [
-        (False, ["00", "00", "10", "10", "11"]),
-        (True, ["00", "10", "10", "11", "11"]),
-    ],
-)
-def test_image_visibility_is_strict_or_inclusive(inclusive, rows):
-    mask = image_visibility(ints("0 1 2 3 4"), ints("1 1 1 1 1"), ints("1 3"), ints("1 1"), inclusive=inclusive)
-    assert seen(mask[0]) == rows
-
-
-def test_image_visibility_of_packed_and_padded_row():
-    # Two samples: one with images at 0 and 1, a text-only one, one with an image at 0; then padding of text and images.
-    positions, segments = ints("0 1 2 0 1 0 1 0"), ints("1 1 1 2 2 3 3 0")
-    mask = image_visibility(positions, segments, ints("0 1 0 0"), ints("1 1 3 0"), inclusive=False)
-    assert seen(mask[0]) == ["0000", "1000", "1100", "0000", "0000", "0000", "0010", "0000"]
+PLAN = Plan(TEXT, "xla")
+B, T, H, K, D = 2, 7, 6, 3, 5
 
 
 def naive_attention(q, k, v, visible):
@@ -60,38 +26,53 @@ def naive_attention(q, k, v, visible):
     return out, lse
 
 
-def random_attention(seed, T=7, C=11, H=6, K=3, D=5):
+def random_vectors(seed):
     rng = np.random.default_rng(seed)
-    draw = lambda *shape: rng.normal(size=(2, *shape)).astype(np.float32)
-    visible = rng.random((2, T, C)) < 0.5
-    visible[0, 3] = False  # a position that sees nothing
-    return draw(H, T, D), draw(K, C, D), draw(K, C, D), visible
+    return [jnp.asarray(rng.normal(size=(B, heads, T, D)), jnp.float32) for heads in (H, K, K)]
 
 
-def test_attend_equals_definition_and_is_zero_where_nothing_is_seen():
-    q, k, v, visible = random_attention(0)
-    out, lse = attend(*map(jnp.asarray, (q, k, v, visible)))
-    expected_out, expected_lse = naive_attention(q, k, v, visible)
+def packed_rows() -> Visibility:
+    """Samples of 4 and 2 tokens and one padding token, which sees nothing; a whole row."""
+    positions = jnp.array([[0, 1, 2, 3, 0, 1, 0], range(T)], jnp.int32)
+    segments = jnp.array([[1, 1, 1, 1, 2, 2, 0], [1] * T], jnp.int32)
+    return visibility(positions, segments, positions, segments)
+
+
+@pytest.mark.parametrize("visible", [packed_rows(), None], ids=["packed rows", "no mask"])
+def test_attend_equals_definition_and_is_zero_where_nothing_is_seen(visible):
+    q, k, v = random_vectors(0)
+    out, lse = attend(q, k, v, visible, PLAN)
+    dense = np.ones((B, T, T), bool) if visible is None else visible.dense()
+    expected_out, expected_lse = naive_attention(*map(np.asarray, (q, k, v)), np.asarray(dense))
     np.testing.assert_allclose(out, expected_out, atol=2e-6)
     some = np.isfinite(expected_lse)
+    assert some.all() == (visible is None)
     np.testing.assert_allclose(np.asarray(lse)[some], expected_lse[some], atol=2e-6)
     assert np.all(np.asarray(lse)[~some] < -1e29)
-    assert np.all(np.asarray(out)[0, :, 3] == 0)
+    assert np.all(np.moveaxis(np.asarray(out), 3, 0)[:, ~some] == 0)
 
 
-def test_merge_of_two_parts_equals_attention_over_all_keys():
-    q, k, v, visible = random_attention(1)
-    visible[1, 2, :4] = False  # sees only the second part
-    q, k, v, visible = map(jnp.asarray, (q, k, v, visible))
-    whole = attend(q, k, v, visible)
-    parts = [attend(q, k[:, :, part], v[:, :, part], visible[:, :, part]) for part in (slice(0, 4), slice(4, 11))]
-    merged = merge(*parts[0], *parts[1])
-    np.testing.assert_allclose(merged[0], whole[0], atol=1e-6)
-    np.testing.assert_allclose(merged[1], whole[1], rtol=1e-6)
+def plain(q, k, v, visible):
+    """In a few lines that jax differentiates by itself."""
+    k, v = (jnp.repeat(x, H // K, axis=1) for x in (k, v))
+    scores = jnp.where(visible.dense()[:, None], jnp.einsum("bhtd,bhcd->bhtc", q, k) / D**0.5, -1e30)
+    sees = visible.sees[:, None, :]
+    out = jnp.where(sees[..., None], jnp.einsum("bhtc,bhcd->bhtd", jax.nn.softmax(scores), v), 0)
+    return out, jnp.where(sees, jax.nn.logsumexp(scores, axis=-1), 0)
 
 
-def test_gradients_stay_finite_where_nothing_is_seen():
-    q, k, v, _ = map(jnp.asarray, random_attention(2))
-    nothing = jnp.zeros((2, 7, 11), bool)
-    grads = jax.grad(lambda *x: jnp.sum(attend(*x, nothing)[0] ** 2), argnums=(0, 1, 2))(q, k, v)
+def test_gradients_through_output_and_log_sum_exp_equal_those_of_jax():
+    vectors, visible = random_vectors(1), packed_rows()
+    weights = jax.random.normal(jax.random.key(0), (B, H, T, D)), jax.random.normal(jax.random.key(1), (B, H, T))
+    weights = weights[0], weights[1] * visible.sees[:, None]
+    loss = lambda f: lambda *x: sum(jnp.sum(a * b) for a, b in zip(f(*x), weights, strict=True))
+    ours = jax.grad(loss(lambda *x: attend(*x, visible, PLAN)), argnums=(0, 1, 2))(*vectors)
+    for name, a, b in zip("qkv", ours, jax.grad(loss(lambda *x: plain(*x, visible)), argnums=(0, 1, 2))(*vectors), strict=True):
+        np.testing.assert_allclose(a, b, atol=5e-6, err_msg=name)
+        assert float(jnp.abs(b).max()) > 0.1
+
+
+def test_gradients_are_zero_where_nothing_is_seen():
+    nothing = packed_rows()._replace(limits=jnp.zeros((B, T), jnp.int32))
+    grads = jax.grad(lambda *x: jnp.sum((attend(*x, nothing, PLAN)[0] + 1) ** 2), argnums=(0, 1, 2))(*random_vectors(2))
     assert all(np.all(np.asarray(g) == 0) for g in grads)

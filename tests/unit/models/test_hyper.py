@@ -1,9 +1,12 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from owl3_jax.models.attention import attend
+from owl3_jax.models.attention import TEXT, Plan, attend
 from owl3_jax.models.hyper import Fusion, ImageCache, hyper_attention
+from owl3_jax.models.visibility import visibility
+from tests.tiny import COMPUTE
 
 B, T, I, L, H, K, D, M = 2, 5, 3, 7, 6, 3, 11, 2
 ROW = 1  # the hyper layer that is asked for
@@ -13,28 +16,37 @@ def inputs(seed=0):
     rng = np.random.default_rng(seed)
     draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
     q, k, v = draw(B, H, T, D), draw(B, K, T, D), draw(B, K, T, D)
-    causal = jnp.tril(jnp.ones((T, T), bool))[None].repeat(B, 0)
+    positions, ones = jnp.arange(T)[None].repeat(B, 0), jnp.ones((B, T), jnp.int32)
+    causal = visibility(positions, ones, positions, ones)
     cache = ImageCache(draw(M, B, K, I, L, D), draw(M, B, K, I, L, D))
-    visible = jnp.asarray(rng.random((B, T, I)) < 0.6).at[:, 0].set(False)
+    starts = jnp.array([[0, 1, 3], [1, 2, 0]], jnp.int32)  # the last one of the second row is padding
+    visible = visibility(positions, ones, starts, jnp.array([[1, 1, 1], [1, 1, 0]], jnp.int32), inclusive=False)
     return q, k, v, causal, cache, visible, draw
 
 
 def parts(q, k, v, causal, cache, visible):
-    text, lse = attend(q, k, v, causal)
+    plan = Plan(TEXT, "xla")
+    text, lse = attend(q, k, v, causal, plan)
     image_keys, image_values = (x[ROW].reshape(B, K, I * L, D) for x in cache)
-    seen = jnp.repeat(visible, L, axis=-1)
-    image, _ = attend(q, image_keys, image_values, seen)
-    joint, _ = attend(
+    seen = visible.repeated(L)
+    image, _ = attend(q, image_keys, image_values, seen, plan)
+    joint = softmax_attention(
         q,
         jnp.concatenate([image_keys, k], 2),
         jnp.concatenate([image_values, v], 2),
-        jnp.concatenate([seen, causal], -1),
+        jnp.concatenate([seen.dense(), causal.dense()], -1),
     )
     return text, lse, image, joint
 
 
+def softmax_attention(q, k, v, seen):
+    k, v = (jnp.repeat(x, H // K, axis=1) for x in (k, v))
+    scores = jnp.where(seen[:, None], jnp.einsum("bhtd,bhcd->bhtc", q, k) / D**0.5, -jnp.inf)
+    return jnp.einsum("bhtc,bhcd->bhtd", jax.nn.softmax(scores), v)
+
+
 def fuse(q, text, lse, cache, visible, gate):
-    return hyper_attention(jnp.int32(ROW), q, text, lse, Fusion(cache, visible, gate), images_per_chunk=2)
+    return hyper_attention(jnp.int32(ROW), q, text, lse, Fusion(cache, visible, gate), COMPUTE)
 
 
 def sigmoid(x):
@@ -46,7 +58,7 @@ def test_gated_form_computes_its_gate_from_self_attention():
     text, lse, image, _ = parts(q, k, v, causal, cache, visible)
     kernel, bias = draw(M, D, D), draw(M, D)
     g = sigmoid(np.asarray(text) @ np.asarray(kernel[ROW]) + np.asarray(bias[ROW]))
-    expected = np.where(visible.any(-1)[:, None, :, None], (1 - g) * text + g * image, text)
+    expected = np.where(visible.sees[:, None, :, None], (1 - g) * text + g * image, text)
     np.testing.assert_allclose(fuse(q, text, lse, cache, visible, (kernel, bias)), expected, atol=3e-6)
 
 
@@ -55,7 +67,7 @@ def test_static_form_has_a_learned_gate():
     text, lse, image, _ = parts(q, k, v, causal, cache, visible)
     gate = draw(M, H, D)
     g = sigmoid(gate[ROW])[:, None]
-    expected = np.where(visible.any(-1)[:, None, :, None], (1 - g) * text + g * image, text)
+    expected = np.where(visible.sees[:, None, :, None], (1 - g) * text + g * image, text)
     np.testing.assert_allclose(fuse(q, text, lse, cache, visible, (gate,)), expected, atol=3e-6)
 
 
@@ -71,7 +83,7 @@ def test_a_position_that_sees_no_image_keeps_its_self_attention(form):
     text, lse, _, _ = parts(q, k, v, causal, cache, visible)
     gate = {"gated": (draw(M, D, D), draw(M, D)), "static": (draw(M, H, D),), "joint": ()}[form]
     out = fuse(q, text, lse, cache, visible, gate)
-    unseeing = ~np.asarray(visible.any(-1))
+    unseeing = ~np.asarray(visible.sees)
     by_position = lambda x: np.moveaxis(np.asarray(x), 1, 2)
     assert unseeing.any()
     np.testing.assert_array_equal(by_position(out)[unseeing], by_position(text)[unseeing])

@@ -1,15 +1,17 @@
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
 from owl3_jax import sharding
-from owl3_jax.config import ComputeConfig, Config, DataConfig, MeshConfig, OptimizerConfig, TrainConfig
-from owl3_jax.training.loss import next_token_loss
+from owl3_jax.config import ComputeConfig, Config, ConfigError, DataConfig, MeshConfig, OptimizerConfig, TrainConfig
+from owl3_jax.recipes import STAGES
 from owl3_jax.training.optimizer import learning_rate_schedule, make_optimizer
-from owl3_jax.training.step import init_state, make_train_step, nonfinite_tensors, shift_images
+from owl3_jax.training.step import abstract_state, example_batch, init_state, make_train_step, nonfinite_tensors
 from tests.tiny import model_config, pack, pad, single
 
 CONFIG = Config(
@@ -31,23 +33,6 @@ def mesh():
 @pytest.fixture(scope="module")
 def step(mesh):
     return make_train_step(CONFIG, mesh)
-
-
-def test_loss_is_the_weighted_mean_over_targets_of_the_same_segment():
-    logits = np.random.default_rng(0).normal(size=(1, 29, 31)).astype(np.float32)
-    loss, metrics = next_token_loss(jnp.asarray(logits), BATCH)
-    log_probs = logits[0] - np.log(np.exp(logits[0]).sum(-1, keepdims=True))
-    # Token 0 of each segment (0 and 13) has nothing before it; 24 and later are padding.
-    targets = [t for t in range(1, 24) if t != 13 and BATCH.loss_weights[0, t] > 0]
-    np.testing.assert_allclose(loss, -np.mean([log_probs[t - 1, BATCH.tokens[0, t]] for t in targets]), rtol=1e-6)
-    assert metrics["target_tokens"] == len(targets)
-    hits = np.mean([log_probs[t - 1].argmax() == BATCH.tokens[0, t] for t in targets])
-    np.testing.assert_allclose(metrics["accuracy"], hits, rtol=1e-6)
-
-
-def test_rows_without_targets_give_zero_loss():
-    loss, _ = next_token_loss(jnp.ones((1, 29, 31)), BATCH._replace(loss_weights=jnp.zeros((1, 29))))
-    assert float(loss) == 0
 
 
 def test_training_on_one_batch_learns_it(mesh, step):
@@ -81,10 +66,10 @@ def test_the_schedule_warms_up_and_ends_at_its_minimum():
 
 def test_weight_decay_is_for_matrices_only(mesh):
     config = dataclasses.replace(CONFIG, optimizer=OptimizerConfig(learning_rate=1.0, warmup_steps=0, weight_decay=0.5))
-    params = jax.tree.map(jnp.ones_like, init_state(config, mesh).params)
     optimizer = make_optimizer(config.optimizer, 10)
-    zeros = jax.tree.map(jnp.zeros_like, params)
-    updates, _ = optimizer.update(zeros, optimizer.init(params), params)
+    fill = lambda value: jax.tree.map(lambda x: np.full(x.shape, value, np.float32), abstract_state(config, mesh).params)
+    params, zeros = fill(1), fill(0)
+    updates, _ = jax.jit(lambda: optimizer.update(zeros, optimizer.init(params), params))()
     decayed = {"/".join(k.key for k in path): float(u.max()) for path, u in jax.tree_util.tree_leaves_with_path(updates)}
     for path, update in decayed.items():
         is_matrix = path.endswith(("kernel", "embed_tokens", "lm_head", "position_embedding"))
@@ -99,10 +84,54 @@ def test_gradients_are_clipped_by_their_global_norm():
     np.testing.assert_allclose(jnp.linalg.norm(updates["bias"]) * 1e6, 0.5, rtol=1e-5)
 
 
-def test_images_are_shifted_by_at_most_the_given_pixels():
-    pixels = jnp.zeros((2, 250, 7, 7, 3), jnp.uint8).at[:, :, 3, 3].set(200)
-    shifted = np.asarray(jax.jit(shift_images, static_argnums=2)(jax.random.key(0), pixels, 2))
-    assert shifted.dtype == np.uint8 and shifted.shape == pixels.shape
-    where = np.argwhere(shifted[..., 0] == 200)[:, 2:] - 3
-    assert len(where) == 500, "no image loses its dot"
-    assert {tuple(x) for x in where} == {(a, b) for a in range(-2, 3) for b in range(-2, 3)}
+# ---- frozen parts
+
+VISION = ("vision_model/.*",)
+
+
+def with_train(**changes):
+    return dataclasses.replace(CONFIG, train=dataclasses.replace(CONFIG.train, **changes))
+
+
+def is_in_stage_1(path):
+    return path.startswith(("vision2text_model/", "language_model/hyper_layers/"))
+
+
+@pytest.mark.parametrize(
+    ("patterns", "is_trained"),
+    [(STAGES[1].trained, is_in_stage_1), (VISION, lambda path: path.startswith("vision_model/"))],
+    ids=["stage 1", "vision"],
+)
+def test_only_the_chosen_parts_are_trained(mesh, patterns, is_trained):
+    config = with_train(trained=patterns)
+    state, step = init_state(config, mesh), make_train_step(config, mesh)
+    before = flatten_dict(jax.device_get(state.params), sep="/")
+    moments = sum(x.size for x in jax.tree.leaves(state.opt_state) if x.ndim)
+    assert moments == 2 * sum(x.size for path, x in before.items() if is_trained(path)), "only they have optimizer state"
+    for _ in range(2):
+        state, metrics = step(state, BATCH)
+    assert bool(metrics["finite"]) and float(metrics["grad_norm"]) > 0
+    for path, after in flatten_dict(jax.device_get(state.params), sep="/").items():
+        assert after.dtype == (jnp.float32 if is_trained(path) else jnp.bfloat16), path
+        assert np.array_equal(after, before[path]) != is_trained(path), path
+
+
+@pytest.mark.parametrize(("patterns", "products"), [(STAGES[1].trained, 2), (VISION, 6)])
+def test_a_frozen_vision_tower_has_no_backward_pass(mesh, patterns, products):
+    """Its MLP, 13 wide, has two matrix products going forward and four going back."""
+    config = with_train(trained=patterns)
+    text = make_train_step(config, mesh).lower(abstract_state(config, mesh), example_batch(config)).as_text()
+    assert len(re.findall(r"dot_general.*[<x]13x.*", text)) == products
+
+
+def test_a_step_never_holds_the_logits_of_a_whole_row(mesh):
+    config = with_train(loss_chunk=10)
+    text = make_train_step(config, mesh).lower(abstract_state(config, mesh), example_batch(config)).as_text()
+    shapes = [tuple(map(int, dims.split("x")[:-1])) for dims in re.findall(r"tensor<([\dx]+x)f32>", text)]
+    # Of arrays over the vocabulary (31 rows), all but the tables and their gradients (42 wide).
+    assert max(np.prod(shape) for shape in shapes if 31 in shape and 42 not in shape) == 10 * 31
+
+
+def test_rows_that_do_not_divide_into_microbatches_are_refused(mesh):
+    with pytest.raises(ConfigError, match=r"data.rows 1 is no multiple of .* \(1\) times train.microbatches \(2\)"):
+        make_train_step(with_train(microbatches=2), mesh)

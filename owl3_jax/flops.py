@@ -1,0 +1,119 @@
+"""Operations of the model by formula: two for each multiplication and addition of a matrix product, nothing else.
+
+XLA's own count takes the body of a loop once, so it can't be asked. Attention counts the pairs that see each other.
+What is computed a second time to save memory is no work of the model: MFU, model FLOPs utilisation, leaves it out.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import flax.linen as nn
+from flax.traverse_util import flatten_dict
+
+from owl3_jax.config import ComputeConfig, ModelConfig, Remat
+from owl3_jax.models.owl3 import abstract_params
+
+# Of a block's products with parameters, and of its attention: whether the backward pass computes them again.
+_COMPUTED_AGAIN: dict[Remat, tuple[bool, bool]] = {
+    "none": (False, False),
+    "dots": (False, False),
+    "minimal": (True, False),
+    "full": (True, True),
+    "offload": (True, True),
+}
+
+
+class Work(NamedTuple):
+    """What passes the model, summed over the rows of a batch."""
+
+    tokens: int  # text positions
+    images: int
+    text_pairs: int  # text position x text position that it sees, in one layer
+    image_pairs: int  # text position x image token that it sees, in one hyper layer
+    outputs: int  # positions whose logits are computed
+
+    @classmethod
+    def of_rows(cls, config: ModelConfig, rows: int, tokens: int, images: int) -> "Work":
+        """Full rows of one sample each, placeholders evenly spread: a text position sees half of its row on average."""
+        pairs = tokens * (tokens + 1) // 2
+        image_pairs = tokens * images * config.vision.tokens_per_image // 2
+        return cls(rows * tokens, rows * images, rows * pairs, rows * image_pairs, rows * tokens)
+
+
+class Part(NamedTuple):
+    """A part of the model, in the order in which signals pass it."""
+
+    parameters: str  # regex of the paths of its parameters
+    products: int  # operations of products with parameters, going forward
+    pairs: int = 0  # of products of activations with each other
+    deep: bool = False  # several layers: signals go back within it
+
+
+def parts(config: ModelConfig, work: Work) -> list[Part]:
+    """The forward pass, part by part."""
+    E, F, V = config.hidden_size, config.intermediate_size, config.vocab_size
+    H, K, D = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+    N, M = config.num_hidden_layers, len(config.hyper_layers)
+    layer = E * D * (2 * H + 2 * K) + 3 * E * F
+    gate = H * D * D if config.form == "gated" else 0
+    attention = 4 * H * D * (N * work.text_pairs + M * work.image_pairs)
+    head = "embed_tokens" if config.tie_word_embeddings else "lm_head"
+    return [
+        *_vision_parts(config, work.images),
+        Part("language_model/hyper_layers/v_kv_proj/.*", image_cache_flops(config, work.images)),
+        Part("language_model/hyper_layers/gate.*", 2 * work.tokens * M * gate),
+        Part("language_model/(layers|embed_tokens).*", 2 * work.tokens * N * layer, attention, deep=True),
+        Part(f"language_model/{head}", 2 * work.outputs * E * V),
+    ]
+
+
+def _vision_parts(config: ModelConfig, images: int) -> list[Part]:
+    vision, E, L = config.vision, config.hidden_size, config.vision.tokens_per_image
+    Ev, layers = vision.hidden_size, vision.num_used_layers
+    block = 4 * Ev**2 + 2 * Ev * vision.intermediate_size
+    tokens = 2 * images * L
+    second = [Part("vision2text_model/2/.*", tokens * E * E)] if config.form == "joint" else []
+    return [
+        Part("vision_model/embeddings/.*", tokens * 3 * vision.patch_size**2 * Ev),
+        Part("vision_model/layers/.*", tokens * layers * block, 2 * tokens * layers * L * Ev, deep=True),
+        Part("vision2text_model/(0|linear)/.*", tokens * Ev * E),
+        *second,
+    ]
+
+
+def image_cache_flops(config: ModelConfig, images: int) -> int:
+    """Operations that make keys and values of so many images, in all hyper layers."""
+    per_token = 2 * len(config.hyper_layers) * config.hidden_size * 2 * config.num_key_value_heads * config.head_dim
+    return images * config.vision.tokens_per_image * per_token
+
+
+def forward_flops(config: ModelConfig, work: Work) -> int:
+    """Operations of a forward pass."""
+    return sum(part.products + part.pairs for part in parts(config, work))
+
+
+def prefill_flops(config: ModelConfig, images: int, tokens: int) -> int:
+    """Operations that read a prompt and give the logits of its next token, image features given."""
+    text = Work.of_rows(config, 1, tokens, images)._replace(images=0, outputs=1)
+    return forward_flops(config, text) + image_cache_flops(config, images)
+
+
+def train_flops(config: ModelConfig, work: Work, trained: Sequence[str] = (".*",), remat: Remat = "none") -> int:
+    """Operations of a training step, in which parameters whose path one of the regexes `trained` matches are trained.
+
+    A product with trained parameters counts again for their gradient; one that trained parameters stand before, again for the
+    gradient of what comes in. What `remat` computes a second time is no work of the model: leave it out to get that.
+    """
+    paths = flatten_dict(nn.unbox(abstract_params(config, ComputeConfig())), sep="/")
+    learning = [path for path in paths if any(re.fullmatch(pattern, path) for pattern in trained)]
+    again, pairs_again = _COMPUTED_AGAIN[remat]
+    total, carries = 0, False
+    for part in parts(config, work):
+        learns = any(re.fullmatch(part.parameters, path) for path in learning)
+        returns = carries or (learns and part.deep)
+        repeated = returns and part.deep
+        total += part.products * (1 + learns + returns + (repeated and again))
+        total += part.pairs * (1 + 2 * returns + (repeated and pairs_again))
+        carries = carries or learns
+    return total

@@ -1,0 +1,123 @@
+"""Attention over one block of keys by JAX's own splash kernels for TPUs, forward and backward.
+
+Splash's public function has no gradient through the log-sum-exp, which merging needs, and wants its mask while tracing; so the
+kernels behind it are called one by one, each with the blocks of `owl3_jax.models.splash_blocks`. None of this is documented
+API: jax is pinned, and the tests compare with `owl3_jax.models.xla_attention`, whose functions these ones replace.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
+from jaxtyping import Array, Float, Shaped
+
+from owl3_jax.models.image_line import pad_to_multiple
+from owl3_jax.models.splash_blocks import Blocks
+from owl3_jax.models.visibility import Visibility
+from owl3_jax.models.xla_attention import MASKED
+
+_common: dict[str, Any] = {
+    "is_mqa": False,
+    "mask_value": MASKED,
+    "mask_function": lambda limits, keys: keys < limits,
+    "attn_logits_soft_cap": None,
+}
+_layouts = dict.fromkeys(("q_layout", "k_layout", "v_layout"), kernels.QKVLayout.HEAD_DIM_MINOR)
+_ROWS = 16  # that one call of the kernel takes, if the same positions see the same keys in all of them
+
+
+def forward(
+    q: Float[Array, "B H T D"],
+    k: Float[Array, "B K C D"],
+    v: Float[Array, "B K C D"],
+    visible: Visibility | None,
+    *,
+    interpret: bool,
+) -> tuple[Float[Array, "B H T D"], Float[Array, "B H T"]]:
+    """As `xla_attention.forward`, with an output of the precision of `q`. `interpret`: runs anywhere, slowly."""
+
+    def kernel(queries: Any, keys: Any, blocks: Any) -> Any:
+        splash: Any = kernels._splash_attention_forward  # typed for masks that are known while tracing
+        out, (lse,) = splash(
+            blocks.mask_info(),
+            *queries,
+            *keys,
+            blocks.segment_ids,
+            sinks=None,
+            block_sizes=kernels.BlockSizes(blocks.queries, blocks.keys, blocks.keys_at_once),
+            residual_checkpoint_name=None,
+            save_residuals=True,
+            interpret=interpret,
+            **_common,
+        )
+        return (out, lse), ()
+
+    (out, lse), _ = _row_by_row(kernel, (_scaled(q),), (k, v), visible)
+    sees = lse > MASKED / 2  # where it is not, the kernel leaves garbage
+    return jnp.where(sees[..., None], out.astype(jnp.float32), 0.0), jnp.where(sees, lse, MASKED)
+
+
+def backward(
+    q: Float[Array, "B H T D"],
+    k: Float[Array, "B K C D"],
+    v: Float[Array, "B K C D"],
+    visible: Visibility | None,
+    lse: Float[Array, "B H T"],
+    shift: Float[Array, "B H T"],
+    d_out: Float[Array, "B H T D"],
+    *,
+    interpret: bool,
+) -> tuple[Float[Array, "B H T D"], Float[Array, "B K C D"], Float[Array, "B K C D"]]:
+    """As `xla_attention.backward`."""
+
+    def kernel(queries, keys, blocks):
+        q, d_out, lse, shift = queries
+        inputs = (q, *keys, blocks.segment_ids, None, lse, d_out, -shift)
+        options = {"bq": blocks.queries, "bkv": blocks.keys, "interpret": interpret, **_layouts, **_common}
+        d_q = kernels._splash_attention_bwd_dq(*inputs, mask_info=blocks.mask_info(), **options)
+        _, d_k, d_v = kernels._splash_attention_bwd_dkv(
+            *inputs,
+            mask_info=blocks.mask_info(by_keys=True),
+            bkv_compute=blocks.keys_at_once,
+            use_fused_bwd_kernel=False,
+            **options,
+        )
+        return (d_q,), (d_k, d_v)
+
+    lse = jnp.where(lse > MASKED / 2, lse, -MASKED)  # so that exp(score - lse) is 0 where nothing is seen
+    queries = (_scaled(q), d_out.astype(v.dtype), lse, shift)
+    (d_q,), (d_k, d_v) = _row_by_row(kernel, queries, (k, v), visible)
+    return d_q.astype(jnp.float32) * q.shape[3] ** -0.5, d_k, d_v
+
+
+def _scaled(q: Float[Array, "B H T D"]) -> Float[Array, "B H T D"]:
+    return q * q.shape[3] ** -0.5
+
+
+def _row_by_row(
+    kernel: Callable[[Any, Any, Blocks], Any],
+    queries: tuple[Shaped[Array, "B H T *_"], ...],
+    keys: tuple[Float[Array, "B K C D"], ...],
+    visible: Visibility | None,
+) -> Any:
+    """What `kernel` makes of queries and of keys, padded to whole blocks: a tuple like each of both.
+
+    The kernel knows one row. Rows without a mask are further heads of a row, as many as memory for their log-sum-exps (which
+    the kernel writes 128 times) may take.
+    """
+    B, _, T, C = *queries[0].shape[:3], keys[0].shape[2]
+    together = next(n for n in range(_ROWS, 0, -1) if B % n == 0) if visible is None else 1
+    fold = lambda x: x.reshape(B // together, together * x.shape[1], *x.shape[2:])
+    unfold = lambda x: x.reshape(B, -1, *x.shape[2:])
+
+    def row(inputs):
+        queries, keys, visible = inputs
+        blocks = Blocks.of(T, C, visible)
+        whole = lambda arrays, size: tuple(pad_to_multiple(x, 1, size) for x in arrays)
+        of_queries, of_keys = kernel(whole(queries, blocks.queries), whole(keys, blocks.keys), blocks)
+        return tuple(x[:, :T] for x in of_queries), tuple(x[:, :C] for x in of_keys)
+
+    folded = (*jax.tree.map(fold, (queries, keys)), visible)
+    return jax.tree.map(unfold, jax.lax.map(row, folded))

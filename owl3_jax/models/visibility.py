@@ -1,0 +1,68 @@
+"""What each text position sees, as two numbers for it and one for each key.
+
+Keys of a segment stand in the order of their positions, so what a position sees of them is a prefix. No array of positions x
+keys exists until plain XLA masks the scores that it has made anyway; the kernel never needs one.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int
+
+
+class Visibility(NamedTuple):
+    """Position t sees key c if both are of the same segment and c < limits[t]."""
+
+    limits: Int[Array, "B T"]  # 0 where nothing is seen
+    segment_ids: Int[Array, "B T"]
+    key_segment_ids: Int[Array, "B C"]  # 0 is never seen
+
+    @property
+    def sees(self) -> Bool[Array, "B T"]:
+        """Whether a position sees any key."""
+        return self.limits > 0
+
+    def dense(self) -> Bool[Array, "B T C"]:
+        """Which keys a position sees."""
+        keys = jnp.arange(self.key_segment_ids.shape[1])
+        same = self.segment_ids[:, :, None] == self.key_segment_ids[:, None, :]
+        return same & (keys < self.limits[:, :, None])
+
+    def part(self, start: Int[Array, ""] | int, size: int, first: Int[Array, ""] | int = 0) -> "Visibility":
+        """Of `size` keys from `start` on; those before `first` are not seen."""
+        numbers = start + jnp.arange(size)
+        key_segment_ids = jax.lax.dynamic_slice_in_dim(self.key_segment_ids, start, size, axis=1)
+        return self._replace(limits=self.limits - start, key_segment_ids=jnp.where(numbers >= first, key_segment_ids, 0))
+
+    def repeated(self, times: int) -> "Visibility":
+        """With every key `times` times, as an image of so many tokens."""
+        key_segment_ids = jnp.repeat(self.key_segment_ids, times, axis=1)
+        return self._replace(limits=self.limits * times, key_segment_ids=key_segment_ids)
+
+
+def visibility(
+    positions: Int[Array, "B T"],
+    segment_ids: Int[Array, "B T"],
+    key_positions: Int[Array, "B C"],
+    key_segment_ids: Int[Array, "B C"],
+    *,
+    inclusive: bool = True,
+) -> Visibility:
+    """Text sees the text or the images of its own segment that stand before it (`inclusive`: at it or before).
+
+    An image stands where its placeholder starts. Padding (segment 0) sees nothing and is not seen. Two packed samples of two
+    tokens and one padding token over their own text, then five tokens over images at positions 1 and 3, rows see columns:
+
+        1 0 0 0 0    strict   0 0   inclusive   0 0
+        1 1 0 0 0             0 0               1 0
+        0 0 1 0 0             1 0               1 0
+        0 0 1 1 0             1 0               1 1
+        0 0 0 0 0             1 1               1 1
+    """
+    same = (segment_ids[:, :, None] == key_segment_ids[:, None, :]) & (segment_ids[:, :, None] != 0)
+    distance = positions[:, :, None] - key_positions[:, None, :]
+    seen = same & (distance >= 0 if inclusive else distance > 0)
+    # One reduction that XLA fuses: `seen` is not stored.
+    limits = jnp.where(seen, 1 + jnp.arange(key_positions.shape[1]), 0).max(axis=2, initial=0)
+    return Visibility(limits, segment_ids, key_segment_ids)

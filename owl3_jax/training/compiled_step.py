@@ -1,0 +1,112 @@
+"""The compiled train step as a file: compiled ahead of time by tools/compile_tpu.py, run by `train.py --compiled`.
+
+The file is a line of JSON that says what the step was compiled for, then the executable as jax writes it. It is code: loading
+it runs what it holds (jax keeps executables in pickles). Load only what you have compiled yourself.
+"""
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.experimental import serialize_executable
+from jax.sharding import Mesh
+
+from owl3_jax.batch import Batch
+from owl3_jax.config import Config
+from owl3_jax.files import write_atomically
+from owl3_jax.training.step import Metrics, TrainState, abstract_state, example_batch, make_train_step
+
+Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+
+# Sections and fields of a config that a compiled step does not depend on.
+_FREE = {
+    "eval": None,
+    "data": ("dataset", "data_dir", "pack", "prefetch", "seed"),
+    "train": ("seed", "log_every", "checkpoint_every", "checkpoints_to_keep"),
+}
+
+
+class CompiledStepError(RuntimeError):
+    """A file that does not hold the step of this run, with everything that differs."""
+
+
+def save(path: Path, config: Config, mesh: Mesh, compiled: jax.stages.Compiled) -> None:
+    """Writes the compiled `make_train_step(config, mesh)`."""
+    payload, _, _ = serialize_executable.serialize(compiled)
+    header = json.dumps(_compiled_for(config, mesh)).encode()
+    write_atomically(path, lambda file: file.writelines([header, b"\n", payload]))
+
+
+def load(path: Path, config: Config, mesh: Mesh) -> Step:
+    """The step of `save`, to be called like the one of `make_train_step`.
+
+    The file is executed, so it must come from someone you trust.
+
+    Raises:
+        CompiledStepError: it was compiled for something else; nothing of it has been executed.
+        OSError: it cannot be read.
+    """
+    header, _, payload = path.read_bytes().partition(b"\n")
+    differences = _differences(_read(header, path), _compiled_for(config, mesh))
+    if differences:
+        listed = "\n  ".join(differences)
+        raise CompiledStepError(f"{path} is no compiled step of this run; compile it again:\n  {listed}")
+    lowered = make_train_step(config, mesh).lower(abstract_state(config, mesh), example_batch(config))
+    devices = sorted(mesh.devices.flat, key=lambda device: device.id)
+    return serialize_executable.deserialize_and_load(
+        payload,
+        jax.tree.structure(lowered.args_info),
+        jax.tree.structure(lowered.out_info),
+        backend=devices[0].client,
+        execution_devices=devices,
+    )
+
+
+def _compiled_for(config: Config, mesh: Mesh) -> dict[str, Any]:
+    """All that has to be the same where the step runs, as JSON gives it back."""
+    device = mesh.devices.flat[0]
+    packages = ("jax", "jaxlib", *(["libtpu"] if device.platform == "tpu" else []))
+    settings = json.loads(json.dumps(dataclasses.asdict(config)))
+    for section, fields in _FREE.items():
+        for name in list(settings[section]) if fields is None else fields:
+            del settings[section][name]
+    flat = {f"{section}.{name}": value for section, values in settings.items() for name, value in values.items()}
+    return {
+        **{name: importlib.metadata.version(name) for name in packages},
+        "source code": _source_digest(),
+        "devices": f"{mesh.size} x {device.device_kind}",
+        **flat,
+    }
+
+
+def _source_digest() -> str:
+    """Changes with every line of this package."""
+    digest = hashlib.sha256()
+    root = Path(__file__).parents[1]
+    for file in sorted(root.rglob("*.py")):
+        digest.update(str(file.relative_to(root)).encode() + file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _read(header: bytes, path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(header)
+    except ValueError as error:
+        raise CompiledStepError(f"{path} is no file of tools/compile_tpu.py --save") from error
+    if not isinstance(found, dict):
+        raise CompiledStepError(f"{path} is no file of tools/compile_tpu.py --save")
+    return found
+
+
+def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+    names = [*wanted, *(name for name in found if name not in wanted)]
+    return [
+        f"{name}: {found.get(name)!r} there, {wanted.get(name)!r} in this run"
+        for name in names
+        if found.get(name) != wanted.get(name)
+    ]

@@ -1,0 +1,84 @@
+"""Loss and gradients of one batch, microbatch by microbatch.
+
+The loss is a mean over all targets of the batch. Their number is known before any of it is computed, so that the
+gradients of the microbatches simply add up to those of the whole.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key, Shaped
+
+from owl3_jax.batch import Batch
+from owl3_jax.config import Config
+from owl3_jax.models.owl3 import Owl3
+from owl3_jax.training.frozen import Params, join_params, split_params
+from owl3_jax.training.loss import LossSums, next_token_sums, target_weights
+
+Metrics = dict[str, Array]
+
+
+def make_loss_and_gradients(config: Config) -> Callable[..., tuple[Metrics, Params]]:
+    """A function (params, batch, key) -> (metrics, gradients).
+
+    Metrics: loss (mean cross-entropy over weighted targets), accuracy, target_tokens (sum of the weights). Gradients: of the
+    trained parameters, a tree without the frozen ones. The key draws the augmentation (`train.shift_pixels`).
+    """
+    settings = config.train
+    sums_of = _make_loss_sums(config)
+
+    def loss_and_gradients(params: Params, batch: Batch, key: Key[Array, ""]) -> tuple[Metrics, Params]:
+        trained, frozen = split_params(params, settings.trained)
+        if settings.shift_pixels:
+            batch = batch._replace(pixels=shift_images(key, batch.pixels, settings.shift_pixels))
+        targets = jnp.maximum(target_weights(batch).sum(), 1.0)
+
+        def loss(trained: Params, part: Batch) -> tuple[Array, LossSums]:
+            sums = sums_of(join_params(trained, frozen), part)
+            return sums.nll / targets, sums
+
+        def add(total: Any, number: Int[Array, ""]) -> tuple[Any, None]:
+            (_, sums), grads = jax.value_and_grad(loss, has_aux=True)(trained, microbatch(batch, settings.microbatches, number))
+            return jax.tree.map(lambda x, y: x + y.astype(x.dtype), total, (sums, grads)), None
+
+        zero = jnp.zeros((), jnp.float32)
+        start = LossSums(zero, zero, zero), jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), trained)
+        (sums, grads), _ = jax.lax.scan(add, start, jnp.arange(settings.microbatches))
+        grads = jax.tree.map(lambda g, x: g.astype(x.dtype), grads, trained)
+        return {"loss": sums.nll / targets, "accuracy": sums.correct / targets, "target_tokens": sums.weights}, grads
+
+    return loss_and_gradients
+
+
+def _make_loss_sums(config: Config) -> Callable[[Params, Batch], LossSums]:
+    model = Owl3(config.model, config.compute)
+
+    def loss_sums(params: Params, batch: Batch) -> LossSums:
+        x: Any = model.apply({"params": params}, batch, method="last_hidden_state")
+        sizes = {"vocab_size": config.model.vocab_size, "chunk": config.train.loss_chunk}
+        return next_token_sums(x, head_table(params), batch, **sizes)
+
+    return loss_sums
+
+
+def head_table(params: Params) -> Float[Array, "Vp E"]:
+    """The rows whose products with a hidden state are its logits: of the embedding, where the two are tied."""
+    decoder = params["language_model"]
+    return decoder.get("lm_head", decoder["embed_tokens"])
+
+
+def microbatch(batch: Batch, count: int, number: Int[Array, ""]) -> Batch:
+    """Rows `number`, `number` + `count`, ... : rows that are spread over devices stay where they are, equally many on each."""
+    cut = lambda x: jax.lax.dynamic_index_in_dim(x.reshape(-1, count, *x.shape[1:]), number, axis=1, keepdims=False)
+    return jax.tree.map(cut, batch)
+
+
+def shift_images(key: Key[Array, ""], pixels: Shaped[Array, "B I S S 3"], most: int) -> Shaped[Array, "B I S S 3"]:
+    """Augmentation: each image moved by up to `most` pixels along both axes; what is uncovered is black."""
+    B, I, S = pixels.shape[:3]
+    padded = jnp.pad(pixels, ((0, 0), (0, 0), (most, most), (most, most), (0, 0)))
+    starts = jax.random.randint(key, (B, I, 2), 0, 2 * most + 1)
+    crop = lambda image, start: jax.lax.dynamic_slice(image, (*start, 0), (S, S, 3))
+    return jax.vmap(jax.vmap(crop))(padded, starts)

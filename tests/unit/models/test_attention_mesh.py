@@ -1,0 +1,108 @@
+"""Attention, its log-sum-exp and all gradients on eight devices as on one."""
+
+import contextlib
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from owl3_jax.config import MeshConfig
+from owl3_jax.models.attention import TEXT, VISION, Plan, attend
+from owl3_jax.models.image_attention import image_attention
+from owl3_jax.models.visibility import visibility
+from owl3_jax.sharding import make_mesh, use_mesh
+from tests.tiny import COMPUTE
+
+B, H, K, D, L, M = 4, 4, 2, 6, 3, 2
+MESHES = {
+    "data x fsdp x tensor": MeshConfig(data=2, fsdp=2, tensor=2),
+    "tensor beyond the key heads": MeshConfig(data=2, tensor=4),
+    "tensor x context": MeshConfig(data=1, tensor=2, context=4),
+    "context": MeshConfig(data=1, context=8),
+}
+SHAPES = {"divided": (16, 8), "not divided": (13, 5), "text only divided": (16, 5), "images only divided": (13, 8)}  # T, I
+
+
+def inputs(T, I):
+    """Two packed samples a row, the second with the last images; the last row sees no image."""
+    keys = jax.random.split(jax.random.key(0), 5)
+    q, k, v = (jax.random.normal(key, (B, heads, T, D)) for key, heads in zip(keys, (H, K, K), strict=False))
+    image_k, image_v = (jax.random.normal(key, (M, B, K, I, L, D)) for key in keys[3:])
+    half, image_half = T // 2, I - 3
+    positions = jnp.asarray([*range(half), *range(T - half)], jnp.int32)[None].repeat(B, 0)
+    segments = jnp.asarray([1] * half + [2] * (T - half), jnp.int32)[None].repeat(B, 0).at[0, -2:].set(0)
+    starts = jnp.asarray([0] * image_half + [0, 2, 3], jnp.int32)[None].repeat(B, 0)
+    image_segments = jnp.asarray([1] * image_half + [2, 2, 2], jnp.int32)[None].repeat(B, 0).at[-1].set(0)
+    over_text = visibility(positions, segments, positions, segments)
+    over_images = visibility(positions, segments, starts, image_segments, inclusive=False)
+    return (q, k, v, over_text), (q, image_k, image_v, over_images)
+
+
+def over_images(backend):
+    compute = dataclasses.replace(COMPUTE, attention=backend)
+    return lambda q, k, v, visible: image_attention(q, k, v, jnp.int32(1), visible, compute)
+
+
+def over_text(backend):
+    return lambda q, k, v, visible: attend(q, k, v, visible, Plan(TEXT, backend))
+
+
+def over_itself(backend):
+    return lambda q, k, v, visible: attend(q, k, v, None, Plan(VISION, backend))
+
+
+def results(attention, arguments, mesh):
+    *vectors, visible = arguments
+    sees = visible.sees[:, None]
+
+    def value(q, k, v):
+        out, lse = attention(q, k, v, visible)
+        lse = jnp.where(sees, lse, 0)
+        return jnp.sum(jnp.sin(out)) + jnp.sum(jnp.sin(lse)), (out, lse)
+
+    with use_mesh(make_mesh(mesh)) if mesh else contextlib.nullcontext():
+        (_, outputs), grads = jax.jit(jax.value_and_grad(value, argnums=(0, 1, 2), has_aux=True))(*vectors)
+    return [np.asarray(x) for x in (*outputs, *grads)]
+
+
+def check(attention, arguments, mesh):
+    here, spread = results(attention, arguments, None), results(attention, arguments, mesh)
+    for name, a, b in zip(("out", "lse", "d_q", "d_k", "d_v"), here, spread, strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-6, err_msg=name)
+        assert np.abs(a).max() > 0.1, name
+
+
+@pytest.mark.parametrize("name", MESHES)
+def test_every_mesh_computes_the_same(name):
+    text, images = inputs(*SHAPES["divided"])
+    check(over_text("xla"), text, MESHES[name])
+    check(over_images("xla"), images, MESHES[name])
+    check(over_itself("xla"), text, MESHES[name])
+
+
+@pytest.mark.parametrize("shape", list(SHAPES)[1:])
+def test_any_number_of_positions_and_images(shape):
+    text, images = inputs(*SHAPES[shape])
+    check(over_text("xla"), text, MESHES["tensor x context"])
+    check(over_images("xla"), images, MESHES["tensor x context"])
+
+
+def test_kernels_on_a_mesh():
+    text, images = inputs(*SHAPES["divided"])
+    check(over_text("pallas"), text, MESHES["tensor x context"])
+    check(over_images("pallas"), images, MESHES["tensor x context"])
+
+
+def test_no_device_gathers_the_images_of_others():
+    _, (q, k, v, visible) = inputs(*SHAPES["divided"])
+    with use_mesh(make_mesh(MESHES["context"])):
+        spec = jax.sharding.PartitionSpec(None, None, None, "context")
+        k, v = (jax.device_put(x, spec) for x in (k, v))
+        loss = lambda *x: image_attention(*x, jnp.int32(1), visible, COMPUTE)[0].sum()
+        compiled = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(q, k, v).compile()
+    all_images = f"{K},{SHAPES['divided'][1]},{L},{D}]"
+    gathers = [line for line in compiled.as_text().splitlines() if " all-gather(" in line]
+    assert gathers, "positions are gathered"
+    assert not any(all_images in line for line in gathers)

@@ -1,0 +1,63 @@
+"""The formula against numbers made by hand, and against XLA's count where that counts everything."""
+
+import jax
+import pytest
+
+from owl3_jax.config import NAMED_SIZES, ComputeConfig, VisionConfig
+from owl3_jax.flops import Work, forward_flops, image_cache_flops, train_flops
+from owl3_jax.inference import programs
+from owl3_jax.models.owl3 import Owl3
+from tests.tiny import model_config, single
+
+SEVEN_B = NAMED_SIZES["7b-240728"]
+
+# 2 rows of 7 tokens and 3 images: 14 tokens, 6 images of 9 tokens; E=42, H=3, K=1, D=14, F=37, N=5, M=2, V=31; Ev=10, Fv=13
+VISION = 2 * 54 * (27 * 10 + 2 * (4 * 10 * 10 + 2 * 10 * 13)) + 2 * (2 * 2 * 6 * 9 * 9 * 10)
+PROJECTOR = 2 * 54 * 10 * 42
+KEYS_VALUES = 2 * 54 * 2 * 42 * 28
+GATES = 2 * 14 * 2 * 3 * 14 * 14
+LAYERS = 2 * 14 * 5 * (2 * 42 * 42 + 2 * 42 * 14 + 3 * 42 * 37)
+ATTENTION = 2 * 2 * 42 * (5 * 2 * 28 + 2 * 2 * (7 * 27 // 2))
+HEAD = 2 * 14 * 42 * 31
+WORK = Work.of_rows(model_config(), rows=2, tokens=7, images=3)
+
+
+def test_the_forward_pass_is_the_sum_of_its_products():
+    assert forward_flops(model_config(), WORK) == VISION + PROJECTOR + KEYS_VALUES + GATES + LAYERS + ATTENTION + HEAD
+    assert image_cache_flops(model_config(), 6) == KEYS_VALUES
+    assert forward_flops(model_config("static"), WORK) == forward_flops(model_config(), WORK) - GATES
+    assert forward_flops(model_config("joint"), WORK) == forward_flops(model_config("static"), WORK) + 2 * 54 * 42 * 42
+
+
+def test_training_everything_takes_three_forward_passes_but_for_what_comes_first():
+    patches = 2 * 54 * 27 * 10  # no gradient of pixels
+    assert train_flops(model_config(), WORK) == 3 * forward_flops(model_config(), WORK) - patches
+
+
+def test_frozen_parameters_have_no_gradient():
+    trained = ("vision2text_model/.*", "language_model/hyper_layers/.*")  # stage 1
+    returning = 2 * KEYS_VALUES + 2 * GATES + LAYERS + 2 * ATTENTION + HEAD
+    expected = forward_flops(model_config(), WORK) + PROJECTOR + returning
+    assert train_flops(model_config(), WORK, trained) == expected
+    assert train_flops(model_config(), WORK, trained, "minimal") == expected + LAYERS
+    assert train_flops(model_config(), WORK, trained, "full") == expected + LAYERS + ATTENTION
+    assert train_flops(model_config(), WORK, ()) == forward_flops(model_config(), WORK)
+
+
+def test_a_token_takes_two_operations_a_weight():
+    per_token = forward_flops(SEVEN_B, Work(1, 0, 0, 0, 1))
+    assert per_token == pytest.approx(2 * (7.614e9 - 151851 * 3584 + 4 * 28 * 128 * 128), rel=2e-4)  # embedding: looked up
+
+
+def test_xla_counts_the_same_where_nothing_loops():
+    """One block of each scan, all chunks at once; XLA's count has norms, softmax and the like on top."""
+    vision = VisionConfig(128, 256, num_hidden_layers=2, num_attention_heads=2, image_size=42, patch_size=14)
+    config = model_config(
+        hidden_size=192, num_attention_heads=3, intermediate_size=512, num_hidden_layers=2, hyper_layers=(2,), vision=vision
+    )
+    compute = ComputeConfig(dtype="float32", scan_layers=False, images_per_chunk=8)
+    batch = single(64, [1, 5], side=42)._replace(loss_weights=None)
+    params = jax.eval_shape(lambda: Owl3(config, compute).init(jax.random.key(0), batch)["params"])
+    counted = programs.logits.lower(Owl3(config, compute), params, batch).cost_analysis()["flops"]
+    work = Work(64, 2, text_pairs=64 * 64, image_pairs=64 * 2 * 9, outputs=64)
+    assert 1 < counted / forward_flops(config, work) < 1.05

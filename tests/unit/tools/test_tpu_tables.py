@@ -1,0 +1,85 @@
+"""The search for the largest batch, the comparison of long sequences, and the tables of docs/tpu.md."""
+
+import json
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pytest
+
+from owl3_jax import sharding
+from owl3_jax.command_line import load_config
+from owl3_jax.config import MeshConfig
+from owl3_jax.flops import prefill_flops
+from tests.tiny import model_config
+from tools import tpu_tables
+from tools.tpu_compiler import both_ways
+from tools.tpu_compiler import search as searching
+from tools.tpu_compiler.compiled import OutOfMemory
+from tools.tpu_compiler.programs import Prompt
+from tools.tpu_compiler.topology import get_topology
+
+ROOT = Path(__file__).parents[3]
+MOST = {"none": 0, "dots": 7, "minimal": 8, "full": 64, "offload": 129}
+
+
+def test_the_search_finds_the_largest_power_of_two(monkeypatch):
+    """What fits is made up here; a compilation is asked for at most twice more than the doublings from the config's batch."""
+    tried = []
+
+    def compile_for(program, *_):
+        remat, rows = program
+        tried.append(remat)
+        if rows > MOST[remat]:
+            raise OutOfMemory(2.0, 1.0)
+        return program
+
+    report = {"peak_gib": 1.0, "available_gib": 2.0, "step_seconds_at_least": 4.0, "mfu_at_most": 0.5}
+    monkeypatch.setattr(searching, "compile_for", compile_for)
+    monkeypatch.setattr(searching, "train", lambda config, mesh: (config.compute.remat, config.data.rows))
+    monkeypatch.setattr(searching, "make_report", lambda *_: report)
+    topology = get_topology("v5e:2x2")
+    mesh = sharding.make_mesh(MeshConfig(data=1, fsdp=4), topology.devices)
+    found = searching.search(load_config(ROOT / "configs/digits.py"), topology, mesh, lambda line: None)
+    assert {row["remat"]: row["rows"] for row in found} == {"none": 0, "dots": 4, "minimal": 8, "full": 64, "offload": 128}
+    assert [tried.count(remat) for remat in MOST] == [3, 3, 2, 4, 5]
+    table = searching.describe_search(found).splitlines()
+    assert "does not fit" in table[1] and table[2].split()[:3] == ["dots", "4", "1"]
+
+
+def test_a_prompt_with_image_tokens_in_its_text():
+    prompt = Prompt.with_images(11)
+    assert (prompt.images, prompt.tokens) == (11, 40 + 5 * 11)
+    assert prompt.as_text(model_config()) == Prompt(0, 40 + 9 * 11)
+
+
+def test_the_comparison_shows_both_ways():
+    config = model_config()
+    rows = [
+        {"images": images, "way": way, "tokens": 5, "prefill_gib": 1.0, "decode_gib": 2.0, "decode_flops": 10**9}
+        | {"prefill_flops": prefill_flops(config, images, 5)}
+        for images in (1, 4)
+        for way in ("hyper attention", "tokens in the text")
+    ]
+    assert both_ways.describe(rows).count("hyper attention") == 2
+    figure = both_ways.draw(rows, "v5p:1x1x1", config)
+    assert [line.get_label() for line in figure.axes[0].lines] == ["hyper attention", "tokens in the text"]
+    plt.close(figure)
+
+
+def test_tables_fill_their_places():
+    report = {"mesh": {"data": 1, "fsdp": 8}, "peak_gib": 20.04, "available_gib": 15.75, "fits": False}
+    fits = report | {"fits": True, "peak_gib": 9.0, "seconds_at_least": {"compute": 2.0, "ICI": 1.0}}
+    fits |= {"step_seconds_at_least": 2.0, "mfu_at_most": 0.754}
+    reports = json.loads(json.dumps({"stage 1, 7b on v5e:16x16: train": report, "stage 2, 7b on v5e:16x16: train": fits}))
+    table = tpu_tables.stages_table(reports)
+    assert "| stage 1, 7b on v5e:16x16 | fsdp 8 | **no** | 20.0 of 15.8 | | | |" in table
+    assert "| stage 2, 7b on v5e:16x16 | fsdp 8 | yes | 9.0 of 15.8 | 2.00 s | compute | 75% |" in table
+    page = tpu_tables.fill("a\n<!-- stages -->\nold\n<!-- end -->\nb", {"stages": table})
+    assert page == f"a\n<!-- stages -->\n{table}\n<!-- end -->\nb"
+    with pytest.raises(SystemExit, match="no place for the table 'prompts'"):
+        tpu_tables.fill(page, {"prompts": ""})
+
+
+def test_every_case_names_a_config_that_is_there():
+    for case in (*tpu_tables.STAGES, *tpu_tables.PROMPTS):
+        assert (ROOT / case.arguments[1]).exists(), case.name

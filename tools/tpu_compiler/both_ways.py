@@ -1,0 +1,71 @@
+"""The same prompt in two ways: images through hyper attention, or as tokens in the text."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+from jax.sharding import Mesh
+
+from owl3_jax.config import Config, ModelConfig
+from owl3_jax.flops import prefill_flops
+
+from .compiled import GIB, OutOfMemory, compile_for
+from .programs import Inference, Name, Prompt
+from .topology import Topology
+
+Row = dict[str, Any]
+_WAYS = {"hyper attention": "o-", "tokens in the text": "s--"}
+
+
+def compare(config: Config, mesh: Mesh, topology: Topology, images: int) -> list[Row]:
+    """A row for each way."""
+    prompt = Prompt.with_images(images)
+    return [
+        {"images": images, "way": way, **_measure(config, mesh, topology, prompt)}
+        for way, prompt in zip(_WAYS, (prompt, prompt.as_text(config.model)), strict=True)
+    ]
+
+
+def _measure(config: Config, mesh: Mesh, topology: Topology, prompt: Prompt) -> Row:
+    inference = Inference(config, mesh, prompt)
+    peaks = {f"{name}_gib": _peak(inference, name, topology) / GIB * topology.chip.devices for name in ("prefill", "decode")}
+    prefill = prefill_flops(config.model, prompt.images, prompt.tokens)
+    decode = inference.program("decode").flops // inference.rows
+    return {"tokens": prompt.tokens, **peaks, "prefill_flops": prefill, "decode_flops": decode}
+
+
+def _peak(inference: Inference, name: Name, topology: Topology) -> float:
+    """Bytes on a device, also where it does not have so many."""
+    try:
+        return compile_for(inference.program(name), topology).peak
+    except OutOfMemory as error:
+        return error.needed
+
+
+def describe(rows: Sequence[Row]) -> str:
+    """One line for each number of images and way."""
+    lines = ["images  way                    tokens  prefill GiB  decode GiB   prefill TFLOP  decode GFLOP a token"]
+    lines += [
+        f"{row['images']:6}  {row['way']:<19}{row['tokens']:10,}{row['prefill_gib']:13.1f}{row['decode_gib']:12.1f}"
+        f"{row['prefill_flops'] / 1e12:16,.1f}{row['decode_flops'] / 1e9:22,.1f}"
+        for row in rows
+    ]
+    return "\n".join(lines)
+
+
+def draw(rows: Sequence[Row], topology: str, config: ModelConfig) -> plt.Figure:
+    """Memory and operations against the number of images."""
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    for way, style in _WAYS.items():
+        own = [row for row in rows if row["way"] == way]
+        images = [row["images"] for row in own]
+        axes[0].plot(images, [max(row["prefill_gib"], row["decode_gib"]) for row in own], style, label=way)
+        axes[1].plot(images, [row["prefill_flops"] / 1e12 for row in own], style, label=way)
+    for ax, label in zip(axes, (f"GiB on a chip of {topology}", "TFLOP of a prefill"), strict=True):
+        ax.set(xscale="log", yscale="log", xlabel="images in the prompt", ylabel=label)
+        ax.grid(alpha=0.3)
+        ax.legend(frameon=False)
+    figure.suptitle(
+        f"The same decoder ({config.num_hidden_layers} layers, width {config.hidden_size}), without the vision tower"
+    )
+    return figure

@@ -1,0 +1,85 @@
+"""Reading the text of a compiled module: its computations, what they call, and how often each of them runs."""
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
+_INSTRUCTION = re.compile(r"^ +(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][a-z\d\-]*)\((.*)$")
+_CALLED = re.compile(r"\b(?:body|calls|to_apply|true_computation|false_computation)=%?([\w.\-]+)")
+_BRANCHES = re.compile(r"\bbranch_computations=\{([^}]*)\}")
+_TRIP_COUNT = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+
+
+class Instruction(NamedTuple):
+    """One line of a computation."""
+
+    name: str
+    shape: str  # an array `bf16[4,8]{...}` or a tuple of arrays
+    opcode: str
+    rest: str  # operands and attributes
+
+
+class Module(NamedTuple):
+    """Computations by name."""
+
+    computations: Mapping[str, tuple[Instruction, ...]]
+    entry: str
+
+
+class Run(NamedTuple):
+    """A computation as a part of one execution of the module."""
+
+    computation: str
+    times: int  # a loop whose trip count nobody tells counts as one trip
+    conditional: bool  # it is within a branch that may not be taken
+
+
+def parse(text: str) -> Module:
+    """The module that `compiled.as_text()` shows."""
+    computations: dict[str, list[Instruction]] = {}
+    entry, current = "", []
+    for line in text.splitlines():
+        if header := _COMPUTATION.match(line):
+            current = computations.setdefault(header[2], [])
+            entry = header[2] if header[1] else entry
+        elif found := _INSTRUCTION.match(line):
+            current.append(Instruction(*found.groups()))
+    return Module({name: tuple(lines) for name, lines in computations.items()}, entry)
+
+
+def runs(module: Module) -> Iterator[Run]:
+    """All computations that the entry reaches, once for each place that calls them."""
+    stack = [Run(module.entry, 1, False)]
+    while stack:
+        run = stack.pop()
+        yield run
+        for instruction in module.computations.get(run.computation, ()):
+            trips = (_trip_count(module, instruction) or 1) if instruction.opcode == "while" else 1
+            conditional = run.conditional or instruction.opcode == "conditional"
+            stack += [Run(name, run.times * trips, conditional) for name in _called(instruction)]
+
+
+def open_loops(module: Module) -> int:
+    """Loops whose trip count nobody tells."""
+    loops = (x for lines in module.computations.values() for x in lines if x.opcode == "while")
+    return sum(_trip_count(module, loop) is None for loop in loops)
+
+
+def _called(instruction: Instruction) -> list[str]:
+    branches = _BRANCHES.search(instruction.rest)
+    return [*_CALLED.findall(instruction.rest), *(re.findall(r"[\w.\-]+", branches[1]) if branches else ())]
+
+
+def _trip_count(module: Module, loop: Instruction) -> int | None:
+    """What XLA notes, else the bound that the loop's condition compares its counter with, which starts at zero."""
+    if known := _TRIP_COUNT.search(loop.rest):
+        return int(known[1])
+    condition = re.search(r"\bcondition=%?([\w.\-]+)", loop.rest)
+    lines = module.computations.get(condition[1], ()) if condition else ()
+    constants = {i.name: int(found[1]) for i in lines if i.opcode == "constant" and (found := re.match(r"(\d+)\)", i.rest))}
+    for line in lines:
+        if line.opcode == "compare" and "direction=LT" in line.rest:
+            bounds = [constants[name] for name in re.findall(r"%([\w.\-]+)", line.rest.partition(")")[0]) if name in constants]
+            return bounds[0] if len(bounds) == 1 else None
+    return None

@@ -1,0 +1,144 @@
+"""Makes the tables of docs/tpu.md by compiling for TPUs.
+
+    python tools/tpu_tables.py
+
+Numbers go to docs/benchmarks/tpu.json, one report of `tools/compile_tpu.py` for each program, then the tables between the
+markers of docs/tpu.md are written from there. What the file has is not compiled again. All takes about two hours on two cores;
+`--only "stage 1, 7b"` or `--only "400 images"` does a part, again if it is there.
+"""
+
+import dataclasses
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import tyro
+
+from owl3_jax.files import write_text
+
+ROOT = Path(__file__).parents[1]
+TOPOLOGIES = ("v5e:16x16", "v6e:16x16", "v5p:4x4x8", "v4:4x4x8")
+Reports = dict[str, Any]
+
+
+class Case(NamedTuple):
+    """One row of a table, made of one or more calls of tools/compile_tpu.py."""
+
+    name: str
+    arguments: tuple[str, ...]
+    programs: tuple[str, ...] = ("train",)
+
+
+STAGES = tuple(
+    Case(f"stage {stage}, {size} on {topology}", ("--config", f"configs/stage{stage}_{size}.py", "--topology", topology))
+    for size in ("7b", "2b", "1b")
+    for stage in (1, 2, 3)
+    for topology in TOPOLOGIES
+)
+_ANSWERS = ("encode", "store", "prefill", "decode")
+PROMPTS = tuple(
+    Case(
+        f"{images} images on {topology}",
+        ("--config", "configs/owl3_7b_240728.py", "--topology", topology, "--images", str(images), *mesh),
+        _ANSWERS,
+    )
+    for images, topology, mesh in (
+        (400, "v5e:2x2", ("--config.mesh.fsdp=1", "--config.mesh.tensor=4")),
+        (1024, "v5e:4x4", ("--config.mesh.fsdp=1", "--config.mesh.tensor=4", "--config.mesh.context=4")),
+        (4096, "v5p:1x1x1", ("--config.mesh.fsdp=1",)),
+    )
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Flags:
+    """Compiles what the tables of docs/tpu.md still lack, and writes them."""
+
+    only: str = ""  # compile just what has this in its name, also where it is there already
+    reports: Path = ROOT / "docs/benchmarks/tpu.json"
+    page: Path = ROOT / "docs/tpu.md"
+
+
+def main() -> None:
+    """Compiles, and writes the tables."""
+    flags = tyro.cli(Flags)
+    reports: Reports = json.loads(flags.reports.read_text()) if flags.reports.exists() else {}
+    for case in (*STAGES, *PROMPTS):
+        for program in case.programs:
+            name = f"{case.name}: {program}"
+            if flags.only in name if flags.only else name not in reports:
+                reports[name] = compile_one(case, program)
+                write_text(flags.reports, json.dumps(reports, indent=1) + "\n")
+    page = fill(flags.page.read_text(), {"stages": stages_table(reports), "prompts": prompts_table(reports)})
+    write_text(flags.page, page)
+
+
+def compile_one(case: Case, program: str) -> Reports:
+    """The report of tools/compile_tpu.py, which runs by itself: what it leaves in memory goes with it."""
+    with tempfile.TemporaryDirectory() as directory:
+        file = Path(directory) / "report.json"
+        command = [sys.executable, "tools/compile_tpu.py", *case.arguments, "--program", program, "--json", str(file)]
+        print(" ".join(command[1:]), file=sys.stderr, flush=True)
+        done = subprocess.run(command, cwd=ROOT, check=False, stdout=subprocess.DEVNULL)
+        if done.returncode not in (0, 3):  # 3: does not fit
+            sys.exit(f"error: that ended with code {done.returncode}")
+        report: Reports = json.loads(file.read_text())
+        return report
+
+
+def stages_table(reports: Reports) -> str:
+    """One line for each stage, model and topology."""
+    lines = [
+        "| run | mesh | fits | peak GiB of | time of a step, at least | bound by | MFU, at most |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for case in STAGES:
+        if report := reports.get(f"{case.name}: train"):
+            lines.append(f"| {case.name} | {_mesh(report)} | {_memory(report)} | {_time(report)} |")
+    return "\n".join(lines)
+
+
+def prompts_table(reports: Reports) -> str:
+    """One line for each number of images."""
+    lines = ["| prompt | mesh | " + " | ".join(f"{name}, GiB" for name in _ANSWERS) + " | of |", "|---" * 7 + "|"]
+    for case in PROMPTS:
+        of_case = [reports[name] for program in _ANSWERS if (name := f"{case.name}: {program}") in reports]
+        if len(of_case) == len(_ANSWERS):
+            peaks = " | ".join(f"{report['peak_gib']:.1f}" for report in of_case)
+            lines.append(f"| {case.name} | {_mesh(of_case[0])} | {peaks} | {of_case[0]['available_gib']:.1f} |")
+    return "\n".join(lines)
+
+
+def _mesh(report: Reports) -> str:
+    return " x ".join(f"{name} {size}" for name, size in report["mesh"].items() if size > 1) or "one chip"
+
+
+def _memory(report: Reports) -> str:
+    return f"{'yes' if report['fits'] else '**no**'} | {report['peak_gib']:.1f} of {report['available_gib']:.1f}"
+
+
+def _time(report: Reports) -> str:
+    if not report["fits"]:
+        return "| |"
+    seconds = report["seconds_at_least"]
+    return f"{report['step_seconds_at_least']:.2f} s | {max(seconds, key=seconds.get)} | {report['mfu_at_most']:.0%}"
+
+
+def fill(page: str, tables: Mapping[str, str]) -> str:
+    """The page with each table between `<!-- NAME -->` and `<!-- end -->`."""
+    for name, table in tables.items():
+        begin, end = f"<!-- {name} -->\n", "<!-- end -->"
+        before, found, rest = page.partition(begin)
+        _, closed, after = rest.partition(end)
+        if not (found and closed):
+            sys.exit(f"error: the page has no place for the table {name!r}: add <!-- {name} --> and {end}")
+        page = f"{before}{begin}{table}\n{end}{after}"
+    return page
+
+
+if __name__ == "__main__":
+    main()
