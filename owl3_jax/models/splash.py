@@ -5,6 +5,7 @@ kernels behind it are called one by one, each with the blocks of `owl3_jax.model
 API: jax is pinned, and the tests compare with `owl3_jax.models.xla_attention`, whose functions these ones replace.
 """
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -96,6 +97,11 @@ def _scaled(q: Float[Array, "B H T D"]) -> Float[Array, "B H T D"]:
     return q * q.shape[3] ** -0.5
 
 
+def _precision(dtype: Any) -> contextlib.AbstractContextManager[None]:
+    """Kernels know one precision of bfloat16 products only, whatever `jax_default_matmul_precision` asks for."""
+    return jax.default_matmul_precision("default") if dtype == jnp.bfloat16 else contextlib.nullcontext()
+
+
 def _row_by_row(
     kernel: Callable[[Any, Any, Blocks], Any],
     queries: tuple[Shaped[Array, "B H T *_"], ...],
@@ -116,7 +122,8 @@ def _row_by_row(
         queries, keys, visible = inputs
         blocks = Blocks.of(T, C, visible)
         whole = lambda arrays, size: tuple(pad_to_multiple(x, 1, size) for x in arrays)
-        of_queries, of_keys = kernel(whole(queries, blocks.queries), whole(keys, blocks.keys), blocks)
+        with _precision(keys[0].dtype):
+            of_queries, of_keys = kernel(whole(queries, blocks.queries), whole(keys, blocks.keys), blocks)
         return tuple(x[:, :T] for x in of_queries), tuple(x[:, :C] for x in of_keys)
 
     folded = (*jax.tree.map(fold, (queries, keys)), visible)

@@ -53,7 +53,7 @@ def test_kernels_compile(topology):
     images = arrays(mesh, (B, 14, T, 64), *[(M, B, 2, I, L, 64)] * 2)
     vision = arrays(mesh, *[(8, 16, 729, 72)] * 3)
     ids = arrays(mesh, (B, T), (B, T), (B, I), (B, I), dtype=jnp.int32)
-    with use_mesh(mesh):
+    with use_mesh(mesh), jax.default_matmul_precision("highest"):  # as parity checks set it
         lowered = jax.jit(jax.grad(loss)).lower((text, images, vision), ids)
         lowered.compile()
     program = lowered.as_text()

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from owl3_jax.models.image_attention import image_attention
 from owl3_jax.models.quantized import Quantized, dequantize, quantize, quantize_like, vector_bytes, zero_vectors
+from owl3_jax.models.visibility import Visibility
 from tests.tiny import COMPUTE
 
 INT8 = dataclasses.replace(COMPUTE, cache_dtype="int8")
@@ -66,8 +67,13 @@ def test_bytes_are_those_of_the_arrays(compute):
 @pytest.mark.parametrize("images_per_chunk", [1, 2, 5])
 def test_image_attention_over_int8_is_that_over_the_numbers_it_stands_for(images_per_chunk):
     keys, values = (quantize_like(draw(seed, M, B, K, I, L, D), zero_vectors((0,), INT8)) for seed in (1, 2))
-    visible = jnp.asarray(np.random.default_rng(0).random((B, T, I)) < 0.5)
-    attend = lambda *kv: image_attention(draw(0, B, H, T, D), *kv, jnp.int32(1), visible, images_per_chunk)
+    limits, segment_ids = (
+        jnp.asarray(np.random.default_rng(0).integers(0, I + 1, (B, T)), jnp.int32),
+        jnp.ones((B, T), jnp.int32),
+    )
+    visible = Visibility(limits, segment_ids, jnp.ones((B, I), jnp.int32))
+    compute = dataclasses.replace(COMPUTE, images_per_chunk=images_per_chunk)
+    attend = lambda *kv: image_attention(draw(0, B, H, T, D), *kv, jnp.int32(1), visible, compute)
     out, lse = attend(keys, values)
     expected_out, expected_lse = attend(*(dequantize(x, jnp.float32) for x in (keys, values)))
     np.testing.assert_allclose(out, expected_out, atol=2e-6)
@@ -78,7 +84,9 @@ def test_int8_keys_never_become_floats_as_a_whole():
     images, tokens, size = 64, 8, 64
     shape = lambda *s, dtype=jnp.float32: jax.ShapeDtypeStruct(s, dtype)
     keys = Quantized(shape(1, 1, 1, images, tokens, size, dtype=jnp.int8), shape(1, 1, 1, images, tokens))
-    q, visible = shape(1, 1, 1, size), shape(1, 1, images, dtype=bool)
-    attend = jax.jit(lambda q, k, v, seen: image_attention(q, k, v, jnp.int32(0), seen, 4))
+    ids = shape(1, 1, dtype=jnp.int32)
+    q, visible = shape(1, 1, 1, size), Visibility(ids, ids, shape(1, images, dtype=jnp.int32))
+    compute = dataclasses.replace(COMPUTE, images_per_chunk=4)
+    attend = jax.jit(lambda q, k, v, seen: image_attention(q, k, v, jnp.int32(0), seen, compute))
     temporary = attend.lower(q, keys, keys, visible).compile().memory_analysis().temp_size_in_bytes
     assert temporary < images * tokens * size * 4  # bytes of the keys alone in float32
