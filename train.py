@@ -9,6 +9,8 @@ import dataclasses
 import sys
 from pathlib import Path
 
+import jax
+
 from owl3_jax import command_line
 from owl3_jax.compilation_cache import use_compilation_cache
 from owl3_jax.config import ConfigError
@@ -24,6 +26,7 @@ class Flags:
 
     workdir: Path  # checkpoints, metrics and the resolved config of this run
     distributed: ProcessFlags = dataclasses.field(default_factory=ProcessFlags)
+    profiler_port: int | None = None  # on which each process serves profiles while it runs
     compiled: Path | None = None  # train step of tools/compile_tpu.py --save; it is executed, so take only your own
 
 
@@ -33,6 +36,8 @@ def main() -> None:
     use_compilation_cache()
     try:
         start_processes(flags.distributed)
+        if flags.profiler_port:
+            jax.profiler.start_server(flags.profiler_port)
         train(config, flags.workdir, flags.compiled)
     except (ConfigError, CheckpointError, CompiledStepError, DistributedError, NonFiniteError, OSError) as error:
         sys.exit(f"error: {error}")

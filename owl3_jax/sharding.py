@@ -148,7 +148,8 @@ def optimizer_shardings(params: Any, shapes: Any, mesh: AnyMesh) -> Any:
         shapes: the parameters, or their shapes.
 
     Returns:
-        As `params`, each with the mesh axes that it leaves free on its largest dim that they divide.
+        As `params`, each with the mesh axes that it leaves free on its largest dim that they divide. The first dim of a matrix
+        is left alone: a scan runs over layers, and gradients of an embedding split by words would need all devices' tokens.
     """
     return jax.tree.map(lambda s, leaf: NamedSharding(mesh, _with_free_axes(s.spec, leaf.shape, mesh)), params, shapes)
 
@@ -159,7 +160,8 @@ def _with_free_axes(spec: PartitionSpec, shape: tuple[int, ...], mesh: AnyMesh) 
     for axis in AXES:
         if mesh.shape[axis] == 1 or any(axis in axes for axes in dims):
             continue
-        divided = [dim for dim, size in enumerate(shape) if size % parts((*dims[dim], axis)) == 0]
+        allowed = range(1, len(shape)) if len(shape) > 1 else range(len(shape))
+        divided = [dim for dim in allowed if shape[dim] % parts((*dims[dim], axis)) == 0]
         if divided:
             dims[max(divided, key=lambda dim: shape[dim])] += (axis,)
     return without_uneven_axes(PartitionSpec(*dims), shape, mesh)

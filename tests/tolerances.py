@@ -42,6 +42,9 @@ CHUNKED_LOSS = 1e-6  # measured 3e-7
 # Gradients of a batch in microbatches against all of it at once, on one device and on eight, as a share of the largest.
 MICROBATCHES = 5e-6  # measured 1.5e-6: sums over rows are taken in another order
 
+# Attention on eight devices against one, float32, values up to 6.
+ATTENTION_MESH = 2e-6  # measured 1e-6
+
 # Splash's kernels, interpreted, against plain XLA: outputs, log-sum-exps and gradients, as a share of the largest.
 KERNEL_FLOAT32 = 5e-6  # measured 1.1e-6
 KERNEL_BFLOAT16 = 0.016  # measured 0.0085; two neighbours lie 0.0078 apart

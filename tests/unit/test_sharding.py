@@ -156,10 +156,14 @@ def test_optimizer_state_alone_can_be_split():
 
 def test_free_axes_go_to_the_largest_dim_that_they_divide():
     mesh = sharding.abstract_mesh(MeshConfig(data=8, tensor=2, context=3), 48)
-    params = {"kernel": jax.ShapeDtypeStruct((9, 64, 16), np.float32), "bias": jax.ShapeDtypeStruct((7,), np.float32)}
-    split = {"kernel": NamedSharding(mesh, P(None, None, "tensor")), "bias": NamedSharding(mesh, P(None))}
-    specs = jax.tree.map(lambda x: x.spec, sharding.optimizer_shardings(split, params, mesh))
-    assert specs == {"kernel": P("context", "data", "tensor"), "bias": P(None)}
+    split = lambda *size, spec: (
+        sharding.optimizer_shardings(NamedSharding(mesh, spec), jax.ShapeDtypeStruct(size, np.float32), mesh).spec
+    )
+    assert split(9, 64, 16, spec=P(None, None, "tensor")) == P(None, "data", "tensor")  # 3 divides the first only
+    assert split(480, 48, 96, spec=P()) == P(None, None, ("data", "tensor", "context"))
+    assert split(480, 48, spec=P(("tensor", "context"))) == P(("tensor", "context"), "data")
+    assert split(16, spec=P(None)) == P(("data", "tensor"))
+    assert split(7, spec=P(None)) == P(None)
 
 
 def test_every_axis_name_that_a_model_uses_has_a_rule():

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from owl3_jax.config import Config, ModelConfig
 from owl3_jax.flops import prefill_flops
 
-from .compiled import GIB, OutOfMemory, compile_for
+from .compiled import GIB, OutOfMemory, available_bytes, compile_for
 from .programs import Inference, Name, Prompt
 from .topology import Topology
 
@@ -31,7 +31,8 @@ def _measure(config: Config, mesh: Mesh, topology: Topology, prompt: Prompt) -> 
     peaks = {f"{name}_gib": _peak(inference, name, topology) / GIB * topology.chip.devices for name in ("prefill", "decode")}
     prefill = prefill_flops(config.model, prompt.images, prompt.tokens)
     decode = inference.program("decode").flops // inference.rows
-    return {"tokens": prompt.tokens, **peaks, "prefill_flops": prefill, "decode_flops": decode}
+    available = available_bytes(topology) / GIB * topology.chip.devices
+    return {"tokens": prompt.tokens, **peaks, "available_gib": available, "prefill_flops": prefill, "decode_flops": decode}
 
 
 def _peak(inference: Inference, name: Name, topology: Topology) -> float:
@@ -55,16 +56,20 @@ def describe(rows: Sequence[Row]) -> str:
 
 def draw(rows: Sequence[Row], topology: str, config: ModelConfig) -> plt.Figure:
     """Memory and operations against the number of images."""
+    images = sorted({row["images"] for row in rows})
     figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     for way, style in _WAYS.items():
         own = [row for row in rows if row["way"] == way]
-        images = [row["images"] for row in own]
         axes[0].plot(images, [max(row["prefill_gib"], row["decode_gib"]) for row in own], style, label=way)
         axes[1].plot(images, [row["prefill_flops"] / 1e12 for row in own], style, label=way)
+    axes[0].axhline(rows[0]["available_gib"], color="grey", linestyle=":", label="what the chip has")
     for ax, label in zip(axes, (f"GiB on a chip of {topology}", "TFLOP of a prefill"), strict=True):
         ax.set(xscale="log", yscale="log", xlabel="images in the prompt", ylabel=label)
+        ax.set_xticks(images, map(str, images))
+        ax.minorticks_off()
         ax.grid(alpha=0.3)
         ax.legend(frameon=False)
+    axes[0].set_yticks(gib := [16, 32, 64, 128, 256], map(str, gib))
     figure.suptitle(
         f"The same decoder ({config.num_hidden_layers} layers, width {config.hidden_size}), without the vision tower"
     )

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from owl3_jax.models.image_attention import image_attention
 from owl3_jax.models.visibility import visibility
 from owl3_jax.sharding import make_mesh, use_mesh
 from tests.tiny import COMPUTE
+from tests.tolerances import ATTENTION_MESH
 
 B, H, K, D, L, M = 4, 4, 2, 6, 3, 2
 MESHES = {
@@ -40,59 +42,55 @@ def inputs(T, I):
     return (q, k, v, over_text), (q, image_k, image_v, over_images)
 
 
-def over_images(backend):
+def attention(kind, backend):
+    """Text over images, text over text, or every position over every other."""
     compute = dataclasses.replace(COMPUTE, attention=backend)
-    return lambda q, k, v, visible: image_attention(q, k, v, jnp.int32(1), visible, compute)
+    return {
+        "images": lambda *x: image_attention(*x[:3], jnp.int32(1), x[3], compute),
+        "text": lambda *x: attend(*x, Plan(TEXT, backend)),
+        "vision": lambda *x: attend(*x[:3], None, Plan(VISION, backend)),
+    }[kind]
 
 
-def over_text(backend):
-    return lambda q, k, v, visible: attend(q, k, v, visible, Plan(TEXT, backend))
-
-
-def over_itself(backend):
-    return lambda q, k, v, visible: attend(q, k, v, None, Plan(VISION, backend))
-
-
-def results(attention, arguments, mesh):
-    *vectors, visible = arguments
+@functools.cache
+def results(kind, shape, backend, mesh):
+    """Output, log-sum-exp and the gradients of q, k and v through both; `mesh` None: on one device."""
+    text, images = inputs(*SHAPES[shape])
+    *vectors, visible = images if kind == "images" else text
     sees = visible.sees[:, None]
 
     def value(q, k, v):
-        out, lse = attention(q, k, v, visible)
+        out, lse = attention(kind, backend)(q, k, v, visible)
         lse = jnp.where(sees, lse, 0)
         return jnp.sum(jnp.sin(out)) + jnp.sum(jnp.sin(lse)), (out, lse)
 
-    with use_mesh(make_mesh(mesh)) if mesh else contextlib.nullcontext():
+    with use_mesh(make_mesh(MESHES[mesh])) if mesh else contextlib.nullcontext():
         (_, outputs), grads = jax.jit(jax.value_and_grad(value, argnums=(0, 1, 2), has_aux=True))(*vectors)
     return [np.asarray(x) for x in (*outputs, *grads)]
 
 
-def check(attention, arguments, mesh):
-    here, spread = results(attention, arguments, None), results(attention, arguments, mesh)
+def check(kind, shape, mesh, backend="xla"):
+    here, spread = results(kind, shape, "xla", None), results(kind, shape, backend, mesh)
     for name, a, b in zip(("out", "lse", "d_q", "d_k", "d_v"), here, spread, strict=True):
-        np.testing.assert_allclose(a, b, atol=2e-6, err_msg=name)
+        np.testing.assert_allclose(a, b, atol=ATTENTION_MESH, err_msg=name)
         assert np.abs(a).max() > 0.1, name
 
 
-@pytest.mark.parametrize("name", MESHES)
-def test_every_mesh_computes_the_same(name):
-    text, images = inputs(*SHAPES["divided"])
-    check(over_text("xla"), text, MESHES[name])
-    check(over_images("xla"), images, MESHES[name])
-    check(over_itself("xla"), text, MESHES[name])
+@pytest.mark.parametrize("kind", ["text", "images", "vision"])
+@pytest.mark.parametrize("mesh", MESHES)
+def test_every_mesh_computes_the_same(mesh, kind):
+    check(kind, "divided", mesh)
 
 
+@pytest.mark.parametrize("kind", ["text", "images"])
 @pytest.mark.parametrize("shape", list(SHAPES)[1:])
-def test_any_number_of_positions_and_images(shape):
-    text, images = inputs(*SHAPES[shape])
-    check(over_text("xla"), text, MESHES["tensor x context"])
-    check(over_images("xla"), images, MESHES["tensor x context"])
+def test_any_number_of_positions_and_images(shape, kind):
+    check(kind, shape, "tensor x context")
 
 
-def test_kernels_on_a_mesh():
-    text, images = inputs(*SHAPES["divided"])
-    check(over_text("pallas"), text, MESHES["tensor x context"])
-    check(over_images("pallas"), images, MESHES["tensor x context"])
+@pytest.mark.parametrize("kind", ["text", "images"])
+def test_kernels_on_a_mesh(kind):
+    check(kind, "divided", "tensor x context", backend="pallas")
 
 
 def test_no_device_gathers_the_images_of_others():

@@ -55,14 +55,22 @@ def test_a_prompt_with_image_tokens_in_its_text():
 def test_the_comparison_shows_both_ways():
     config = model_config()
     rows = [
-        {"images": images, "way": way, "tokens": 5, "prefill_gib": 1.0, "decode_gib": 2.0, "decode_flops": 10**9}
+        {
+            "images": images,
+            "way": way,
+            "tokens": 5,
+            "available_gib": 9.0,
+            "prefill_gib": 1.0,
+            "decode_gib": 2.0,
+            "decode_flops": 10**9,
+        }
         | {"prefill_flops": prefill_flops(config, images, 5)}
         for images in (1, 4)
         for way in ("hyper attention", "tokens in the text")
     ]
     assert both_ways.describe(rows).count("hyper attention") == 2
     figure = both_ways.draw(rows, "v5p:1x1x1", config)
-    assert [line.get_label() for line in figure.axes[0].lines] == ["hyper attention", "tokens in the text"]
+    assert [line.get_label() for line in figure.axes[0].lines] == ["hyper attention", "tokens in the text", "what the chip has"]
     plt.close(figure)
 
 
