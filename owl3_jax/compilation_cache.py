@@ -1,22 +1,31 @@
 """Compiled programs, kept from one start to the next."""
 
+import hashlib
 import os
+import platform
 from pathlib import Path
 
 import jax
+
+_CPU_INFO = Path("/proc/cpuinfo")
 
 
 def use_compilation_cache() -> None:
     """Keeps compiled programs in JAX_COMPILATION_CACHE_DIR, else in the user's cache directory.
 
-    Programs that compile in less than a second are not kept (jax's own default).
-
-    On CPUs only where that variable asks for it: such a program is bound to the very kind of processor that it was
-    compiled on, while a home directory may serve several. On Intel's, jaxlib 0.10 refuses even the programs of the same
-    machine, with an error line for each (jax-ml/jax issue 38445); on an AMD EPYC the variable takes the start of
-    tools/generate.py with a tiny model from 8 to 5 s of processor time.
+    Programs that compile in less than a second are not kept (jax's own default). JAX_ENABLE_COMPILATION_CACHE=0 turns this
+    off. One for a CPU is bound to the instructions of the processor that it was compiled on, and jaxlib loads it on another
+    one all the same, with a warning and perhaps a crash. So each kind of processor has a directory of its own: a home
+    directory may serve several. This asks for no device, so that it may be called before `jax.distributed` starts.
     """
-    chosen = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
-    if chosen is None and jax.default_backend() != "cpu":
+    if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(home / "owl3_jax" / "compiled"))
+        jax.config.update("jax_compilation_cache_dir", str(home / "owl3_jax" / "compiled" / _processor()))
+
+
+def _processor() -> str:
+    """A name for all processors with the same instructions."""
+    lines = _CPU_INFO.read_text().splitlines() if _CPU_INFO.exists() else []
+    # "flags" on x86, "Features" on ARM: what one core can do, the same for all.
+    told = next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
+    return hashlib.blake2b(f"{platform.machine()} {told}".encode(), digest_size=8).hexdigest()

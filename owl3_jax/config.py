@@ -44,6 +44,18 @@ def _plain_fields(cls: type, tree: dict[str, Any]) -> dict[str, Any]:
     return {name: float(tree[name]) if kind is float else tree[name] for name, kind in kinds.items() if name in tree}
 
 
+def _refuse_other_computations(tree: dict[str, Any]) -> None:
+    """Raises ConfigError when a config.json asks for what other models of the Qwen2 family compute, and this one does not."""
+    rope = tree.get("rope_scaling") or {}
+    _require(
+        rope.get("rope_type", rope.get("type", "default")) == "default",
+        f"rope_scaling {rope} is not supported; without it the model reads up to max_position_embeddings positions as trained",
+    )
+    _require(not tree.get("use_sliding_window"), "use_sliding_window is not supported: every layer sees the whole text")
+    activation = tree.get("hidden_act", "silu")
+    _require(activation == "silu", f"hidden_act {activation!r} is not supported: the MLP is SwiGLU, with silu")
+
+
 @dataclasses.dataclass(frozen=True)
 class VisionConfig:
     """SigLIP (names as in config.json's `vision_config`)."""
@@ -126,7 +138,10 @@ class ModelConfig:
 
         config.json does not tell the form; the checkpoint's tensor names do (`owl3_jax.convert`). Settings that it leaves out
         are those of 7B-240728, keys that are unknown here are ignored.
+
+        Raises ConfigError for settings that ask for another computation.
         """
+        _refuse_other_computations(tree)
         return cls(
             form=form,
             hyper_layers=tuple(tree["hyper_layers"]),

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from owl3_jax.config import ComputeConfig, ModelConfig
 from owl3_jax.models.hyper import ImageCache
 from owl3_jax.models.layers import constrain
-from owl3_jax.models.quantized import vector_bytes, zero_vectors
+from owl3_jax.models.quantized import vector_bytes
 from owl3_jax.models.qwen2 import Images, TextCache
+from owl3_jax.models.stacks import zero_stack
 
 _TEXT_AXES = ("layers", "batch", "act_kv_heads", "text_slot", "head_dim")
 _IMAGE_AXES = ("hyper_layers", "batch", "act_kv_heads", "image", "image_token", "head_dim")
@@ -35,12 +36,13 @@ def empty_text(config: ModelConfig, compute: ComputeConfig, rows: int, slots: in
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def empty_images(config: ModelConfig, compute: ComputeConfig, rows: int, slots: int) -> Images:
-    """An image cache of B = `rows` rows with room for I = `slots` images; all of them are padding."""
-    shape = (len(config.hyper_layers), rows, config.num_key_value_heads, slots, config.vision.tokens_per_image, config.head_dim)
-    zeros = lambda: zero_vectors(shape, compute)  # buffers of their own, so that each can be donated
-    ids = lambda: jnp.zeros((rows, slots), jnp.int32)
-    return constrain_images(Images(ImageCache(zeros(), zeros()), ids(), ids()))
+def empty_images(config: ModelConfig, compute: ComputeConfig, rows: int, blocks: tuple[int, ...]) -> Images:
+    """An image cache of B = `rows` rows, with room for so many images in each of its blocks; all of them are padding."""
+    K, L, D = config.num_key_value_heads, config.vision.tokens_per_image, config.head_dim
+    zeros = lambda images: zero_stack((len(config.hyper_layers), rows, K, images, L, D), compute)
+    ids = lambda: jnp.zeros((rows, sum(blocks)), jnp.int32)
+    # Keys and values are buffers of their own, so that each can be donated.
+    return Images(tuple(constrain_block(ImageCache(zeros(images), zeros(images))) for images in blocks), ids(), ids())
 
 
 @functools.partial(jax.jit, static_argnums=1)
@@ -52,10 +54,13 @@ def grow_text(cache: TextCache, slots: int) -> TextCache:
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def grow_images(images: Images, slots: int) -> Images:
-    """The same images with room for I = `slots` of them."""
-    cache = jax.tree.map(lambda x: _widen(x, 3, slots), images.cache)
-    return constrain_images(Images(cache, _widen(images.positions, 1, slots), _widen(images.segment_ids, 1, slots)))
+def grow_images(images: Images, blocks: tuple[int, ...]) -> Images:
+    """The same images with so much room in each block. The last block that there was may become larger; others follow it."""
+    empty = jax.tree.map(lambda x: x[:, :, :, :0], images.blocks[0])
+    old = (*images.blocks, *[empty] * (len(blocks) - len(images.blocks)))
+    widen = lambda block, slots: constrain_block(jax.tree.map(lambda x: _widen(x, 3, slots), block))
+    grown = tuple(block if block.images == slots else widen(block, slots) for block, slots in zip(old, blocks, strict=True))
+    return Images(grown, *(_widen(x, 1, sum(blocks)) for x in (images.positions, images.segment_ids)))
 
 
 def constrain_text(cache: TextCache) -> TextCache:
@@ -64,9 +69,9 @@ def constrain_text(cache: TextCache) -> TextCache:
     return cache._replace(keys=keys, values=values)
 
 
-def constrain_images(images: Images) -> Images:
-    """Splits the cache over the mesh by the rules."""
-    return images._replace(cache=_constrain(images.cache, _IMAGE_AXES))
+def constrain_block(block: ImageCache) -> ImageCache:
+    """Splits images over the mesh by the rules."""
+    return ImageCache(*(_constrain(x, _IMAGE_AXES) for x in block))
 
 
 def _constrain(cache: Any, axes: tuple[str, ...]) -> Any:

@@ -51,12 +51,13 @@ class Context:
         Raises OutOfMemory when the caches would not fit.
         """
         config, compute = runtime.config, runtime.compute
-        images, tokens = runtime.image_slots(images), buckets.text_slots(tokens)
+        blocks, tokens = runtime.image_blocks(images), buckets.text_slots(tokens)
+        images = sum(blocks)
         needed = image_bytes(config, compute, rows, images) + text_bytes(config, compute, rows * samples, tokens)
         check_fits(needed, f"the caches of {rows} rows of {tokens} tokens and {images} images", runtime.devices)
         return cls(
             runtime,
-            runtime.run(empty_images, config, compute, rows, images),
+            runtime.run(empty_images, config, compute, rows, blocks),
             runtime.run(empty_text, config, compute, rows, tokens),
             jnp.zeros((rows, config.hidden_size), compute.dtype),
             0,
@@ -71,10 +72,10 @@ class Context:
 
     def reserve(self, *, images: int, tokens: int) -> None:
         """Makes room for so many more images and positions of every row."""
-        images = self.runtime.image_slots(int(self.image_counts.max()) + images)
+        blocks = self.runtime.image_blocks(int(self.image_counts.max()) + images)
         tokens = buckets.text_slots(self.slots + tokens)
-        if images > self.images.positions.shape[1]:
-            self.images = self.runtime.run(grow_images, self.images, images)
+        if sum(blocks) > self.images.positions.shape[1]:
+            self.images = self.runtime.run(grow_images, self.images, blocks)
         if tokens > self.text.positions.shape[1]:
             self.text = self.runtime.run(grow_text, self.text, tokens)
 
@@ -88,7 +89,7 @@ class Context:
             features = self.runtime.features([view for _, view in group], size)
             places = np.full((3, size), self.rows, np.int32)  # a row that does not exist: not stored
             places[:, : len(group)] = np.array([place for place, _ in group], np.int32).T
-            self.images = self.runtime.run_model(programs.store, self.images, features, programs.Places(*places))
+            self._store(features, programs.Places(*places))
             advance(len(group))
 
     def add_features(self, row: int, positions: Sequence[int], features: Iterable[jax.Array]) -> None:
@@ -97,8 +98,7 @@ class Context:
         for chunk in features:
             slots = self.image_counts[row] + np.arange(len(chunk))
             here = np.array(list(itertools.islice(rest, len(chunk))))
-            places = programs.Places(*(jnp.asarray(x, jnp.int32) for x in (np.full(len(chunk), row), slots, here)))
-            self.images = self.runtime.run_model(programs.store, self.images, chunk, places)
+            self._store(chunk, programs.Places(*(x.astype(np.int32) for x in (np.full(len(chunk), row), slots, here))))
             self.image_counts[row] += len(chunk)
 
     def add_text(self, new: Sequence[Sequence[int]]) -> None:
@@ -148,6 +148,17 @@ class Context:
         is_kept = jnp.arange(self.images.segment_ids.shape[1]) < kept
         self.images = self.images._replace(segment_ids=jnp.where(is_kept, self.images.segment_ids, 0))
         self.image_counts = np.minimum(self.image_counts, kept)
+
+    def _store(self, features: jax.Array, places: programs.Places) -> None:
+        """Writes images to the blocks that they belong to."""
+        images, blocks = self.images, list(self.images.blocks)
+        positions, segment_ids = self.runtime.run(programs.announce, images.positions, images.segment_ids, places)
+        number, slots = np.divmod(places.slots, blocks[0].images)
+        for touched in sorted(set(number[places.rows < self.rows].tolist())):
+            rows = np.where(number == touched, places.rows, np.int32(self.rows))
+            inside = places._replace(rows=rows, slots=slots)
+            blocks[touched] = self.runtime.run_model(programs.store, blocks[touched], features, inside)
+        self.images = Images(tuple(blocks), positions, segment_ids)
 
     def _places(self, new: Sequence[NewImages]) -> Iterator[tuple[tuple[int, int, int], View]]:
         for row, positions, views in new:

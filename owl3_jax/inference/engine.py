@@ -9,13 +9,18 @@ from owl3_jax.inference import buckets, programs
 from owl3_jax.inference.answers import Answer
 from owl3_jax.inference.beam_answers import answers_to
 from owl3_jax.inference.context import Context, NewImages
+from owl3_jax.inference.memory import explain_out_of_memory
 from owl3_jax.inference.runtime import Runtime
 from owl3_jax.inference.sampling import Sampling
 from owl3_jax.processing.processor import Prepared, Sample
 from owl3_jax.processing.tokenizer import ChatTokenizer
 
 Prompt = Prepared | Sample  # with `Prepared`, images are decoded a few at a time
-Advance = Callable[[int], None]
+Advance = Callable[[int, int], None]  # takes the images just read, and the number of all
+
+
+def ignore_progress(images: int, total: int) -> None:
+    """An `Advance` that shows nothing."""
 
 
 class Engine:
@@ -25,39 +30,37 @@ class Engine:
         self.runtime, self._tokenizer = runtime, tokenizer
 
     def generate(
-        self, prompts: Sequence[Prompt], sampling: Sampling | Sequence[Sampling], *, advance: Advance = lambda images: None
+        self, prompts: Sequence[Prompt], sampling: Sampling | Sequence[Sampling], *, advance: Advance = ignore_progress
     ) -> list[list[Answer]]:
         """The answers to each prompt, `n` of them, best first if they come from beams.
 
         Args:
             prompts: read together as the rows of one batch; texts and numbers of images may differ.
             sampling: for all prompts or for each; `n` and `num_beams` are the same for all.
-            advance: called with the number of images encoded, now and then.
+            advance: called after every few images, with how many these were and how many there are in all.
 
         Raises:
             ValueError: a prompt has no token, or more than the model has positions; samplings don't go together.
-            OutOfMemory: the caches would not fit; it says how much they need.
+            OutOfMemory: the caches would not fit, and it says how much they need; or memory ran out on the way.
         """
         samplings = _for_each(sampling, len(prompts))
         if not prompts:
             return []
-        context = self._read(prompts, samplings, advance)
-        rows = context.rows - len(prompts)
-        ids = [*(prompt.input_ids.tolist() for prompt in prompts), *[[]] * rows]
-        answers = answers_to(context, ids, [*samplings, *[samplings[0]] * rows], self._tokenizer).run()
+        with explain_out_of_memory():
+            context = self._read(prompts, samplings, advance)
+            rows = context.rows - len(prompts)
+            ids = [*(prompt.input_ids.tolist() for prompt in prompts), *[[]] * rows]
+            answers = answers_to(context, ids, [*samplings, *[samplings[0]] * rows], self._tokenizer).run()
         n = samplings[0].n
         return [answers[row * n : (row + 1) * n] for row in range(len(prompts))]
 
-    def stream(self, prompt: Prompt, sampling: Sampling, *, advance: Advance = lambda images: None) -> Iterator[str]:
+    def stream(self, prompt: Prompt, sampling: Sampling, *, advance: Advance = ignore_progress) -> Iterator[str]:
         """The answer to one prompt as it comes, in pieces that never split a character. Closing it frees its caches."""
-        context = self._read([prompt], [sampling], advance)
-        for pieces in answers_to(context, [prompt.input_ids.tolist()], [sampling], self._tokenizer).stream():
-            if pieces[0]:
-                yield pieces[0]
-
-    def logits(self, prompt: Prompt) -> np.ndarray:
-        """Logits of the token after each position of one prompt: float32 [T, V]; see `forward`."""
-        return forward(self.runtime, prompt)
+        with explain_out_of_memory():
+            context = self._read([prompt], [sampling], advance)
+            for pieces in answers_to(context, [prompt.input_ids.tolist()], [sampling], self._tokenizer).stream():
+                if pieces[0]:
+                    yield pieces[0]
 
     def _read(self, prompts: Sequence[Prompt], samplings: Sequence[Sampling], advance: Advance) -> Context:
         """The context of `prompts` and rows of padding."""
@@ -72,7 +75,9 @@ class Engine:
             tokens=buckets.prefill_slots(longest) + max(s.max_new_tokens for s in samplings),
             samples=max(samplings[0].n, samplings[0].num_beams),
         )
-        context.add_images([new_images(row, prompt) for row, prompt in enumerate(prompts)], advance)
+        total = sum(len(prompt.image_starts) for prompt in prompts)
+        new = [new_images(row, prompt) for row, prompt in enumerate(prompts)]
+        context.add_images(new, lambda images: advance(images, total))
         context.add_text([*(prompt.input_ids.tolist() for prompt in prompts), *[[]] * (rows - len(prompts))])
         return context
 
@@ -83,7 +88,8 @@ def forward(runtime: Runtime, prompt: Prompt) -> np.ndarray:
     pixels = np.stack(list(new_images(0, prompt).views)) if I else np.zeros((0, side, side, 3), np.uint8)
     ids = lambda values: np.asarray(values, np.int32)[None]
     batch = Batch(ids(prompt.input_ids), ids(range(T)), ids([1] * T), pixels[None], ids(prompt.image_starts), ids([1] * I))
-    logits: np.ndarray = np.asarray(runtime.run_model(programs.logits, batch, positions=T))
+    with explain_out_of_memory("use fewer images, or a mesh with more devices; `Engine` reads images a few at a time"):
+        logits: np.ndarray = np.asarray(runtime.run_model(programs.logits, batch, positions=T))
     return logits[0]
 
 

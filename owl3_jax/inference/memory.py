@@ -1,10 +1,13 @@
-"""Whether what is about to be allocated fits, asked before it is allocated."""
+"""Whether what is about to be allocated fits, asked before it is allocated, and what to do if memory runs out all the same."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 
 _GIB = 2**30
+_ADVICE = "use fewer images or rows, fewer new tokens, bfloat16 or int8 caches, or a mesh with more devices"
 
 
 class OutOfMemory(RuntimeError):
@@ -16,9 +19,22 @@ def check_fits(needed: int, what: str, devices: int = 1) -> None:
     free = free_bytes()
     if free is not None and needed // devices > free:
         raise OutOfMemory(
-            f"{what} need {needed / devices / _GIB:.1f} GiB on each device, {free / _GIB:.1f} GiB are free; use fewer images "
-            "or rows, fewer new tokens, bfloat16 or int8 caches, or a mesh with more devices"
+            f"{what} need {needed / devices / _GIB:.1f} GiB on each device, {free / _GIB:.1f} GiB are free; {_ADVICE}"
         )
+
+
+@contextlib.contextmanager
+def explain_out_of_memory(advice: str = _ADVICE) -> Iterator[None]:
+    """Raises OutOfMemory for what XLA or numpy raises when memory runs out inside it. Other errors pass.
+
+    The programs that ran have lost the arrays that were donated to them.
+    """
+    try:
+        yield
+    except (jax.errors.JaxRuntimeError, MemoryError) as error:
+        if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise OutOfMemory(f"memory ran out ({str(error).partition(chr(10))[0]}); {advice}") from error
 
 
 def free_bytes() -> int | None:

@@ -2,7 +2,7 @@
 
 logits      a whole batch, without caches
 encode      pixels -> image features                       the vision tower, J images at a time
-store       image features -> the image cache              norm, `v_kv_proj` and RoPE of every hyper layer
+store       image features -> a block of the image cache   norm, `v_kv_proj` and RoPE of every hyper layer
 prefill     text -> the text cache                         one chunk of every row
 begin       hidden state of the last position -> the first token of the answers
 decode      token after token, on the device, until all rows are done or a limit is reached
@@ -15,13 +15,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from owl3_jax.batch import Batch
-from owl3_jax.inference.caches import constrain_images, constrain_text
+from owl3_jax.batch import AnyArray, Batch
+from owl3_jax.inference.caches import constrain_block, constrain_text
 from owl3_jax.inference.choose import Kind, SamplingRows, choose, mark_seen
 from owl3_jax.models.hyper import ImageCache
 from owl3_jax.models.owl3 import Outputs, Owl3
-from owl3_jax.models.quantized import Vectors, quantize_like
 from owl3_jax.models.qwen2 import Images, Text, TextCache
+from owl3_jax.models.stacks import stack_like
 
 Params = dict[str, Any]
 
@@ -29,9 +29,9 @@ Params = dict[str, Any]
 class Places(NamedTuple):
     """Where images belong. A row that the cache does not have marks padding, which is not stored."""
 
-    rows: Int[Array, " J"]
-    slots: Int[Array, " J"]
-    positions: Int[Array, " J"]  # of the first token of the placeholder
+    rows: AnyArray  # [J] int32
+    slots: AnyArray  # [J] int32
+    positions: AnyArray  # [J] int32, of the first token of the placeholder
 
 
 class Settings(NamedTuple):
@@ -69,20 +69,24 @@ def encode(model: Owl3, params: Params, pixels: Shaped[Array, "J S S 3"]) -> Flo
     return features[0]
 
 
-@functools.partial(jax.jit, static_argnames="model", donate_argnames="images")
-def store(model: Owl3, params: Params, images: Images, features: Float[Array, "J L E"], places: Places) -> Images:
-    """The images with J more of them."""
+@functools.partial(jax.jit, static_argnames="model", donate_argnames="block")
+def store(model: Owl3, params: Params, block: ImageCache, features: Float[Array, "J L E"], places: Places) -> ImageCache:
+    """One block of an image cache with J more images."""
     new = _apply(model, params, "image_cache", features[None], places.positions[None])
-    write = lambda cache, x: _write_images(cache, jnp.moveaxis(x[:, 0], 2, 0), places)
-    cache = ImageCache(*map(write, images.cache, new))
+    # Two index arrays with a slice between them: J comes first.
+    write = lambda old, x: old.at[:, places.rows, :, places.slots].set(jnp.moveaxis(x[:, 0], 2, 0), mode="drop")
+    return constrain_block(
+        ImageCache(*(jax.tree.map(write, old, stack_like(x, old)) for old, x in zip(block, new, strict=True)))
+    )
+
+
+@functools.partial(jax.jit, donate_argnums=(0, 1))
+def announce(
+    positions: Int[Array, "B I"], segment_ids: Int[Array, "B I"], places: Places
+) -> tuple[Int[Array, "B I"], Int[Array, "B I"]]:
+    """Positions and segments of an image cache with J more images."""
     at = (places.rows, places.slots)
-    positions = images.positions.at[at].set(places.positions, mode="drop")
-    return constrain_images(Images(cache, positions, images.segment_ids.at[at].set(1, mode="drop")))
-
-
-def _write_images(cache: Vectors, new: Float[Array, "J M K L D"], places: Places) -> Vectors:
-    write = lambda old, x: old.at[:, places.rows, :, places.slots].set(x, mode="drop")
-    return jax.tree.map(write, cache, quantize_like(new, cache))
+    return positions.at[at].set(places.positions, mode="drop"), segment_ids.at[at].set(1, mode="drop")
 
 
 @functools.partial(jax.jit, static_argnames="model", donate_argnames=("cache", "last"))

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,16 +14,19 @@ from jax.sharding import Mesh
 
 from owl3_jax.config import ComputeConfig, ModelConfig
 from owl3_jax.inference import buckets, programs
+from owl3_jax.inference.caches import image_bytes
 from owl3_jax.inference.feature_cache import FeatureCache, key_of
 from owl3_jax.models.owl3 import Owl3
 from owl3_jax.sharding import rows_divisor, use_mesh
 
 Params = programs.Params
 
-# Bytes of one step of image attention: keys and values of a few images and their scores. On a CPU they should stay in
-# its caches.
+# Bytes of one step of image attention: scores, and what is copied for them. On a CPU they should stay in its caches.
 _CHUNK_BYTES = {"cpu": 8 * 2**20}
 _CHUNK_BYTES_ELSEWHERE = 512 * 2**20
+
+# Bytes of the keys and values that lie in one buffer, for one layer and row, where layers have buffers of their own.
+_BLOCK_BYTES = 24 * 2**20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +53,15 @@ class Runtime:
         """Slots of an image cache for so many images: a bucket that the mesh can spread evenly."""
         spread = self.mesh.shape["context"] if self.mesh else 1
         return -(-buckets.image_slots(images) // spread) * spread
+
+    def image_blocks(self, images: int) -> tuple[int, ...]:
+        """The same slots, as the blocks of an image cache: one, or where layers are written out more of a bounded size."""
+        slots = self.image_slots(images)
+        if self.compute.scan_layers:
+            return (slots,)
+        most = self._images_per_block()
+        whole, rest = divmod(slots, most)
+        return (most,) * whole + ((rest,) if rest or not whole else ())
 
     def encoder_batch(self, images: int) -> int:
         """Images that the vision tower takes at once for so many that there are: a power of two, or the full batch."""
@@ -87,11 +100,19 @@ class Runtime:
 
     def _images_per_chunk(self, positions: int, rows: int) -> int:
         config, shared = self.config, rows_divisor(self.mesh) if self.mesh else 1
-        per_token = 2 * config.num_key_value_heads * config.head_dim + config.num_attention_heads * positions
+        # Out of a stack of layers keys and values of a chunk are copied; in buffers of their own they stay where they are.
+        copied = 2 * config.num_key_value_heads * config.head_dim if self.compute.scan_layers else 0
+        per_token = copied + config.num_attention_heads * positions
         per_image = 4 * per_token * config.vision.tokens_per_image * max(1, rows // shared)
         # Of the devices that it runs on, which need not be of this machine: tools/compile_tpu.py.
         platform = self.mesh.devices.flat[0].platform if self.mesh else jax.default_backend()
         return max(1, _CHUNK_BYTES.get(platform, _CHUNK_BYTES_ELSEWHERE) // per_image)
+
+    def _images_per_block(self) -> int:
+        """A power of two times the devices that images are spread over."""
+        spread = self.mesh.shape["context"] if self.mesh else 1
+        layers = len(self.config.hyper_layers)
+        return spread * 2 ** int(math.log2(max(1, _BLOCK_BYTES * layers // image_bytes(self.config, self.compute, 1, spread))))
 
 
 @functools.cache

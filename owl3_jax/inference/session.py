@@ -1,5 +1,6 @@
 """A conversation that keeps its caches: each turn reads only what is new."""
 
+import contextlib
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -8,7 +9,8 @@ from owl3_jax.inference import buckets
 from owl3_jax.inference.answers import Answers
 from owl3_jax.inference.beam_answers import BeamAnswers, answers_to
 from owl3_jax.inference.context import Context, NewImages
-from owl3_jax.inference.engine import check_length
+from owl3_jax.inference.engine import Advance, check_length, ignore_progress
+from owl3_jax.inference.memory import explain_out_of_memory
 from owl3_jax.inference.runtime import Runtime
 from owl3_jax.inference.sampling import Sampling
 from owl3_jax.processing.chat import Message
@@ -63,27 +65,44 @@ class Session:
         *,
         crop: bool | None = None,
         sampling: Sampling | None = None,
+        advance: Advance = ignore_progress,
     ) -> Iterator[str]:
-        """As `ask`, piece by piece. What was answered before the stream is closed counts as the answer."""
+        """As `ask`, piece by piece. What was answered before the stream is closed counts as the answer.
+
+        `advance` is called after every few images of the turn, with how many these were and how many it has in all. A turn
+        that fails is no part of the conversation, which can go on.
+        """
         sampling = sampling or Sampling()
         if sampling.n > 1:
             raise ValueError(f"a turn has one answer, got n {sampling.n}; ask Engine.generate for several")
         turn = as_messages(question, len(images), len(videos))
         media = [*self._media, *self._processor.prepare(turn, images, videos, crop).media]
         prompt = self._processor.encode([*self._messages, *turn], media)
-        answers = self._read(prompt, sampling)
         pieces: list[str] = []
-        try:
-            for piece, *_ in answers.stream():  # other rows are padding
-                pieces.append(piece)
-                if piece:
-                    yield piece
-        finally:
+        with self._giving_up_what_fails():
+            answers = self._read(prompt, sampling, advance)
+            with contextlib.suppress(GeneratorExit):
+                for piece, *_ in answers.stream():  # other rows are padding
+                    pieces.append(piece)
+                    if piece:
+                        yield piece
             self._cached = prompt.input_ids.tolist() + list(answers.close()[0])
-            self._messages += [*turn, {"role": "assistant", "content": "".join(pieces)}]
-            self._media, self._image_count = media, len(prompt.image_starts)
+        self._messages += [*turn, {"role": "assistant", "content": "".join(pieces)}]
+        self._media, self._image_count = media, len(prompt.image_starts)
 
-    def _read(self, prompt: Prepared, sampling: Sampling) -> Answers | BeamAnswers:
+    @contextlib.contextmanager
+    def _giving_up_what_fails(self) -> Iterator[None]:
+        """Drops the caches when a program that they were donated to was cut short: the next turn reads the history anew."""
+        try:
+            with explain_out_of_memory():
+                yield
+        except ValueError:  # the prompt's or an image's fault, found between two programs
+            raise
+        except BaseException:
+            self._context, self._cached, self._image_count = None, [], 0
+            raise
+
+    def _read(self, prompt: Prepared, sampling: Sampling, advance: Advance) -> Answers | BeamAnswers:
         """Brings the context up to the end of `prompt` and begins the answer."""
         check_length(len(prompt.input_ids), self._runtime, "the conversation")
         ids = prompt.input_ids.tolist()
@@ -97,7 +116,8 @@ class Session:
             self._context.forget_images(self._image_count)
             self._context.reserve(**room)
         self._cached = ids[:kept]  # in case that what follows fails
-        self._context.add_images([NewImages(0, starts, prompt.views(skip=self._image_count))])
+        new = NewImages(0, starts, prompt.views(skip=self._image_count))
+        self._context.add_images([new], lambda images: advance(images, len(starts)))
         padding = self._context.rows - 1
         self._context.add_text([ids[kept:], *[[]] * padding])
         return answers_to(self._context, [ids, *[[]] * padding], [sampling] * (1 + padding), self._processor.tokenizer)

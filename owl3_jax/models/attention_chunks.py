@@ -15,7 +15,7 @@ from owl3_jax.config import AttentionBackend
 from owl3_jax.models import block_attention
 from owl3_jax.models.block_attention import merge
 from owl3_jax.models.quantized import Quantized, dequantize
-from owl3_jax.models.visibility import Visibility
+from owl3_jax.models.visibility import Visibility, everything
 from owl3_jax.models.xla_attention import MASKED
 
 StackedKeys = Float[Array, "M B K I L D"] | Quantized
@@ -39,12 +39,12 @@ def forward(
 ) -> tuple[Float[Array, "B H T D"], Float[Array, "B H T"]]:
     """Output (zero where nothing is seen) and log-sum-exp (about -1e30 there) of layer `layer`, in float32.
 
-    `visible` is over images; None sees all of them, in one chunk. Quantized keys and values, which have no gradient, become
-    floats chunk by chunk.
+    `visible` is over images; None sees all of them. Quantized keys and values, which have no gradient, become floats chunk by
+    chunk.
     """
-    chunks, cut = _chunks(keys, values, layer, visible, images_per_chunk)
+    chunks, cut = _chunks(q, keys, values, layer, visible, images_per_chunk)
     attend = lambda chunk: block_attention.forward(backend, q, *_tokens(chunk, q.dtype))
-    if chunks == 1 or visible is None:
+    if chunks == 1:
         return attend(cut(0))
 
     def step(merged: tuple[Array, Array], number: Int[Array, ""]) -> tuple[Any, None]:
@@ -70,7 +70,7 @@ def backward(
     backend: AttentionBackend,
 ) -> tuple[Float[Array, "B H T D"], Float[Array, "B K I L D"], Float[Array, "B K I L D"]]:
     """Gradients of q (float32) and of the layer's keys and values; see `xla_attention.backward`."""
-    chunks, cut = _chunks(keys, values, layer, visible, images_per_chunk)
+    chunks, cut = _chunks(q, keys, values, layer, visible, images_per_chunk)
     I = keys.shape[3]
 
     def step(d_q, number):
@@ -82,13 +82,15 @@ def backward(
     return d_q, _join(d_keys, I), _join(d_values, I)
 
 
-def _chunks(keys, values, layer, visible, images_per_chunk) -> tuple[int, Callable[..., _Chunk]]:
+def _chunks(q, keys, values, layer, visible, images_per_chunk) -> tuple[int, Callable[..., _Chunk]]:
     """The number of chunks, and what cuts chunk `number` out of one layer.
 
     The last chunk ends with the last image; what it shares with the one before is of no segment in it.
     """
     images = keys.shape[3]
     size = min(images, images_per_chunk or images)
+    if visible is None and size < images:
+        visible = everything(q.shape[0], q.shape[2], images)
 
     def cut(number):
         start = jnp.minimum(number * size, images - size)

@@ -12,27 +12,41 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax.linen import initializers
 from jaxtyping import Array, Float, Int
 
 from owl3_jax.config import ComputeConfig, ModelConfig
+from owl3_jax.models.block_attention import merge
 from owl3_jax.models.image_attention import image_attention
 from owl3_jax.models.layers import Linear, constrain, declare, rms_norm, rope
-from owl3_jax.models.quantized import Quantized, rescale
+from owl3_jax.models.quantized import rescale
+from owl3_jax.models.stacks import Layer, Stack, stack_with
 from owl3_jax.models.visibility import Visibility
+from owl3_jax.models.xla_attention import MASKED
 
 
 class ImageCache(NamedTuple):
     """Rotated image keys and values of every hyper layer."""
 
-    keys: Float[Array, "M B K I L D"] | Quantized
-    values: Float[Array, "M B K I L D"] | Quantized
+    keys: Stack  # [M, B, K, I, L, D]
+    values: Stack
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the keys of a layer: [B, K, I, L, D]."""
+        return stack_with(self.keys, 0)[0].shape[1:]
+
+    @property
+    def images(self) -> int:
+        """I of the glossary."""
+        return self.shape[2]
 
 
 class Fusion(NamedTuple):
     """All that hyper attention needs beside the text's own attention, for every hyper layer."""
 
-    cache: ImageCache  # of B rows, or of fewer: each then serves several rows of text that follow each other
+    blocks: tuple[ImageCache, ...]  # of B rows, or of fewer: each then serves several rows of text that follow each other
     visible: Visibility  # of the cache's rows: where B is more, the text that shares a row is one row of B/rows * T positions
     gate: tuple[Array, ...]  # gated: kernel [M, D, D] and bias [M, D]; static: [M, H, D]; joint: nothing
 
@@ -95,7 +109,7 @@ def _keys_values(features, image_positions, norm_scale, kernel, kernel_scale, bi
 
 
 def hyper_attention(
-    layer: Int[Array, ""],
+    layer: Layer,
     q: Float[Array, "B H T D"],
     text: Float[Array, "B H T D"],
     text_lse: Float[Array, "B H T"],
@@ -127,9 +141,36 @@ def hyper_attention(
 def _attend_to_images(q, layer, fusion, compute):
     """Rows of text that share one row of images are further positions of that row."""
     B, H, T, D = q.shape
-    rows = fusion.cache.keys.shape[1]
+    rows = fusion.blocks[0].shape[0]
     n = B // rows
     shared = jnp.moveaxis(q.reshape(rows, n, H, T, D), 1, 2).reshape(rows, H, n * T, D)
-    out, lse = image_attention(shared, fusion.cache.keys, fusion.cache.values, layer, fusion.visible, compute)
+    out, lse = _attend_to_blocks(shared, layer, fusion, compute)
     out, lse = (jnp.moveaxis(x.reshape(rows, H, n, T, *x.shape[3:]), 2, 1) for x in (out, lse))
     return out.reshape(q.shape), lse.reshape(B, H, T)
+
+
+def _attend_to_blocks(q, layer, fusion, compute):
+    """Of several blocks those that nobody sees cost nothing, and those that everybody sees need no mask."""
+    attend = functools.partial(_attend_to_block, q, layer, compute)
+    if len(fusion.blocks) == 1:
+        return attend(fusion.blocks[0], fusion.visible)
+    merged = jnp.zeros(q.shape, q.dtype), jnp.full(q.shape[:3], MASKED, jnp.float32)
+    starts = np.cumsum([0, *(block.images for block in fusion.blocks)])
+    for block, start in zip(fusion.blocks, starts, strict=False):
+        visible = fusion.visible.part(int(start), block.images)
+        merged = _merge_what_is_seen(merged, functools.partial(attend, block), visible)
+    return merged
+
+
+def _merge_what_is_seen(merged, attend, visible):
+    seen = visible.dense()
+    none = lambda merged: merged
+    some = lambda merged: merge(*merged, *attend(visible))
+    everything = lambda merged: merge(*merged, *attend(None))
+    return jax.lax.switch(seen.any().astype(jnp.int32) + seen.all(), (none, some, everything), merged)
+
+
+def _attend_to_block(q, layer, compute, block, visible):
+    keys, row = stack_with(block.keys, layer)
+    values, _ = stack_with(block.values, layer)
+    return image_attention(q, keys, values, jnp.asarray(row, jnp.int32), visible, compute)

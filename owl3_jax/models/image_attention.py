@@ -15,13 +15,13 @@ def image_attention(
     keys: StackedKeys,
     values: StackedKeys,
     layer: Int[Array, ""],
-    visible: Visibility,
+    visible: Visibility | None,
     compute: ComputeConfig,
 ) -> tuple[Float[Array, "B H T D"], Float[Array, "B H T"]]:
     """Attention of rotated text queries over rotated image keys (paper, section on hyper attention).
 
-    `layer` chooses among the M hyper layers; `visible` is over images, whose tokens are seen together. Returns what
-    `owl3_jax.models.attention.attend` does.
+    `layer` chooses among the M hyper layers; `visible` is over images, whose tokens are seen together; with None
+    all positions see all images. Returns what `owl3_jax.models.attention.attend` does.
     """
     if keys.shape[3] == 0:
         return jnp.zeros_like(q), jnp.full(q.shape[:3], MASKED, jnp.float32)

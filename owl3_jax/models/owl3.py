@@ -55,7 +55,7 @@ class Owl3(nn.Module):
         batch = _spread_images(batch)
         features = self.encode_images(batch.pixels)
         cache = self.image_cache(features, batch.image_positions)
-        images = Images(cache, batch.image_positions, batch.image_segment_ids)
+        images = Images((cache,), batch.image_positions, batch.image_segment_ids)
         x, _, hidden_states = self.language_model(text_of(batch), images)
         return x, features[:, :I], hidden_states
 

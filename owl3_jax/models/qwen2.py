@@ -61,7 +61,7 @@ class Text(NamedTuple):
 class Images(NamedTuple):
     """Images as the decoder takes them."""
 
-    cache: ImageCache
+    blocks: tuple[ImageCache, ...]  # of I images together, in order
     positions: Int[Array, "B I"]
     segment_ids: Int[Array, "B I"]
 
@@ -135,7 +135,7 @@ class Attention(nn.Module):
     def _fuse(self, hyper_layer, q, out, lse, fusion):
         fuse = functools.partial(hyper_attention, compute=self.compute)
         if isinstance(hyper_layer, int):  # written out: known while tracing
-            return fuse(jnp.int32(hyper_layer), q, out, lse, fusion) if hyper_layer >= 0 else out
+            return fuse(hyper_layer, q, out, lse, fusion) if hyper_layer >= 0 else out
 
         def hyper_or_plain(hyper_layer, q, out, lse, fusion):
             plain = lambda *_: out
@@ -271,7 +271,7 @@ class Qwen2(nn.Module):
         positions, segment_ids = (x.reshape(rows, -1) for x in (text.positions, text.segment_ids))
         inclusive = self.config.image_is_seen_by_its_own_token
         visible = visibility(positions, segment_ids, images.positions, images.segment_ids, inclusive=inclusive)
-        return Fusion(images.cache, visible, self.hyper_layers.gate_weights())
+        return Fusion(images.blocks, visible, self.hyper_layers.gate_weights())
 
     def _run_layers(self, carry: Carry, inputs: LayerInputs) -> tuple[Any, Any]:
         """The last carry, and the outputs of all layers [N, B, T, E] if they are collected."""

@@ -4,6 +4,7 @@ Keys of a segment stand in the order of their positions, so what a position sees
 keys exists until plain XLA masks the scores that it has made anyway; the kernel never needs one.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -39,6 +40,12 @@ class Visibility(NamedTuple):
         """With every key `times` times, as an image of so many tokens."""
         key_segment_ids = jnp.repeat(self.key_segment_ids, times, axis=1)
         return self._replace(limits=self.limits * times, key_segment_ids=key_segment_ids)
+
+
+def everything(rows: int, positions: int, keys: int) -> Visibility:
+    """B = `rows` rows of T `positions` that all see all C `keys`."""
+    segment = functools.partial(jnp.ones, dtype=jnp.int32)
+    return Visibility(jnp.full((rows, positions), keys, jnp.int32), segment((rows, positions)), segment((rows, keys)))
 
 
 def visibility(

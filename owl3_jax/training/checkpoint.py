@@ -34,8 +34,8 @@ _FREE_DATA_FIELDS = ("data.data_dir", "data.prefetch")
 _STATE_FIELDS = ("train.trained", "train.frozen_dtype")
 
 
-class CheckpointError(RuntimeError):
-    """A checkpoint that is missing, does not fit or could not be written, with what to do about it."""
+class SavedRunError(RuntimeError):
+    """A run's checkpoint that is missing, does not fit or could not be written, with what to do about it."""
 
 
 class Checkpoints:
@@ -67,7 +67,7 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def check_same_run(self) -> None:
-        """Raises CheckpointError, listing the fields, when the last checkpoint is of another model, data or trained part."""
+        """Raises SavedRunError, listing the fields, when the last checkpoint is of another model, data or trained part."""
         step = self.latest_step()
         if step is None:
             return
@@ -82,7 +82,7 @@ class Checkpoints:
     def save(self, step: int, state: TrainState, iterator: grain.DatasetIterator) -> None:
         """Saves in the background; returns when the arrays are off the device and the save before this one is done.
 
-        Raises CheckpointError when that earlier save has failed.
+        Raises SavedRunError when that earlier save has failed.
         """
         items = ocp.args.Composite(
             params=ocp.args.StandardSave(state.params),
@@ -95,12 +95,12 @@ class Checkpoints:
                 self._manager.save(step, args=items)
 
     def check_for_errors(self) -> None:
-        """Raises CheckpointError when a save in the background has failed; does not wait."""
+        """Raises SavedRunError when a save in the background has failed; does not wait."""
         if not self._manager.is_saving_in_progress():
             self.wait()  # orbax forgets an error once its own thread has seen it; only waiting raises it for sure
 
     def wait(self) -> None:
-        """Waits until everything is on disk; raises CheckpointError when it could not be written."""
+        """Waits until everything is on disk; raises SavedRunError when it could not be written."""
         with self._naming_the_last_good_step():
             self._manager.wait_until_finished()
 
@@ -123,7 +123,7 @@ class Checkpoints:
             directory = Path(self._manager.directory)
             complete = ocp.utils.checkpoint_steps(directory)
             good = f"step {max(complete)}, from which the same command resumes" if complete else "none yet"
-            raise CheckpointError(
+            raise SavedRunError(
                 f"could not write a checkpoint to {directory}: {error}. If the disk is full, make room. "
                 f"The last complete checkpoint is {good}"
             ) from error
@@ -143,7 +143,7 @@ def _restore(manager: ocp.CheckpointManager, step: int, **items: ocp.args.Checkp
     try:
         return manager.restore(step, args=ocp.args.Composite(**items))
     except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(
+        raise SavedRunError(
             f"cannot read checkpoint {Path(manager.directory) / str(step)}: {error}; "
             "if its files are damaged, delete that directory to go on from the one before"
         ) from error
@@ -155,12 +155,12 @@ def _restore_run(manager: ocp.CheckpointManager, step: int) -> tuple[Config, int
     try:
         return load_json_tree(Config, run["config"]), run["processes"]
     except ConfigError as error:
-        raise CheckpointError(f"checkpoint {Path(manager.directory) / str(step)} is of another version: {error}") from error
+        raise SavedRunError(f"checkpoint {Path(manager.directory) / str(step)} is of another version: {error}") from error
 
 
 def _require_no_differences(manager: ocp.CheckpointManager, step: int, differences: list[str]) -> None:
     if differences:
-        raise CheckpointError(
+        raise SavedRunError(
             f"checkpoint {Path(manager.directory) / str(step)} does not fit this run; use its settings, or another workdir:\n  "
             + "\n  ".join(differences)
         )

@@ -91,7 +91,7 @@ def train(config: Config, workdir: Path, compiled: Path | None = None) -> TrainS
     the first prints and writes metrics.
 
     Raises:
-        CheckpointError: see `Checkpoints`.
+        SavedRunError: see `Checkpoints`.
         CompiledStepError: `compiled` holds the step of another run.
         ConfigError: the batch does not fit the mesh, or the vocabulary the tokenizer.
         NonFiniteError: a step broke; the checkpoints are all from before it.

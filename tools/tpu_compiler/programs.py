@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from owl3_jax.config import ComputeConfig, Config, ModelConfig
+from owl3_jax.config import ComputeConfig, Config, ModelConfig, Remat
 from owl3_jax.flops import Work, forward_flops, image_cache_flops, train_flops
 from owl3_jax.inference import buckets, programs
 from owl3_jax.inference.caches import empty_images, empty_text
@@ -21,6 +21,8 @@ from owl3_jax.models.owl3 import abstract_params
 from owl3_jax.models.qwen2 import Images, Text, TextCache
 from owl3_jax.sharding import batch_sharding, param_shardings
 from owl3_jax.training.step import abstract_state, example_batch, make_train_step
+
+from .images import Rows
 
 Name = Literal["train", "encode", "store", "prefill", "decode"]
 
@@ -38,6 +40,8 @@ class Program(NamedTuple):
     computed: int  # with what is computed again to save memory
     held: dict[str, Any]  # abstract arrays that lie in memory while it runs, by what they are
     rewrites: bool  # arguments that it takes over are written anew as a whole, not in a few places
+    remat: Remat = "none"
+    rows: Rows | None = None  # of a train step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,9 +69,12 @@ def train(config: Config, mesh: Mesh) -> Program:
     work = Work.of_rows(config.model, data.rows, data.tokens_per_row, data.images_per_row)
     held = {"parameters": state.params, "optimizer": state.opt_state, "batch": batch}
     what = f"a step of {data.rows} rows x ({data.tokens_per_row} tokens, {data.images_per_row} images)"
+    if config.train.microbatches > 1:
+        what += f", in {config.train.microbatches} parts"
     lower = lambda: make_train_step(config, mesh).lower(state, batch)
     flops = functools.partial(train_flops, config.model, work, config.train.trained)
-    return Program("train", what, lower, flops(), flops(config.compute.remat), held, True)
+    remat = config.compute.remat
+    return Program("train", what, lower, flops(), flops(remat), held, True, remat, Rows.of(config, mesh))
 
 
 class Inference:
@@ -82,15 +89,15 @@ class Inference:
         compute = dataclasses.replace(config.compute, param_dtype=dtype, vocab_multiple=vocab_multiple, remat="none")
         self.prompt, self.runtime = prompt, Runtime(model, compute, _abstract_params(model, compute, mesh), mesh)
         self.rows = self.runtime.rows(1)
-        slots = self.runtime.image_slots(prompt.images)
-        self.text: TextCache = self._cache(empty_text, buckets.text_slots(tokens))
-        self.images: Images = self._cache(empty_images, slots)
+        slots, blocks, few = buckets.text_slots(tokens), self.runtime.image_blocks(prompt.images), self.runtime.devices
+        self.text: TextCache = self._cache(empty_text, slots, min(slots, few))
+        self.images: Images = self._cache(empty_images, blocks, tuple(min(block, few) for block in blocks))
 
     def program(self, name: Name) -> Program:
         """One of `encode`, `store`, `prefill` and `decode`."""
         build = {"encode": self._encode, "store": self._store, "prefill": self._prefill, "decode": self._decode}[name]
         lower, what, flops = build()
-        held = {"parameters": self.runtime.params, "text cache": self.text, "image cache": self.images.cache}
+        held = {"parameters": self.runtime.params, "text cache": self.text, "image cache": self.images.blocks}
         return Program(name, what, lower, flops, flops, held, False)
 
     def _encode(self):
@@ -105,7 +112,7 @@ class Inference:
         shape = (images, config.vision.tokens_per_image, config.hidden_size)
         features = jax.ShapeDtypeStruct(shape, self.runtime.compute.dtype)
         places = programs.Places(*[_ids(images)] * 3)
-        lower = self._lower(programs.store, self.images, features, places)
+        lower = self._lower(programs.store, self.images.blocks[0], features, places)
         return lower, f"{images} images", image_cache_flops(config, images)
 
     def _prefill(self):
@@ -135,13 +142,13 @@ class Inference:
     def _lower(self, program: Any, *arguments: Any, **options: Any) -> Callable[[], jax.stages.Lowered]:
         return lambda: self.runtime.run_model(program.lower, *arguments, **options)
 
-    def _cache(self, empty: Any, slots: int) -> Any:
-        """The abstract cache that `empty` makes, lying as one of few slots does: that one compiles whatever fits."""
+    def _cache(self, empty: Any, slots: Any, few: Any) -> Any:
+        """The abstract cache that `empty` makes, lying as one of `few` slots does: that one compiles whatever fits."""
         config, compute = self.runtime.config, self.runtime.compute
         lower = lambda slots: self.runtime.run(empty.lower, config, compute, self.rows, slots)
-        few = lower(min(slots, self.runtime.devices)).compile().output_shardings
+        shardings = lower(few).compile().output_shardings
         place = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-        return jax.tree.map(place, lower(slots).out_info, few)
+        return jax.tree.map(place, lower(slots).out_info, shardings)
 
     def _flops(self, tokens: int, outputs: int) -> int:
         """Of so many positions at the end of the prompt, in all rows."""

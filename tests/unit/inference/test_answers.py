@@ -1,14 +1,14 @@
 """How answers are chosen and where they end: rows of one batch with settings of their own."""
 
-import gc
-
 import jax
 import numpy as np
 import pytest
 
+from owl3_jax.inference import programs
+from owl3_jax.inference.memory import OutOfMemory
 from owl3_jax.inference.sampling import Sampling
 from tests.tolerances import ENGINE_LOGITS
-from tests.unit.inference.tiny_engine import TOKENIZER, continued, engine, prompt, uncached
+from tests.unit.inference.tiny_engine import TOKENIZER, continued, engine, live_bytes, memory_running_out, prompt, uncached
 
 PROMPTS = [prompt(9, [0, 2, 5]), prompt(13, seed=1), prompt(16, [7, 7, 7, 15], seed=2), prompt(4, seed=3)]
 DRAW = Sampling(max_new_tokens=9, temperature=1.3, top_k=20)
@@ -79,11 +79,6 @@ def test_repetition_is_penalised_from_the_prompt_on():
         assert len({*answer.ids} - {*one.input_ids.tolist()}) == len(answer.ids)
 
 
-def live_bytes():
-    gc.collect()
-    return sum(array.nbytes for array in jax.live_arrays())
-
-
 @pytest.mark.parametrize("sampling", [Sampling(max_new_tokens=40), Sampling(max_new_tokens=40, num_beams=2)])
 def test_a_stream_that_is_closed_frees_its_caches(sampling):
     list(engine().stream(PROMPTS[0], sampling))
@@ -105,3 +100,13 @@ def test_a_stream_whose_consumer_fails_frees_its_caches():
     with pytest.raises(KeyError):
         consume()
     assert live_bytes() == before
+
+
+@pytest.mark.parametrize("program", [programs.store, programs.prefill, programs.decode])
+def test_a_stream_that_runs_out_of_memory_frees_its_caches_and_harms_no_later_one(program):
+    expected = "".join(engine().stream(PROMPTS[0], Sampling(max_new_tokens=9)))
+    before = live_bytes()
+    with pytest.raises(OutOfMemory, match="memory ran out"), memory_running_out(program):
+        list(engine().stream(PROMPTS[0], Sampling(max_new_tokens=9)))
+    assert live_bytes() == before
+    assert "".join(engine().stream(PROMPTS[0], Sampling(max_new_tokens=9))) == expected

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from owl3_jax.inference.engine import Engine
+from owl3_jax.inference.engine import Engine, forward
 from owl3_jax.inference.runtime import Runtime
 from owl3_jax.inference.sampling import Sampling
 from tests.parity.ladder import pair
 from tests.tiny import COMPUTE
 from tests.tolerances import ENGINE_LOGITS
-from tests.unit.inference.tiny_engine import POSITIONS, TOKENIZER, VOCAB_SIZE, engine, prompt
+from tests.unit.inference.tiny_engine import POSITIONS, TOKENIZER, VOCAB_SIZE, engine, prompt, runtime
 
 PROMPTS = [prompt(tokens, seed=tokens) for tokens in (7, 13, 5, 9, 21)]
 FREQUENT = [10, 2]  # tokens that this model's answers often have
@@ -90,7 +90,7 @@ def test_logprobs_are_the_models_own():
     question = prompt(11, [2, 7])
     for answer in engine().generate([question], sampling)[0]:
         whole = question._replace(input_ids=np.concatenate([question.input_ids, np.array(answer.ids, np.int32)]))
-        expected = jax.nn.log_softmax(engine().logits(whole)[10:-1])[np.arange(9), list(answer.ids)]
+        expected = jax.nn.log_softmax(forward(runtime(), whole)[10:-1])[np.arange(9), list(answer.ids)]
         np.testing.assert_allclose(answer.logprobs, expected, rtol=0, atol=ENGINE_LOGITS)
 
 

@@ -1,19 +1,38 @@
 """What a context holds after texts and images were added, in any portions, equals one whole forward pass."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
+from owl3_jax.inference import runtime as runtime_module
+from owl3_jax.inference.caches import image_bytes
 from owl3_jax.inference.context import Context, NewImages
+from owl3_jax.inference.engine import Engine
+from owl3_jax.inference.runtime import Runtime
+from owl3_jax.inference.sampling import Sampling
 from owl3_jax.models.owl3 import Owl3
+from owl3_jax.models.qwen2 import unstack_layers
 from tests.tiny import COMPUTE
 from tests.tolerances import ENGINE_LOGITS
-from tests.unit.inference.tiny_engine import images, prompt, runtime, uncached
+from tests.unit.inference.tiny_engine import TOKENIZER, images, prompt, runtime, uncached
 
 SAMPLES = [prompt(20, [1, 5, 5], seed=1), prompt(31, [0, 2, 11, 30], seed=2)]
 
 
-def empty(**room) -> Context:
-    return Context.empty(runtime(), 2, **({"images": 4, "tokens": 64} | room))
+def empty(ours: Runtime | None = None, **room) -> Context:
+    return Context.empty(ours or runtime(), 2, **({"images": 4, "tokens": 64} | room))
+
+
+@pytest.fixture
+def written_out(monkeypatch) -> Runtime:
+    """Every layer by itself, and an image cache in blocks of two images."""
+    stacked = runtime()
+    per_image = image_bytes(stacked.config, COMPUTE, 1, 1) // len(stacked.config.hyper_layers)
+    monkeypatch.setattr(runtime_module, "_BLOCK_BYTES", 3 * per_image)  # the power of two below
+    return dataclasses.replace(
+        stacked, compute=dataclasses.replace(COMPUTE, scan_layers=False), params=unstack_layers(stacked.params)
+    )
 
 
 def new_images(samples, start=0, end=99) -> list[NewImages]:
@@ -30,7 +49,7 @@ def ids(samples, chosen=slice(None)) -> list[list[int]]:
 
 
 def check(context: Context, samples) -> None:
-    model, params = Owl3(context.runtime.config, COMPUTE), {"params": context.runtime.params}
+    model, params = Owl3(context.runtime.config, COMPUTE), {"params": runtime().params}
     logits = model.apply(params, context.last[:, None], method="logits")[:, 0]
     expected = [whole[-1] for whole in uncached("gated", samples)]
     np.testing.assert_allclose(logits, expected, rtol=0, atol=ENGINE_LOGITS)
@@ -45,8 +64,9 @@ def test_all_at_once():
     assert context.image_counts.tolist() == [3, 4]
 
 
-def test_in_portions_with_too_little_room_at_first():
-    context = empty(images=2, tokens=1)
+def read_in_portions(ours: Runtime) -> Context:
+    context = empty(ours, images=1, tokens=1)
+    context.reserve(images=2, tokens=1)
     context.add_images(new_images(SAMPLES, end=5))
     context.add_text(ids(SAMPLES, slice(0, 5)))
     context.reserve(images=2, tokens=80)
@@ -55,6 +75,21 @@ def test_in_portions_with_too_little_room_at_first():
         context.add_text(ids(SAMPLES, portion))
     check(context, SAMPLES)
     assert context.image_counts.tolist() == [3, 4]
+    return context
+
+
+def test_in_portions_with_too_little_room_at_first(written_out):
+    read_in_portions(runtime())
+    context = read_in_portions(written_out)
+    assert [block.images for block in context.images.blocks] == [2, 2]
+
+
+def test_blocks_of_images_answer_as_one_cache(written_out):
+    """Images that all rows see, some see and none sees, in blocks that are whole and in one that is not."""
+    prompts, greedy = [prompt(20, [1, 5, 5, 8, 9]), prompt(31, [0, 2, 28], seed=2), prompt(9)], Sampling(max_new_tokens=9)
+    assert written_out.image_blocks(5) == (2, 2, 1)
+    blocks, whole = (Engine(ours, TOKENIZER).generate(prompts, greedy) for ours in (written_out, runtime()))
+    assert [answer.ids for (answer,) in blocks] == [answer.ids for (answer,) in whole]
 
 
 def test_forgotten_text_is_seen_by_nothing():

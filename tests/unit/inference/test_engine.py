@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from owl3_jax.inference import buckets, memory
 from owl3_jax.inference import runtime as runtime_module
-from owl3_jax.inference.engine import Engine
+from owl3_jax.inference.engine import Engine, forward
 from owl3_jax.inference.memory import OutOfMemory
 from owl3_jax.inference.sampling import Sampling
 from tests.tiny import FORMS
@@ -65,15 +65,15 @@ def test_image_attention_in_chunks_of_one_image(monkeypatch):
 
 
 def test_images_are_encoded_a_few_at_a_time():
-    encoded = []
+    calls = []
     rows = [prompt(7, [1, 2, 3]), prompt(5), prompt(9, [4, 6])]
-    engine().generate(rows, GREEDY, advance=encoded.append)
-    assert encoded == [2, 2, 1]
+    engine().generate(rows, GREEDY, advance=lambda *counts: calls.append(counts))
+    assert calls == [(2, 5), (2, 5), (1, 5)]
 
 
 def test_logits_of_one_prompt_are_those_of_a_batch():
     for sample, expected in zip(RAGGED[2:], uncached("gated", RAGGED[2:]), strict=True):
-        np.testing.assert_allclose(engine().logits(sample), expected, rtol=0, atol=ENGINE_LOGITS)
+        np.testing.assert_allclose(forward(runtime(), sample), expected, rtol=0, atol=ENGINE_LOGITS)
 
 
 def test_prompts_whose_images_are_not_decoded_yet():
@@ -81,7 +81,7 @@ def test_prompts_whose_images_are_not_decoded_yet():
     ready, prepared = processor()(question, pictures), processor().prepare(question, pictures)
     answers = engine().generate([ready, prepared], GREEDY)
     assert answers[0][0].ids == answers[1][0].ids
-    np.testing.assert_array_equal(engine().logits(ready), engine().logits(prepared))
+    np.testing.assert_array_equal(forward(runtime(), ready), forward(runtime(), prepared))
 
 
 def test_a_stream_joins_to_the_answer():

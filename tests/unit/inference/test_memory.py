@@ -1,8 +1,10 @@
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from owl3_jax.inference import memory
-from owl3_jax.inference.memory import OutOfMemory, check_fits, free_bytes
+from owl3_jax.inference.memory import OutOfMemory, check_fits, explain_out_of_memory, free_bytes
 
 GIB = 2**30
 
@@ -44,3 +46,17 @@ def test_the_machines_memory_is_that_of_a_cpu():
 def test_a_device_tells_its_own(monkeypatch, stats, free):
     monkeypatch.setattr(jax, "local_devices", lambda: [Device(stats)])
     assert free_bytes() == free
+
+
+@pytest.mark.parametrize("allocate", [jnp.zeros, np.ones])
+def test_what_was_not_foreseen_says_what_happened_and_what_to_do(allocate):
+    message = r"^memory ran out \(.*[aA]llocat.*\); use fewer images or rows, .*int8 caches"
+    with pytest.raises(OutOfMemory, match=message), explain_out_of_memory():
+        jax.block_until_ready(allocate(2**45))
+    with pytest.raises(OutOfMemory, match=r"\); buy more$"), explain_out_of_memory("buy more"):
+        jax.block_until_ready(allocate(2**45))
+
+
+def test_other_errors_of_a_program_stay_what_they_are():
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INVALID_ARGUMENT"), explain_out_of_memory():
+        raise jax.errors.JaxRuntimeError("INVALID_ARGUMENT: a shape")

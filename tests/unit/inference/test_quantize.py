@@ -135,11 +135,11 @@ def test_caches_grow_without_losing_anything():
     context = Context.empty(ours, 1, images=1, tokens=16)
     context.reserve(images=4, tokens=100)
     context.add_images([new_images(0, sample)])
-    before = jax.tree.map(np.asarray, context.images.cache)
+    before = jax.tree.map(np.asarray, context.images.blocks)
     context.reserve(images=7, tokens=300)
-    kept = jax.tree.map(lambda x: np.asarray(x)[:, :, :, :4], context.images.cache)
+    kept = jax.tree.map(lambda x: np.asarray(x)[:, :, :, :4], context.images.blocks)
     jax.tree.map(np.testing.assert_array_equal, kept, before)
-    assert context.images.cache.keys.scale.shape[3] == 12 and context.text.keys.values.dtype == jnp.int8
+    assert context.images.blocks[0].keys.scale.shape[3] == 12 and context.text.keys.values.dtype == jnp.int8
 
 
 @pytest.mark.parametrize(("compute", "tolerance"), [(WEIGHTS, ENGINE_LOGITS), (BOTH, INT8_FLIPS)])
@@ -167,8 +167,8 @@ def test_scales_lie_where_their_output_channels_lie():
 @pytest.mark.parametrize(("compute", "bytes_a_vector"), [(COMPUTE, 4 * 14), (CACHES, 14 + 4)])
 def test_cache_bytes_are_those_of_the_arrays(compute, bytes_a_vector):
     config = model_config()
-    nbytes = lambda cache: sum(x.nbytes for x in jax.tree.leaves((cache.keys, cache.values)))
-    images = nbytes(caches.empty_images(config, compute, 3, 5).cache)
+    nbytes = lambda *caches: sum(x.nbytes for cache in caches for x in jax.tree.leaves((cache.keys, cache.values)))
+    images = nbytes(*caches.empty_images(config, compute, 3, (2, 2, 1)).blocks)
     text = nbytes(caches.empty_text(config, compute, 3, 64))
     assert images == caches.image_bytes(config, compute, 3, 5) == 2 * 2 * 3 * 5 * 9 * bytes_a_vector
     assert text == caches.text_bytes(config, compute, 3, 64) == 2 * 5 * 3 * 64 * bytes_a_vector

@@ -1,17 +1,16 @@
 """A turn's answer is that of a fresh run on the whole history, for the price of what is new."""
 
-import gc
 from collections import Counter
 
-import jax
 import pytest
 
 from owl3_jax.inference import programs
+from owl3_jax.inference.memory import OutOfMemory
 from owl3_jax.inference.runtime import Runtime
 from owl3_jax.inference.sampling import Sampling
 from owl3_jax.inference.session import Session
 from owl3_jax.processing.images import UnreadableImage
-from tests.unit.inference.tiny_engine import POSITIONS, engine, images, processor, runtime
+from tests.unit.inference.tiny_engine import POSITIONS, engine, images, live_bytes, memory_running_out, processor, runtime
 
 GREEDY = Sampling(max_new_tokens=6)
 TURNS = [("Which digit is red?", [*images(2)]), ("How many images?", []), ("Describe the image.", [*images(1, seed=1)])]
@@ -105,6 +104,40 @@ def test_a_first_turn_that_fails_leaves_an_empty_session():
     assert session.ask(question, pictures, sampling=GREEDY) == expected
 
 
+@pytest.mark.parametrize(("program", "at_call"), [(programs.store, 1), (programs.prefill, 1), (programs.decode, 3)])
+def test_a_turn_that_runs_out_of_memory_is_forgotten_and_the_conversation_goes_on(program, at_call):
+    session, shown = new_session(), [*TURNS[0][1]]
+    before = live_bytes()
+    session.ask(*TURNS[0], sampling=GREEDY)
+    messages = session.messages
+    with pytest.raises(OutOfMemory, match="memory ran out"), memory_running_out(program, at_call=at_call):
+        session.ask(*TURNS[2], sampling=GREEDY)
+    assert (session.messages, session.cached_tokens) == (messages, 0)
+    assert live_bytes() == before, "the caches that a program had been given are of no use any more"
+    for question, pictures in TURNS[1:]:
+        shown += pictures
+        expected = fresh(session, question, shown)
+        assert session.ask(question, pictures, sampling=GREEDY) == expected
+
+
+def test_progress_counts_the_images_of_the_turn():
+    session, calls = new_session(), []
+    for question, pictures in (TURNS[0], TURNS[1], ("Which digit is red?", [*images(3, seed=2)])):
+        list(session.stream(question, pictures, sampling=GREEDY, advance=lambda *counts: calls.append(counts)))
+    assert calls == [(2, 2), (2, 3), (1, 3)]
+
+
+def test_a_stream_that_is_closed_keeps_no_more_than_the_caches():
+    session, sampling = new_session(), Sampling(max_new_tokens=40)
+    before = live_bytes()
+    list(session.stream(*TURNS[0], sampling=sampling))
+    whole, other = live_bytes() - before, new_session()
+    stream = other.stream(*TURNS[0], sampling=sampling)
+    next(stream)
+    stream.close()
+    assert live_bytes() - before == 2 * whole
+
+
 def test_a_turn_by_beam_search():
     session, beams, shown = new_session(), Sampling(max_new_tokens=6, num_beams=3), []
     for question, pictures in TURNS:
@@ -128,11 +161,10 @@ def test_a_conversation_that_gets_too_long_is_an_error_and_can_go_on_shorter():
 
 
 def test_a_session_that_is_dropped_frees_its_caches():
-    live = lambda: (gc.collect(), sum(array.nbytes for array in jax.live_arrays()))[1]
     new_session().ask(TURNS[0][0], TURNS[0][1], sampling=GREEDY)
-    before = live()
+    before = live_bytes()
     session = new_session()
     session.ask(TURNS[0][0], TURNS[0][1], sampling=GREEDY)
-    assert live() > before + 10_000
+    assert live_bytes() > before + 10_000
     del session
-    assert live() == before
+    assert live_bytes() == before

@@ -1,8 +1,12 @@
 """What the tests of inference share: tiny models behind an engine, prompts of random tokens and images, and whole forward
 passes to compare with."""
 
+import contextlib
 import functools
-from collections.abc import Sequence
+import gc
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from unittest import mock
 
 import flax.linen as nn
 import jax
@@ -96,3 +100,24 @@ def check_greedy(form: Form, prompts: Sequence[Sample], answers: Sequence[Answer
         if answer.logprobs is not None:
             expected = np.asarray(jax.nn.log_softmax(logits))[np.arange(len(answer.ids)), list(answer.ids)]
             np.testing.assert_allclose(answer.logprobs, expected, rtol=0, atol=atol)
+
+
+@contextlib.contextmanager
+def memory_running_out(program: Callable, *, at_call: int = 1) -> Iterator[None]:
+    """Inside it, `program` has taken its arguments, and asks for more memory than there is, when it is called so often."""
+    run_model, calls = Runtime.run_model, itertools.count(1)
+
+    def run_and_fail(self, called, *arguments, **options):
+        result = run_model(self, called, *arguments, **options)
+        if called is program and next(calls) == at_call:
+            jnp.zeros(2**45).block_until_ready()
+        return result
+
+    with mock.patch.object(Runtime, "run_model", run_and_fail):
+        yield
+
+
+def live_bytes() -> int:
+    """Of all arrays on devices."""
+    gc.collect()
+    return sum(array.nbytes for array in jax.live_arrays())

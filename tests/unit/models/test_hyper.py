@@ -5,6 +5,7 @@ import pytest
 
 from owl3_jax.models.attention import TEXT, Plan, attend
 from owl3_jax.models.hyper import Fusion, ImageCache, hyper_attention
+from owl3_jax.models.stacks import Apart
 from owl3_jax.models.visibility import visibility
 from tests.tiny import COMPUTE
 
@@ -46,7 +47,21 @@ def softmax_attention(q, k, v, seen):
 
 
 def fuse(q, text, lse, cache, visible, gate):
-    return hyper_attention(jnp.int32(ROW), q, text, lse, Fusion(cache, visible, gate), COMPUTE)
+    return hyper_attention(jnp.int32(ROW), q, text, lse, Fusion((cache,), visible, gate), COMPUTE)
+
+
+def test_blocks_of_images_equal_one():
+    """Whether nobody, somebody or everybody sees a block."""
+    q, k, v, causal, cache, visible, _ = inputs(3)
+    visible = visible._replace(limits=jnp.array([[1, 1, 1, 2, 2], [1, 1, 1, 1, 2]]))
+    text, lse, _, _ = parts(q, k, v, causal, cache, visible)
+    seen = visible.dense()
+    assert seen[:, :, 0].all() and not seen[:, :, 1].all() and not seen[:, :, 2].any()
+    whole = fuse(q, text, lse, cache, visible, ())
+    for apart in (lambda x: x, lambda x: Apart(tuple(x[layer : layer + 1] for layer in range(M)))):
+        blocks = tuple(ImageCache(*(apart(x[:, :, :, image : image + 1]) for x in cache)) for image in range(I))
+        in_blocks = hyper_attention(ROW, q, text, lse, Fusion(blocks, visible, ()), COMPUTE)
+        np.testing.assert_allclose(in_blocks, whole, atol=2e-6)
 
 
 def sigmoid(x):

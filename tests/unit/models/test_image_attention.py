@@ -45,6 +45,14 @@ def test_chunks_equal_one_attention(images_per_chunk):
     np.testing.assert_allclose(lse, expected_lse, rtol=1e-6)
 
 
+def test_chunks_without_a_mask_see_all_images():
+    q, keys, values, _ = random_inputs(2)
+    whole = [x[LAYER].reshape(B, K, I * L, D) for x in (keys, values)]
+    expected = attend(q, *whole, None, Plan(TEXT, "xla"))
+    for ours, theirs in zip(chunked(q, keys, values, None, 2), expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=2e-6)
+
+
 @pytest.mark.parametrize("images_per_chunk", [1, 2, 5])
 def test_gradients_of_output_and_lse_equal_those_of_one_attention(images_per_chunk):
     q, k, v, visible = random_inputs(1)

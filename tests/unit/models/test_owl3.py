@@ -65,7 +65,7 @@ def read_images(model, params, batch):
     """What the decoder keeps of a batch's images."""
     features = model.apply(params, jnp.asarray(batch.pixels), method="encode_images")
     cache = model.apply(params, features, jnp.asarray(batch.image_positions), method="image_cache")
-    return Images(cache, jnp.asarray(batch.image_positions), jnp.asarray(batch.image_segment_ids))
+    return Images((cache,), jnp.asarray(batch.image_positions), jnp.asarray(batch.image_segment_ids))
 
 
 @pytest.mark.parametrize("form", FORMS)

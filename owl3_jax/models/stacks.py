@@ -1,0 +1,42 @@
+"""Keys and values of all layers: one stack, or each layer's in a buffer of its own.
+
+A scan over layers reads a stack [N, ...]. Layers that are written out (`ComputeConfig.scan_layers` off) read their own buffers
+in place; out of a stack each of them would have to be copied first.
+"""
+
+from typing import NamedTuple
+
+from jaxtyping import Array, Float, Int
+
+from owl3_jax.config import ComputeConfig
+from owl3_jax.models.quantized import Quantized, Vectors, quantize_like, zero_vectors
+
+Layer = Int[Array, ""] | int
+
+
+class Apart(NamedTuple):
+    """Stacks of one layer each, [1, ...]: what holds for the dims of a stack holds for theirs."""
+
+    layers: tuple[Vectors, ...]
+
+
+Stack = Float[Array, "..."] | Quantized | Apart
+
+
+def zero_stack(shape: tuple[int, ...], compute: ComputeConfig) -> Stack:
+    """An empty cache for `shape[0]` layers, as `compute` keeps it."""
+    if compute.scan_layers:
+        return zero_vectors(shape, compute)
+    return Apart(tuple(zero_vectors((1, *shape[1:]), compute) for _ in range(shape[0])))
+
+
+def stack_like(x: Float[Array, "N *rest"], other: Stack) -> Stack:
+    """The vectors `x` of all layers, in the form and dtype of `other`."""
+    if isinstance(other, Apart):
+        return Apart(tuple(quantize_like(x[layer : layer + 1], own) for layer, own in enumerate(other.layers)))
+    return quantize_like(x, other)
+
+
+def stack_with(stack: Stack, layer: Layer) -> tuple[Vectors, Layer]:
+    """The array that holds a layer, and the layer's row in it."""
+    return (stack.layers[int(layer)], 0) if isinstance(stack, Apart) else (stack, layer)
