@@ -124,20 +124,21 @@ def measure(owl: Owl3Checkpoint, prompts: Sequence[Prepared], reference: Measure
 def answer_logits(owl: Owl3Checkpoint, prompt: Prepared, answer: Sequence[int]) -> np.ndarray:
     """Logits [A, V] that each of the A tokens of an answer was, or would be, chosen by; read through the caches."""
     ids = [*prompt.input_ids.tolist(), *answer[:-1]]
-    context = Context.empty(owl.runtime, 1, images=len(prompt.image_starts), tokens=len(ids))
+    context = Context.empty(owl.runtime, 1, images=len(prompt.image_starts), tokens=0)
     context.add_images([new_images(0, prompt)])
     slots = buckets.text_slots(len(ids))
     tokens = np.zeros((1, slots), np.int32)
     tokens[0, : len(ids)] = ids
     positions = jnp.arange(slots)[None]
     text = Text(jnp.asarray(tokens), positions, (positions < len(ids)).astype(jnp.int32))
-    logits = owl.runtime.run_model(cached_logits, text, context.images, context.text, positions=slots)
+    logits = owl.runtime.run_model(cached_logits, text, context.images, positions=slots)
     return np.asarray(logits[0, len(ids) - len(answer) : len(ids)])
 
 
 @functools.partial(jax.jit, static_argnames="model")
-def cached_logits(model: Owl3, params: programs.Params, text: Text, images: Images, cache: TextCache) -> Float[Array, "B T V"]:
+def cached_logits(model: Owl3, params: programs.Params, text: Text, images: Images) -> Float[Array, "B T V"]:
     """Logits at all positions of a text that is written to a cache first."""
+    cache = TextCache.empty(model.config, model.compute, *text.tokens.shape)
     x, _ = model.apply({"params": params}, text, images, cache, method="extend")
     logits: Any = model.apply({"params": params}, x, method="logits")
     return logits

@@ -28,7 +28,7 @@ class Answer:
 
 
 class Answers:
-    """R = B * n answers under way; `context` is theirs while they are, and holds all but their last tokens after."""
+    """R = B * n answers under way. `context` stays as it is until `close`."""
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class Answers:
         )
         self._ids: list[list[int]] = [[] for _ in self._streams]
         capacity = buckets.text_slots(int(self._limits.max()))
-        self._state = context.begin(self._settings, self._kind, capacity=capacity, prompts=prompts, samples=samples)
+        self._state = context.begin(self._settings, self._kind, capacity=capacity, prompts=prompts)
 
     def stream(self, every: int = 1) -> Iterator[list[str]]:
         """The new text of every row, again and again, after each `every` tokens."""
@@ -80,12 +80,9 @@ class Answers:
         return [self._answer(row, logprobs) for row in range(len(self._ids))]
 
     def close(self) -> list[tuple[int, ...]]:
-        """Gives the caches back to the context; returns the tokens of each answer that they hold (not the newest)."""
-        context, state = self._context, self._state
-        fed = np.asarray(state.cache.segment_ids)[:, context.slots : context.slots + int(state.written) - 1] != 0
-        context.text, context.slots = state.cache, context.slots + int(state.written) - 1
-        context.tokens = context.tokens + fed.sum(axis=1)
-        return [tuple(ids[: int(count)]) for ids, count in zip(self._ids, fed.sum(axis=1), strict=True)]
+        """Makes the answers, one to each row, part of the context; returns the tokens of each that it then holds."""
+        fed = self._context.absorb(self._state)
+        return [tuple(ids[: int(count)]) for ids, count in zip(self._ids, fed, strict=True)]
 
     def _decode(self, tokens: int) -> None:
         state = self._state._replace(done=self._state.done | np.array([stream.stopped for stream in self._streams]))

@@ -2,8 +2,8 @@
 
 What a beam is worth, which ones go on and when the search ends is as in transformers with `early_stopping=False`.
 
-The W beams of each of B prompts are R = B * W rows of text. They share their prompt's row of the image cache. What the text
-cache holds of the prompt is equal in all of them, so only the slots of the answers follow the beams that go on.
+The W beams of each of B prompts are R = B * W rows of text. They share their prompt's rows of both caches; keys and values of
+the answers lie in a cache of their own, which follows the beams that go on.
 """
 
 import functools
@@ -14,8 +14,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
+from owl3_jax.inference.caches import constrain_text
 from owl3_jax.inference.choose import Kind, SamplingRows, adjust, mark_seen
-from owl3_jax.inference.programs import Params, copy_rows
+from owl3_jax.inference.programs import Params
 from owl3_jax.models.owl3 import Owl3
 from owl3_jax.models.qwen2 import Images, Text, TextCache
 
@@ -85,7 +86,7 @@ def search(
     params: Params,
     last: Float[Array, "B E"],
     positions: Int[Array, " B"],
-    cache: TextCache,
+    past: TextCache,
     images: Images,
     prompt: Int[Array, "B T"],
     settings: BeamSettings,
@@ -99,7 +100,7 @@ def search(
     Args:
         last: hidden state of each prompt's last position.
         positions: of the answers' first tokens.
-        cache: of B rows, with room for the answers.
+        past: the prompts' text.
         prompt: tokens that count as seen, -1 is padding; read if `kind.penalty`.
         settings: a prompt with `max_new_tokens` 0 is padding.
     """
@@ -108,15 +109,16 @@ def search(
     logits = spread(apply(last[:, None], method="logits")[:, 0])
     seen = mark_seen(jnp.zeros(logits.shape, bool), spread(prompt), spread(prompt) >= 0) if kind.penalty else None
     done = settings.max_new_tokens <= 0
-    start = _Search.start(copy_rows(cache, beams), positions - 1, done, seen, beams, capacity, kind.logprobs)
+    cache = constrain_text(TextCache.empty(model.config, model.compute, len(logits), capacity))
+    start = _Search.start(cache, positions - 1, done, seen, beams, capacity, kind.logprobs)
 
     def step(state: _Search) -> _Search:
         newest = state.running.tokens[:, :, state.written - 1].reshape(-1, 1)
         used = jnp.where(state.done, 0, 1)  # a prompt that is done goes on as padding
         text = Text(newest, spread(state.positions)[:, None], spread(used)[:, None])
-        x, extended = apply(text, images, state.cache, method="extend")
+        x, extended = apply(text, images, state.cache, past, method="extend")
         state, origin = _advance(state, apply(x, method="logits")[:, 0], settings, kind)
-        return state._replace(cache=_follow(extended, origin, cache.length, capacity))
+        return state._replace(cache=_follow(extended, origin))
 
     first, _ = _advance(start, logits, settings, kind)
     return jax.lax.while_loop(lambda state: ~state.done.all(), step, first).finished
@@ -180,16 +182,13 @@ def _length_divisor(length: Int[Array, ""], length_penalty: Float[Array, " B"]) 
     return length.astype(jnp.float32) ** length_penalty
 
 
-def _follow(cache: TextCache, origin: Int[Array, "B W"], start: Int[Array, ""], capacity: int) -> TextCache:
-    """The cache in which each beam has the keys and values of the beam that it continues, from slot `start` on."""
+def _follow(cache: TextCache, origin: Int[Array, "B W"]) -> TextCache:
+    """The cache in which each beam has the keys and values of the beam that it continues."""
     B, W = origin.shape
 
     def follow(x: Shaped[Array, "N R K C *D"]) -> Shaped[Array, "N R K C *D"]:
-        # Near the end the cut begins before `start`: with slots of the prompt, which are equal.
-        answers = jax.lax.dynamic_slice_in_dim(x, start, min(capacity, x.shape[3]), axis=3)
-        by_prompt = answers.reshape(len(x), B, W, *answers.shape[2:])
-        moved = jax.vmap(lambda beams, index: beams[:, index], (1, 0), 1)(by_prompt, origin)
-        return jax.lax.dynamic_update_slice_in_dim(x, moved.reshape(answers.shape), start, axis=3)
+        by_prompt = x.reshape(len(x), B, W, *x.shape[2:])
+        return jax.vmap(lambda beams, index: beams[:, index], (1, 0), 1)(by_prompt, origin).reshape(x.shape)
 
     keys, values = jax.tree.map(follow, (cache.keys, cache.values))
     return cache._replace(keys=keys, values=values)

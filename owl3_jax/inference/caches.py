@@ -11,7 +11,7 @@ from owl3_jax.models.hyper import ImageCache
 from owl3_jax.models.layers import constrain
 from owl3_jax.models.quantized import vector_bytes
 from owl3_jax.models.qwen2 import Images, TextCache
-from owl3_jax.models.stacks import zero_stack
+from owl3_jax.models.stacks import joined, split_like, zero_stack
 
 _TEXT_AXES = ("layers", "batch", "act_kv_heads", "text_slot", "head_dim")
 _IMAGE_AXES = ("hyper_layers", "batch", "act_kv_heads", "image", "image_token", "head_dim")
@@ -31,8 +31,21 @@ def image_bytes(config: ModelConfig, compute: ComputeConfig, rows: int, slots: i
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def empty_text(config: ModelConfig, compute: ComputeConfig, rows: int, slots: int) -> TextCache:
-    """A text cache of B = `rows` rows with room for C = `slots` positions."""
-    return constrain_text(TextCache.empty(config, compute, rows, slots))
+    """A text cache of B = `rows` rows with room for C = `slots` positions, to be read as the past of further text."""
+    shape = (config.num_hidden_layers, rows, config.num_key_value_heads, slots, config.head_dim)
+    zeros = lambda: zero_stack(shape, compute)  # buffers of their own, so that each can be donated
+    ids = lambda: jnp.zeros((rows, slots), jnp.int32)
+    return constrain_text(TextCache(zeros(), zeros(), ids(), ids(), jnp.zeros((), jnp.int32)))
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def append_text(past: TextCache, new: TextCache) -> TextCache:
+    """`past` with the slots of `new`, which has as many rows, behind its own. There must be room for all of them."""
+    write = lambda old, x: jax.lax.dynamic_update_slice_in_dim(old, x, past.length, axis=3)
+    pairs = ((past.keys, new.keys), (past.values, new.values))
+    keys, values = (jax.tree.map(write, old, split_like(joined(x), old)) for old, x in pairs)
+    longer = past.with_ids(new.positions, new.segment_ids)
+    return constrain_text(longer._replace(keys=keys, values=values, length=past.length + new.length))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))

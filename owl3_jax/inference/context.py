@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from owl3_jax.inference import buckets, programs
-from owl3_jax.inference.caches import empty_images, empty_text, grow_images, grow_text, image_bytes, text_bytes
+from owl3_jax.inference.caches import append_text, empty_images, empty_text, grow_images, grow_text, image_bytes, text_bytes
 from owl3_jax.inference.choose import Kind
 from owl3_jax.inference.memory import check_fits
 from owl3_jax.inference.runtime import Runtime
@@ -43,17 +43,18 @@ class Context:
     image_counts: np.ndarray  # [B]
 
     @classmethod
-    def empty(cls, runtime: Runtime, rows: int, *, images: int, tokens: int, samples: int = 1) -> "Context":
+    def empty(
+        cls, runtime: Runtime, rows: int, *, images: int, tokens: int, new_tokens: int = 0, samples: int = 1
+    ) -> "Context":
         """Room for `rows` rows of at most `images` images and `tokens` positions, padding of prefill included.
 
-        Of the text there will be `samples` copies, one for each answer.
-
-        Raises OutOfMemory when the caches would not fit.
+        Raises OutOfMemory when the caches would not fit, those of `samples` answers of `new_tokens` to each row included.
         """
         config, compute = runtime.config, runtime.compute
         blocks, tokens = runtime.image_blocks(images), buckets.text_slots(tokens)
         images = sum(blocks)
-        needed = image_bytes(config, compute, rows, images) + text_bytes(config, compute, rows * samples, tokens)
+        needed = image_bytes(config, compute, rows, images) + text_bytes(config, compute, rows, tokens)
+        needed += text_bytes(config, compute, rows * samples, new_tokens)
         check_fits(needed, f"the caches of {rows} rows of {tokens} tokens and {images} images", runtime.devices)
         return cls(
             runtime,
@@ -119,23 +120,31 @@ class Context:
         *,
         capacity: int,
         prompts: Sequence[Sequence[int]] = (),
-        samples: int = 1,
     ) -> programs.Decoding:
-        """The first tokens of `samples` answers to each row, with room for `capacity`; `programs.begin` tells the rest.
+        """The first tokens of the answers, with room for `capacity`; `programs.begin` tells the rest.
 
-        `prompts` are all tokens of each row, looked at for the repetition penalty. With one sample the answers take the
-        text cache over.
+        `prompts` are all tokens of each row, looked at for the repetition penalty.
         """
-        cache = self.runtime.run(programs.copy_rows, self.text, samples) if samples > 1 else self.text
-        inputs = (self.last, self.tokens.astype(np.int32), cache, seen_tokens(prompts, self.rows, kind), settings)
+        inputs = (self.last, self.tokens.astype(np.int32), seen_tokens(prompts, self.rows, kind), settings)
         state: programs.Decoding = self.runtime.run_model(programs.begin, *inputs, kind=kind, capacity=capacity)
         return state
 
     def decode(self, state: programs.Decoding, settings: programs.Settings, kind: Kind, limit: int) -> programs.Decoding:
         """Goes on with answers of `begin` until all are done or have `limit` tokens."""
-        inputs = (state, self.images, settings, np.int32(limit))
+        inputs = (state, self.images, self.text, settings, np.int32(limit))
         further: programs.Decoding = self.runtime.run_model(programs.decode, *inputs, kind=kind, rows=self.rows)
         return further
+
+    def absorb(self, state: programs.Decoding) -> np.ndarray:
+        """Makes answers, one to each row, part of the context; returns how many tokens of each [B]: the newest is not read.
+
+        There must be room for all that `begin` made room for.
+        """
+        fed = (np.asarray(state.cache.segment_ids) != 0).sum(axis=1)
+        self.text = self.runtime.run(append_text, self.text, state.cache)
+        self.slots += int(state.cache.length)
+        self.tokens = self.tokens + fed
+        return fed
 
     def forget_text(self, kept: int) -> None:
         """Forgets the positions from `kept` on, of every row; their slots become padding."""

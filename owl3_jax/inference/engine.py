@@ -72,7 +72,8 @@ class Engine:
             self.runtime,
             rows,
             images=max(len(prompt.image_starts) for prompt in prompts),
-            tokens=buckets.prefill_slots(longest) + max(s.max_new_tokens for s in samplings),
+            tokens=buckets.prefill_slots(longest),
+            new_tokens=max(s.max_new_tokens for s in samplings),
             samples=max(samplings[0].n, samplings[0].num_beams),
         )
         total = sum(len(prompt.image_starts) for prompt in prompts)

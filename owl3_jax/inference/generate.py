@@ -35,7 +35,7 @@ def read_batch(runtime: Runtime, batch: Batch, max_new_tokens: int) -> Context:
     """A context that has read every row of a batch, with room for answers."""
     rows, T = batch.tokens.shape
     context = Context.empty(
-        runtime, rows, images=batch.image_positions.shape[1], tokens=buckets.prefill_slots(T) + max_new_tokens
+        runtime, rows, images=batch.image_positions.shape[1], tokens=buckets.prefill_slots(T), new_tokens=max_new_tokens
     )
     context.add_images([_images_of(batch, row) for row in range(rows)])
     context.add_text([np.asarray(batch.tokens[row])[np.asarray(batch.segment_ids[row]) != 0].tolist() for row in range(rows)])

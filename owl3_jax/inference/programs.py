@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from owl3_jax.batch import AnyArray, Batch
-from owl3_jax.inference.caches import constrain_block, constrain_text
+from owl3_jax.inference.caches import append_text, constrain_block, constrain_text
 from owl3_jax.inference.choose import Kind, SamplingRows, choose, mark_seen
 from owl3_jax.models.hyper import ImageCache
 from owl3_jax.models.owl3 import Outputs, Owl3
@@ -52,7 +52,7 @@ class Decoding(NamedTuple):
     answer: Int[Array, "R A"]  # zeros behind the last token
     logprobs: Float[Array, "R A"] | None
     seen: Bool[Array, "R V"] | None  # tokens of prompt and answer, for the repetition penalty
-    cache: TextCache
+    cache: TextCache  # of the answers alone
 
 
 @functools.partial(jax.jit, static_argnames="model")
@@ -89,47 +89,38 @@ def announce(
     return positions.at[at].set(places.positions, mode="drop"), segment_ids.at[at].set(1, mode="drop")
 
 
-@functools.partial(jax.jit, static_argnames="model", donate_argnames=("cache", "last"))
+@functools.partial(jax.jit, static_argnames="model", donate_argnames=("past", "last"))
 def prefill(
-    model: Owl3, params: Params, text: Text, images: Images, cache: TextCache, last: Float[Array, "B E"]
+    model: Owl3, params: Params, text: Text, images: Images, past: TextCache, last: Float[Array, "B E"]
 ) -> tuple[Float[Array, "B E"], TextCache]:
-    """The cache with one more chunk of text, and the hidden state of each row's last position so far.
+    """`past` with one more chunk of text, and the hidden state of each row's last position so far.
 
     Rows that have ended before the chunk, or end within it, are padded on the right with segment 0.
     """
-    x, cache = _apply(model, params, "extend", text, images, cache)
+    chunk = TextCache.empty(model.config, model.compute, *text.tokens.shape)
+    x, chunk = _apply(model, params, "extend", text, images, chunk, past)
     tokens = (text.segment_ids != 0).sum(axis=1)  # [B], of the chunk
     newest = jnp.take_along_axis(x, jnp.maximum(tokens - 1, 0)[:, None, None], axis=1)[:, 0]
-    return jnp.where(tokens[:, None] > 0, newest, last), constrain_text(cache)
+    return jnp.where(tokens[:, None] > 0, newest, last), append_text(past, chunk)
 
 
-@functools.partial(jax.jit, static_argnames="copies")
-def copy_rows(cache: TextCache, copies: int) -> TextCache:
-    """Each row `copies` times, one behind the other."""
-    keys, values = jax.tree.map(lambda x: jnp.repeat(x, copies, axis=1), (cache.keys, cache.values))
-    positions, segment_ids = (jnp.repeat(x, copies, axis=0) for x in (cache.positions, cache.segment_ids))
-    return constrain_text(TextCache(keys, values, positions, segment_ids, cache.length))
-
-
-@functools.partial(jax.jit, static_argnames=("model", "kind", "capacity"), donate_argnames="cache")
+@functools.partial(jax.jit, static_argnames=("model", "kind", "capacity"))
 def begin(
     model: Owl3,
     params: Params,
     last: Float[Array, "B E"],
     positions: Int[Array, " B"],
-    cache: TextCache,
     prompt: Int[Array, "B T"],
     settings: Settings,
     *,
     kind: Kind,
     capacity: int,
 ) -> Decoding:
-    """The first token of each answer, with room for A = `capacity` of them.
+    """The first token of each of R answers, n to each of B prompts, with room for A = `capacity` tokens.
 
-    `cache` has R rows, n for each of the B prompts. `positions` are those of the answers' first tokens; `prompt`
-    (-1 is padding) counts as seen.
+    `positions` are those of the answers' first tokens; `prompt` (-1 is padding) counts as seen.
     """
-    spread = functools.partial(jnp.repeat, repeats=cache.positions.shape[0] // last.shape[0], axis=0)
+    spread = functools.partial(jnp.repeat, repeats=settings.max_new_tokens.shape[0] // last.shape[0], axis=0)
     logits = spread(_apply(model, params, "logits", last[:, None])[:, 0])
     R, V = logits.shape
     seen = mark_seen(jnp.zeros((R, V), bool), spread(prompt), spread(prompt) >= 0) if kind.penalty else None
@@ -142,21 +133,29 @@ def begin(
         answer=jnp.zeros((R, capacity), jnp.int32),
         logprobs=jnp.zeros((R, capacity), jnp.float32) if kind.logprobs else None,
         seen=seen,
-        cache=constrain_text(cache),
+        cache=constrain_text(TextCache.empty(model.config, model.compute, R, capacity)),
     )
     return _write_token(start, logits, settings, kind)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "kind"), donate_argnames="state")
 def decode(
-    model: Owl3, params: Params, state: Decoding, images: Images, settings: Settings, limit: Int[Array, ""], *, kind: Kind
+    model: Owl3,
+    params: Params,
+    state: Decoding,
+    images: Images,
+    past: TextCache,
+    settings: Settings,
+    limit: Int[Array, ""],
+    *,
+    kind: Kind,
 ) -> Decoding:
-    """Goes on until every row is done or the answers have `limit` tokens."""
+    """Goes on until every row is done or the answers have `limit` tokens. Answers to one prompt share its row of `past`."""
 
     def step(state: Decoding) -> Decoding:
         # A finished row goes on as padding: what it computes is seen by nobody.
         text = Text(state.token[:, None], state.positions[:, None], jnp.where(state.done, 0, 1)[:, None])
-        x, cache = _apply(model, params, "extend", text, images, state.cache)
+        x, cache = _apply(model, params, "extend", text, images, state.cache, past)
         logits = _apply(model, params, "logits", x)[:, 0]
         return _write_token(state._replace(cache=cache), logits, settings, kind)
 

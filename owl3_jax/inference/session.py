@@ -108,7 +108,10 @@ class Session:
         ids = prompt.input_ids.tolist()
         kept = _common_prefix(ids, self._cached)
         starts = prompt.image_starts[self._image_count :].tolist()
-        room = {"images": len(starts), "tokens": buckets.prefill_slots(len(ids) - kept) + sampling.max_new_tokens}
+        room = {
+            "images": len(starts),
+            "tokens": buckets.prefill_slots(len(ids) - kept) + buckets.text_slots(sampling.max_new_tokens),
+        }
         if self._context is None:
             self._context = Context.empty(self._runtime, self._runtime.rows(1), **room)
         else:

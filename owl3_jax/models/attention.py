@@ -5,6 +5,7 @@ time, so that it is the same for plain XLA and for the kernel, for one device an
 """
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -57,6 +58,20 @@ def attend_to_layer(
 ) -> tuple[Float[Array, "B H T D"], Float[Array, "B H T"]]:
     """As `attend`, over the keys of one of M layers; `visible` is over images of L tokens."""
     return _attend(plan, q, keys, values, layer, visible)
+
+
+def attend_to_shared(
+    attention: Callable[[Array], tuple[Array, Array]], q: Float[Array, "B H T D"], rows: int
+) -> tuple[Float[Array, "B H T D"], Float[Array, "B H T"]]:
+    """`attention` over keys of B / n = `rows` rows, each shared by n rows of text that follow each other.
+
+    It is given the n rows as one of n * T positions, which is what its keys' `Visibility` has to be over.
+    """
+    B, H, T, D = q.shape
+    n = B // rows
+    shared = jnp.moveaxis(q.reshape(rows, n, H, T, D), 1, 2).reshape(rows, H, n * T, D)
+    out, lse = (jnp.moveaxis(x.reshape(rows, H, n, T, *x.shape[3:]), 2, 1) for x in attention(shared))
+    return out.reshape(q.shape), lse.reshape(B, H, T)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -17,6 +17,7 @@ from flax.linen import initializers
 from jaxtyping import Array, Float, Int
 
 from owl3_jax.config import ComputeConfig, ModelConfig
+from owl3_jax.models.attention import attend_to_shared
 from owl3_jax.models.block_attention import merge
 from owl3_jax.models.image_attention import image_attention
 from owl3_jax.models.layers import Linear, constrain, declare, rms_norm, rope
@@ -125,7 +126,8 @@ def hyper_attention(
     A position that sees no image keeps its self-attention untouched.
     """
     gate = [x[layer] for x in fusion.gate]
-    image, image_lse = _attend_to_images(q, layer, fusion, compute)
+    attend_to_images = functools.partial(_attend_to_blocks, layer=layer, fusion=fusion, compute=compute)
+    image, image_lse = attend_to_shared(attend_to_images, q, fusion.blocks[0].shape[0])
     if len(gate) == 2:
         kernel, bias = (x.astype(q.dtype) for x in gate)
         logit = jnp.einsum("bhtd,de->bhte", text.astype(q.dtype), kernel) + bias
@@ -138,28 +140,17 @@ def hyper_attention(
     return jnp.where(sees, mixed.astype(q.dtype), text)
 
 
-def _attend_to_images(q, layer, fusion, compute):
-    """Rows of text that share one row of images are further positions of that row."""
-    B, H, T, D = q.shape
-    rows = fusion.blocks[0].shape[0]
-    n = B // rows
-    shared = jnp.moveaxis(q.reshape(rows, n, H, T, D), 1, 2).reshape(rows, H, n * T, D)
-    out, lse = _attend_to_blocks(shared, layer, fusion, compute)
-    out, lse = (jnp.moveaxis(x.reshape(rows, H, n, T, *x.shape[3:]), 2, 1) for x in (out, lse))
-    return out.reshape(q.shape), lse.reshape(B, H, T)
-
-
-def _attend_to_blocks(q, layer, fusion, compute):
+def _attend_to_blocks(q, *, layer, fusion, compute):
     """Of several blocks those that nobody sees cost nothing, and those that everybody sees need no mask."""
     attend = functools.partial(_attend_to_block, q, layer, compute)
     if len(fusion.blocks) == 1:
         return attend(fusion.blocks[0], fusion.visible)
-    merged = jnp.zeros(q.shape, q.dtype), jnp.full(q.shape[:3], MASKED, jnp.float32)
+    merged = jnp.zeros(q.shape, jnp.float32), jnp.full(q.shape[:3], MASKED, jnp.float32)
     starts = np.cumsum([0, *(block.images for block in fusion.blocks)])
     for block, start in zip(fusion.blocks, starts, strict=False):
         visible = fusion.visible.part(int(start), block.images)
         merged = _merge_what_is_seen(merged, functools.partial(attend, block), visible)
-    return merged
+    return merged[0].astype(q.dtype), merged[1]
 
 
 def _merge_what_is_seen(merged, attend, visible):

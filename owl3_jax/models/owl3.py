@@ -73,12 +73,15 @@ class Owl3(nn.Module):
         with jax.named_scope("image_cache"):
             return self.language_model.image_cache(features, positions)
 
-    def extend(self, text: Text, images: Images, cache: TextCache) -> tuple[Float[Array, "B T E"], TextCache]:
+    def extend(
+        self, text: Text, images: Images, cache: TextCache, past: TextCache | None = None
+    ) -> tuple[Float[Array, "B T E"], TextCache]:
         """Hidden states of further text, and the cache with it: no vision weight and no `v_kv_proj` is read.
 
-        `images` may have fewer rows than the text: B / n rows, each shared by n rows of text that follow each other.
+        `past` is text before that of the cache, which is only read. It and `images` may have fewer rows than the text: B / n
+        rows, each shared by n rows of text that follow each other.
         """
-        x, extended, _ = self.language_model(text, images, cache)
+        x, extended, _ = self.language_model(text, images, cache, past)
         return x, extended
 
     def logits(self, x: Float[Array, "B T E"]) -> Float[Array, "B T V"]:

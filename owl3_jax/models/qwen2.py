@@ -17,28 +17,30 @@ from flax.linen import initializers
 from jaxtyping import Array, Float, Int
 
 from owl3_jax.config import ComputeConfig, ModelConfig
-from owl3_jax.models.attention import TEXT, Plan, attend
+from owl3_jax.models.attention import TEXT, Plan, attend, attend_to_layer, attend_to_shared
+from owl3_jax.models.block_attention import merge
 from owl3_jax.models.hyper import Fusion, HyperLayers, ImageCache, hyper_attention
 from owl3_jax.models.layers import Linear, RMSNorm, constrain, declare, declare_scale, rms_norm, rope
 from owl3_jax.models.quantized import Quantized, Vectors, dequantize, quantize_like, rescale, zero_vectors
 from owl3_jax.models.remat import block_input, rematerialized
+from owl3_jax.models.stacks import Stack, joined, stack_with
 from owl3_jax.models.visibility import Visibility, visibility
 
 _HIDDEN = ("batch", "text", "act_embed")  # logical names of [B, T, E]
 
 
 class TextCache(NamedTuple):
-    """Rotated keys and values of the text so far. Slots up to `length` are written; segment 0 is padding."""
+    """Rotated keys and values of text. Slots up to `length` are written; segment 0 is padding."""
 
-    keys: Float[Array, "N B K C D"] | Quantized
-    values: Float[Array, "N B K C D"] | Quantized
+    keys: Stack  # [N, B, K, C, D]
+    values: Stack
     positions: Int[Array, "B C"]
     segment_ids: Int[Array, "B C"]
     length: Int[Array, ""]
 
     @classmethod
     def empty(cls, config: ModelConfig, compute: ComputeConfig, rows: int, slots: int) -> "TextCache":
-        """A cache of B = `rows` rows and C = `slots` slots."""
+        """A cache of B = `rows` rows and C = `slots` slots, all layers in one stack."""
         shape = (config.num_hidden_layers, rows, config.num_key_value_heads, slots, config.head_dim)
         zeros = zero_vectors(shape, compute)
         ids = jnp.zeros((rows, slots), jnp.int32)
@@ -74,12 +76,20 @@ class Carry(NamedTuple):
     values: Float[Array, "N B K C D"] | Quantized | None = None
 
 
+class Past(NamedTuple):
+    """Text before that of the cache. Layers only read it."""
+
+    cache: TextCache
+    visible: Visibility  # of the cache's rows, as in `Fusion`
+
+
 class LayerInputs(NamedTuple):
     """What all decoder layers read."""
 
     positions: Int[Array, "B T"]
     visible: Visibility  # over the text
     cache_length: Int[Array, ""] | None  # first free slot of the text cache
+    past: Past | None
     fusion: Fusion
 
 
@@ -129,8 +139,20 @@ class Attention(nn.Module):
             carry = carry._replace(keys=keys, values=values)
             k, v = (dequantize(jax.tree.map(lambda x: x[layer], cache), q.dtype) for cache in (keys, values))
         out, lse = attend(q, k, v, inputs.visible, Plan(TEXT, self.compute.attention))
+        if inputs.past is not None:
+            out, lse = self._merge_past(layer, q, out, lse, inputs.past)
         out = self._fuse(hyper_layer, q, out, lse, inputs.fusion)
         return self.o_proj(out), carry
+
+    def _merge_past(self, layer, q, out, lse, past):
+        keys, row = stack_with(past.cache.keys, layer)
+        values, _ = stack_with(past.cache.values, layer)
+        as_images = lambda x: x[:, :, :, :, None]  # C images of one token
+        keys, values = jax.tree.map(as_images, (keys, values))
+        plan = Plan(TEXT, self.compute.attention)
+        attention = lambda q: attend_to_layer(q, keys, values, jnp.asarray(row, jnp.int32), past.visible, plan)
+        out, lse = merge(*attend_to_shared(attention, q, keys.shape[1]), out, lse)
+        return out.astype(q.dtype), lse
 
     def _fuse(self, hyper_layer, q, out, lse, fusion):
         fuse = functools.partial(hyper_attention, compute=self.compute)
@@ -218,17 +240,20 @@ class Qwen2(nn.Module):
         text: Text,
         images: Images,
         cache: TextCache | None = None,
+        past: TextCache | None = None,
     ) -> tuple[Float[Array, "B T E"], Any, Float[Array, "N1 B T E"] | None]:
         """Hidden states after the final norm, the extended cache, and with `collect_hidden_states` the
         embedding output followed by each layer's, the last one after the final norm.
 
-        With a cache the T positions follow those it holds, and attend to them too.
+        With a cache the T positions follow those it holds, and attend to them too; and to those of `past`, which stays as it
+        is. Like the images, `past` may have fewer rows than the text: B / n, each shared by n rows that follow each other.
         """
         x = self._embed(text.tokens)
         inputs = LayerInputs(
             positions=text.positions,
             visible=visibility(text.positions, text.segment_ids, text.positions, text.segment_ids),
             cache_length=None,
+            past=None if past is None else Past(past, _visible_to_shared(text, past)),
             fusion=self._fusion(text, images),
         )
         carry = Carry(x)
@@ -236,7 +261,7 @@ class Qwen2(nn.Module):
             cache = cache.with_ids(text.positions, text.segment_ids)
             visible = visibility(text.positions, text.segment_ids, cache.positions, cache.segment_ids)
             inputs = inputs._replace(visible=visible, cache_length=cache.length)
-            carry = Carry(x, cache.keys, cache.values)
+            carry = Carry(x, joined(cache.keys), joined(cache.values))
         carry, collected = self._run_layers(carry, inputs)
         out = self.norm(carry.x)
         if self.collect_hidden_states:
@@ -267,10 +292,7 @@ class Qwen2(nn.Module):
         return x if self.embed_tokens_scale is None else rescale(x, self.embed_tokens_scale[tokens][..., None])
 
     def _fusion(self, text: Text, images: Images) -> Fusion:
-        rows = images.positions.shape[0]  # each shared by rows of text that follow each other
-        positions, segment_ids = (x.reshape(rows, -1) for x in (text.positions, text.segment_ids))
-        inclusive = self.config.image_is_seen_by_its_own_token
-        visible = visibility(positions, segment_ids, images.positions, images.segment_ids, inclusive=inclusive)
+        visible = _visible_to_shared(text, images, inclusive=self.config.image_is_seen_by_its_own_token)
         return Fusion(images.blocks, visible, self.hyper_layers.gate_weights())
 
     def _run_layers(self, carry: Carry, inputs: LayerInputs) -> tuple[Any, Any]:
@@ -285,6 +307,13 @@ class Qwen2(nn.Module):
             carry, x = layer(carry, index, int(hyper_layers[index]), norms[index], inputs)
             collected.append(x)
         return carry, jnp.stack(collected) if self.collect_hidden_states else None
+
+
+def _visible_to_shared(text: Text, keys: Images | TextCache, *, inclusive: bool = True) -> Visibility:
+    """Of `keys` in fewer rows, each shared by rows of text that follow each other and here are one."""
+    rows = keys.positions.shape[0]
+    positions, segment_ids = (x.reshape(rows, -1) for x in (text.positions, text.segment_ids))
+    return visibility(positions, segment_ids, keys.positions, keys.segment_ids, inclusive=inclusive)
 
 
 def unstack_layers(params: dict[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ in place; out of a stack each of them would have to be copied first.
 
 from typing import NamedTuple
 
+import jax
 from jaxtyping import Array, Float, Int
 
 from owl3_jax.config import ComputeConfig
@@ -32,9 +33,21 @@ def zero_stack(shape: tuple[int, ...], compute: ComputeConfig) -> Stack:
 
 def stack_like(x: Float[Array, "N *rest"], other: Stack) -> Stack:
     """The vectors `x` of all layers, in the form and dtype of `other`."""
+    return split_like(quantize_like(x, other.layers[0] if isinstance(other, Apart) else other), other)
+
+
+def split_like(x: Vectors, other: Stack) -> Stack:
+    """The stack `x`, each layer by itself where `other` has them so."""
     if isinstance(other, Apart):
-        return Apart(tuple(quantize_like(x[layer : layer + 1], own) for layer, own in enumerate(other.layers)))
-    return quantize_like(x, other)
+        return Apart(tuple(jax.tree.map(lambda x, layer=layer: x[layer : layer + 1], x) for layer in range(len(other.layers))))
+    return x
+
+
+def joined(stack: Stack) -> Vectors:
+    """The stack itself; TypeError where layers lie apart, which can be read but not written to layer by layer."""
+    if isinstance(stack, Apart):
+        raise TypeError("layers write to one stack; a cache whose layers lie apart can be the past only")
+    return stack
 
 
 def stack_with(stack: Stack, layer: Layer) -> tuple[Vectors, Layer]:

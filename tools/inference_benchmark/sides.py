@@ -75,8 +75,8 @@ class Ours:
     def read(self, images: int, rows: int = 1) -> None:
         """Prefill: from features to the first token."""
         ids, starts = self._settings.prompt(images)
-        room = buckets.prefill_slots(len(ids)) + NEW_TOKENS
-        self._context = context = Context.empty(self.runtime, rows, images=images, tokens=room)
+        room = buckets.prefill_slots(len(ids))
+        self._context = context = Context.empty(self.runtime, rows, images=images, tokens=room, new_tokens=NEW_TOKENS)
         for row in range(rows):
             context.add_features(row, starts.tolist(), self._chunks(images))
         context.add_text([ids.tolist()] * rows)

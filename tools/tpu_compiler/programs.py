@@ -81,9 +81,9 @@ class Inference:
     """The programs that answer a prompt, on parameters in `compute.dtype`, as `from_pretrained` puts them on a mesh."""
 
     def __init__(self, config: Config, mesh: Mesh, prompt: Prompt) -> None:
-        tokens = buckets.prefill_slots(prompt.tokens) + NEW_TOKENS
+        tokens = buckets.prefill_slots(prompt.tokens)
         # So that a prompt with image tokens in its text has positions; no parameter depends on it.
-        positions = max(config.model.max_position_embeddings, tokens)
+        positions = max(config.model.max_position_embeddings, tokens + NEW_TOKENS)
         model = dataclasses.replace(config.model, max_position_embeddings=positions)
         vocab_multiple, dtype = mesh.shape["tensor"], config.compute.dtype
         compute = dataclasses.replace(config.compute, param_dtype=dtype, vocab_multiple=vocab_multiple, remat="none")
@@ -127,14 +127,12 @@ class Inference:
         limits = jnp.full(self.rows, NEW_TOKENS, jnp.int32)
         settings = jax.eval_shape(lambda: programs.Settings(SamplingRows.of(samplings), limits, jnp.zeros(2, jnp.int32)))
         kind, state = Kind.of(samplings), self._decoding(settings, Kind.of(samplings))
-        lower = self._lower(programs.decode, state, self.images, settings, _ids(), kind=kind, rows=self.rows)
+        lower = self._lower(programs.decode, state, self.images, self.text, settings, _ids(), kind=kind, rows=self.rows)
         return lower, f"one token after {self._described()}", self._flops(1, outputs=1)
 
     def _decoding(self, settings: programs.Settings, kind: Kind) -> programs.Decoding:
-        last, ids = self._hidden_states(), _ids(self.rows)
-        arguments = (last, ids, self.text, _ids(self.rows, 0), settings)
-        state = self.runtime.run_model(programs.begin.eval_shape, *arguments, kind=kind, capacity=NEW_TOKENS)
-        return state._replace(cache=self.text)
+        arguments = (self._hidden_states(), _ids(self.rows), _ids(self.rows, 0), settings)
+        return self.runtime.run_model(programs.begin.eval_shape, *arguments, kind=kind, capacity=NEW_TOKENS)
 
     def _hidden_states(self) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((self.rows, self.runtime.config.hidden_size), self.runtime.compute.dtype)
