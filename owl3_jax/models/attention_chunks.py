@@ -101,10 +101,10 @@ def _chunks(q, keys, values, layer, visible, images_per_chunk) -> tuple[int, Cal
 
 
 def _tokens(chunk: _Chunk, dtype) -> tuple[Array, Array, Visibility | None]:
-    """A chunk as one block of keys [B, K, J*L, D], values, and what is seen of its tokens."""
+    """A chunk as one block of keys [B, K, J*L, D], values, and what is seen of its images."""
     B, K, J, L, D = chunk.keys.shape
     keys, values = (dequantize(x, dtype).reshape(B, K, J * L, D) for x in chunk[:2])
-    return keys, values, None if chunk.visible is None else chunk.visible.repeated(L)
+    return keys, values, chunk.visible
 
 
 def _join(x: Float[Array, "chunks B K J L D"], images: int) -> Float[Array, "B K I L D"]:

@@ -126,5 +126,5 @@ def _row_by_row(
             of_queries, of_keys = kernel(whole(queries, blocks.queries), whole(keys, blocks.keys), blocks)
         return tuple(x[:, :T] for x in of_queries), tuple(x[:, :C] for x in of_keys)
 
-    folded = (*jax.tree.map(fold, (queries, keys)), visible)
+    folded = (*jax.tree.map(fold, (queries, keys)), None if visible is None else visible.over_tokens(C))
     return jax.tree.map(unfold, jax.lax.map(row, folded))

@@ -24,11 +24,16 @@ class Visibility(NamedTuple):
         """Whether a position sees any key."""
         return self.limits > 0
 
-    def dense(self) -> Bool[Array, "B T C"]:
-        """Which keys a position sees."""
-        keys = jnp.arange(self.key_segment_ids.shape[1])
+    @property
+    def keys(self) -> int:
+        """C."""
+        return self.key_segment_ids.shape[1]
+
+    def dense(self, tokens: int | None = None) -> Bool[Array, "B T C"]:
+        """Which keys a position sees; or which of `tokens`, of which every key, being an image, has as many."""
         same = self.segment_ids[:, :, None] == self.key_segment_ids[:, None, :]
-        return same & (keys < self.limits[:, :, None])
+        seen = same & (jnp.arange(self.keys) < self.limits[:, :, None])
+        return seen if tokens is None else jnp.repeat(seen, tokens // self.keys, axis=2)
 
     def part(self, start: Int[Array, ""] | int, size: int, first: Int[Array, ""] | int = 0) -> "Visibility":
         """Of `size` keys from `start` on; those before `first` are not seen."""
@@ -36,8 +41,9 @@ class Visibility(NamedTuple):
         key_segment_ids = jax.lax.dynamic_slice_in_dim(self.key_segment_ids, start, size, axis=1)
         return self._replace(limits=self.limits - start, key_segment_ids=jnp.where(numbers >= first, key_segment_ids, 0))
 
-    def repeated(self, times: int) -> "Visibility":
-        """With every key `times` times, as an image of so many tokens."""
+    def over_tokens(self, tokens: int) -> "Visibility":
+        """Of `tokens`, of which every key, being an image, has as many."""
+        times = tokens // self.keys
         key_segment_ids = jnp.repeat(self.key_segment_ids, times, axis=1)
         return self._replace(limits=self.limits * times, key_segment_ids=key_segment_ids)
 

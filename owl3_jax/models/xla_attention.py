@@ -23,7 +23,10 @@ def forward(
     visible: Visibility | None,
 ) -> tuple[Float[Array, "B H T D"], Float[Array, "B H T"]]:
     """Grouped-query attention: the output (zero where a position sees nothing) and the log-sum-exp of the
-    scores (about -1e30 there), both in float32. `visible` None: every position sees every key."""
+    scores (about -1e30 there), both in float32.
+
+    `visible` is over keys, or over images of as many keys each; None: every position sees every key.
+    """
     scores = _scores(q, k, visible)
     top = scores.max(axis=-1)  # [B, K, GT]
     weights = jnp.exp(scores - top[..., None])
@@ -70,7 +73,7 @@ def _scores(q: Float[Array, "B H T D"], k: Float[Array, "B K C D"], visible: Vis
         return scores
     B, _, rows, C = scores.shape
     T = q.shape[2]
-    seen = jnp.broadcast_to(visible.dense()[:, None], (B, rows // T, T, C)).reshape(B, 1, rows, C)
+    seen = jnp.broadcast_to(visible.dense(C)[:, None], (B, rows // T, T, C)).reshape(B, 1, rows, C)
     return jnp.where(seen, scores, MASKED)
 
 

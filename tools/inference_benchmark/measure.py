@@ -58,7 +58,7 @@ def measure(images: int, ours: Ours, torch: Torch | None, repeats: int, *, token
             _round(theirs, torch, images, _DECODED_BY_TORCH)
     for side in (times, theirs):
         for runs in vars(side).values() if side else ():
-            runs.pop(0)  # compilation, first touch of memory
+            del runs[:1]  # compilation, first touch of memory
     return Measurement(images, tokens, times, theirs, peak_bytes())
 
 

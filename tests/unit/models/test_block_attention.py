@@ -31,7 +31,7 @@ def over_images(tokens: int) -> Visibility:
     """The first row's samples have one and two images, the second row's text sees none of its three."""
     positions = jnp.array([[9, 5, 30, 0], [99, 60, 60, 0]], jnp.int32)
     segments = jnp.array([[1, 2, 2, 0], [1, 2, 2, 0]], jnp.int32)
-    return visibility(*packed_text(), positions, segments, inclusive=False).repeated(tokens)
+    return visibility(*packed_text(), positions, segments, inclusive=False).over_tokens(tokens * positions.shape[1])
 
 
 class Case(NamedTuple):

@@ -29,7 +29,7 @@ def parts(q, k, v, causal, cache, visible):
     plan = Plan(TEXT, "xla")
     text, lse = attend(q, k, v, causal, plan)
     image_keys, image_values = (x[ROW].reshape(B, K, I * L, D) for x in cache)
-    seen = visible.repeated(L)
+    seen = visible.over_tokens(I * L)
     image, _ = attend(q, image_keys, image_values, seen, plan)
     joint = softmax_attention(
         q,

@@ -32,7 +32,7 @@ def chunked(q, k, v, visible, images_per_chunk):
 
 def at_once(q, k, v, visible):
     flat = lambda x: x[LAYER].reshape(B, K, I * L, D)
-    return attend(q, flat(k), flat(v), visible.repeated(L), Plan(TEXT, "xla"))
+    return attend(q, flat(k), flat(v), visible.over_tokens(I * L), Plan(TEXT, "xla"))
 
 
 @pytest.mark.parametrize("images_per_chunk", [1, 2, 3, 5, 13])

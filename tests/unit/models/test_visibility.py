@@ -54,7 +54,8 @@ def test_images_of_packed_and_padded_row():
 
 def test_repeated_images_and_a_part_of_them():
     visible, dense = packed_images(), packed_images().dense()
-    np.testing.assert_array_equal(visible.repeated(3).dense(), jnp.repeat(dense, 3, axis=2))
+    np.testing.assert_array_equal(visible.over_tokens(3 * visible.keys).dense(), jnp.repeat(dense, 3, axis=2))
+    np.testing.assert_array_equal(visible.dense(3 * visible.keys), jnp.repeat(dense, 3, axis=2))
     np.testing.assert_array_equal(visible.part(1, 3).dense(), dense[:, :, 1:])
     np.testing.assert_array_equal(visible.part(1, 3, first=2).dense(), dense[:, :, 1:].at[:, :, 0].set(False))
 
