@@ -15,7 +15,7 @@ from owl3_jax import command_line
 from owl3_jax.compilation_cache import use_compilation_cache
 from owl3_jax.config import ConfigError
 from owl3_jax.distributed import DistributedError, ProcessFlags, start_processes
-from owl3_jax.training.checkpoint import CheckpointError
+from owl3_jax.training.checkpoint import SavedRunError
 from owl3_jax.training.compiled_step import CompiledStepError
 from owl3_jax.training.loop import NonFiniteError, train
 
@@ -39,7 +39,7 @@ def main() -> None:
         if flags.profiler_port:
             jax.profiler.start_server(flags.profiler_port)
         train(config, flags.workdir, flags.compiled)
-    except (ConfigError, CheckpointError, CompiledStepError, DistributedError, NonFiniteError, OSError) as error:
+    except (ConfigError, SavedRunError, CompiledStepError, DistributedError, NonFiniteError, OSError) as error:
         sys.exit(f"error: {error}")
 
 

@@ -46,7 +46,7 @@ def _plain_fields(cls: type, tree: dict[str, Any]) -> dict[str, Any]:
 
 def _refuse_other_computations(tree: dict[str, Any]) -> None:
     """Raises ConfigError when a config.json asks for what other models of the Qwen2 family compute, and this one does not."""
-    rope = tree.get("rope_scaling") or {}
+    rope = tree.get("rope_scaling") or tree.get("rope_parameters") or {}
     _require(
         rope.get("rope_type", rope.get("type", "default")) == "default",
         f"rope_scaling {rope} is not supported; without it the model reads up to max_position_embeddings positions as trained",
@@ -142,6 +142,7 @@ class ModelConfig:
         Raises ConfigError for settings that ask for another computation.
         """
         _refuse_other_computations(tree)
+        tree = {**(tree.get("rope_parameters") or {}), **tree}  # where newer configs keep rope_theta
         return cls(
             form=form,
             hyper_layers=tuple(tree["hyper_layers"]),

@@ -4,6 +4,7 @@ optimising programs that run once."""
 import os
 
 os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "0"  # what tests measure and count is compiled by them
 FLAGS = (
     "--xla_force_host_platform_device_count=8",
     "--xla_backend_optimization_level=0",

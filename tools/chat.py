@@ -11,8 +11,9 @@ A line is a question, or a command:
     /help         list the commands
     /quit         leave, as Ctrl-D does
 
-Images and videos stand where the question has `<|image|>` and `<|video|>`, else before it. Ctrl-C ends an answer and keeps
-what was said; the next turn reads only what is new. The tab key completes commands and paths.
+Images and videos stand where the question has `<|image|>` and `<|video|>`, else before it, in the order they were attached.
+Ctrl-C ends an answer and keeps what was said; while images are read it forgets the question. The next turn reads only what
+is new. The tab key completes commands and paths.
 """
 
 import dataclasses

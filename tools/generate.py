@@ -4,21 +4,21 @@
     python tools/generate.py --checkpoint DIR --video film.mp4 --prompt "What happens?" --max-frames 32
     python tools/generate.py --checkpoint DIR --jsonl requests.jsonl --out results.jsonl --batch-size 8
 
-Images and videos stand where the prompt has `<|image|>` and `<|video|>`, else before it, images first. One answer is
-printed as it comes; several (`--n`), beams and log-probabilities when they are complete.
+Images and videos stand where the prompt has `<|image|>` and `<|video|>`, else before it, in the order of their flags. One
+answer is printed as it comes; several (`--n`), beams and log-probabilities when they are complete.
 
 A line of requests.jsonl, whose relative paths start at its folder, and of results.jsonl:
 
     {"id": "q1", "prompt": "What is this?", "images": ["cat.jpg"], "sampling": {"max_new_tokens": 20}}
     {"id": "q1", "answers": [{"text": "A cat.", "finish_reason": "stop", "tokens": 4}]}
 
-`messages` may stand for `prompt`, `videos` beside `images`; without `id` a request is called by the number of its line.
-Prompts of similar size share a batch, so that results come in another order. Run again, the command goes on where it was
-stopped. A request that fails gets `error` for `answers`, and the exit code is 1.
+`messages` may stand for `prompt`, `videos` beside `images`; in a prompt without placeholders the images come first. Without
+`id` a request is called by the number of its line. Prompts of similar size share a batch, so that results come in another
+order. Run again, the command goes on where it was stopped. A request that fails gets `error` for `answers`, and the exit code
+is 1.
 """
 
 import dataclasses
-import itertools
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -27,6 +27,8 @@ from typing import Annotated
 import tyro
 from answering.batches import answer_requests
 from answering.flags import FAILURES, ModelFlags, load_model, parse
+from answering.placeholders import Kind, with_placeholders
+from answering.progress import images_bar
 from answering.requests import Failure, Request, read_requests
 from answering.results import Record, Results
 from tqdm import tqdm
@@ -44,8 +46,8 @@ class Flags:
 
     model: Annotated[ModelFlags, tyro.conf.arg(name="")]
     prompt: str | None = None  # the question; <|image|> and <|video|> mark where images and videos stand in it
-    images: Annotated[_Repeated, tyro.conf.arg(name="image")] = ()  # a file
-    videos: Annotated[_Repeated, tyro.conf.arg(name="video")] = ()  # a file, or a folder of frames
+    images: Annotated[_Repeated, tyro.conf.arg(name="image")] = ()  # an image file
+    videos: Annotated[_Repeated, tyro.conf.arg(name="video")] = ()  # a video file, or a folder of frames
     jsonl: Path | None = None  # requests, one a line, instead of a prompt
     out: Path | None = None  # where results of --jsonl are appended
     batch_size: int = 8  # requests that are answered together
@@ -81,37 +83,43 @@ def main() -> None:
 def answer_prompt(flags: Flags, sampling: Sampling) -> None:
     """Prints the answer to the one prompt of the command line."""
     owl = load_model(flags.model)
-    prompt = owl.processor.prepare(flags.prompt or "", flags.images, flags.videos)
+    question = with_placeholders(flags.prompt or "", media_order(sys.argv[1:]))
+    prompt = owl.processor.prepare(question, flags.images, flags.videos)
     if sampling.n == sampling.num_beams == 1 and not sampling.logprobs:
         print_stream(owl.engine, prompt, sampling)
     else:
         print_answers(owl.engine, prompt, sampling)
 
 
+def media_order(argv: Sequence[str]) -> list[Kind]:
+    """What each flag of the command line that names an image or a video names; the flags themselves keep two lists."""
+    flags: dict[str, Kind] = {"--image": "image", "--video": "video"}
+    names = [word.partition("=")[0] for word in argv]
+    return [flags[name] for name in names if name in flags]
+
+
 def print_stream(engine: Engine, prompt: Prepared, sampling: Sampling) -> None:
-    """The one answer, piece by piece."""
-    with images_bar(prompt) as bar:
-        pieces = engine.stream(prompt, sampling, advance=bar.update)
-        first = next(pieces, "")  # comes when all images are read
-    for piece in itertools.chain([first], pieces):
-        print(piece, end="", flush=True)
+    """The one answer, piece by piece. One that is cut short ends its line too."""
+    begun = False
+    try:
+        with images_bar() as advance:
+            for piece in engine.stream(prompt, sampling, advance=advance):
+                print(piece, end="", flush=True)
+                begun = True
+    except FAILURES:
+        print(end="\n" if begun else "")
+        raise
     print()
 
 
 def print_answers(engine: Engine, prompt: Prepared, sampling: Sampling) -> None:
     """All answers, numbered if there are several."""
-    with images_bar(prompt) as bar:
-        answers = engine.generate([prompt], sampling, advance=bar.update)[0]
+    with images_bar() as advance:
+        answers = engine.generate([prompt], sampling, advance=advance)[0]
     for number, answer in enumerate(answers, start=1):
         print(f"[{number}] {answer.text.strip()}" if len(answers) > 1 else answer.text.strip())
         if answer.logprobs is not None:
             print(f"log-probability {sum(answer.logprobs):.3f} of {len(answer.ids)} tokens")
-
-
-def images_bar(prompt: Prepared) -> tqdm:
-    """A bar for the images of a prompt, on a terminal only; it goes away when the answer begins."""
-    quiet = None if prompt.num_images else True
-    return tqdm(total=prompt.num_images, desc="reading images", unit="image", leave=False, disable=quiet)
 
 
 def answer_file(jsonl: Path, out: Path, flags: Flags, sampling: Sampling) -> None:

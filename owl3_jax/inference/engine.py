@@ -1,5 +1,6 @@
 """Prompts in, answers out: batches of any prompts over a few compiled programs."""
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -9,7 +10,7 @@ from owl3_jax.inference import buckets, programs
 from owl3_jax.inference.answers import Answer
 from owl3_jax.inference.beam_answers import answers_to
 from owl3_jax.inference.context import Context, NewImages
-from owl3_jax.inference.memory import explain_out_of_memory
+from owl3_jax.inference.memory import OutOfMemory, explain_out_of_memory
 from owl3_jax.inference.runtime import Runtime
 from owl3_jax.inference.sampling import Sampling
 from owl3_jax.processing.processor import Prepared, Sample
@@ -46,7 +47,7 @@ class Engine:
         samplings = _for_each(sampling, len(prompts))
         if not prompts:
             return []
-        with explain_out_of_memory():
+        with giving_memory_back(self.runtime):
             context = self._read(prompts, samplings, advance)
             rows = context.rows - len(prompts)
             ids = [*(prompt.input_ids.tolist() for prompt in prompts), *[[]] * rows]
@@ -56,7 +57,7 @@ class Engine:
 
     def stream(self, prompt: Prompt, sampling: Sampling, *, advance: Advance = ignore_progress) -> Iterator[str]:
         """The answer to one prompt as it comes, in pieces that never split a character. Closing it frees its caches."""
-        with explain_out_of_memory():
+        with giving_memory_back(self.runtime):
             context = self._read([prompt], [sampling], advance)
             for pieces in answers_to(context, [prompt.input_ids.tolist()], [sampling], self._tokenizer).stream():
                 if pieces[0]:
@@ -81,6 +82,17 @@ class Engine:
         context.add_images(new, lambda images: advance(images, total))
         context.add_text([*(prompt.input_ids.tolist() for prompt in prompts), *[[]] * (rows - len(prompts))])
         return context
+
+
+@contextlib.contextmanager
+def giving_memory_back(runtime: Runtime) -> Iterator[None]:
+    """As `explain_out_of_memory`; it also empties the feature cache, in which may stand what was never computed."""
+    try:
+        with explain_out_of_memory():
+            yield
+    except OutOfMemory:
+        runtime.feature_cache.clear()
+        raise
 
 
 def forward(runtime: Runtime, prompt: Prompt) -> np.ndarray:
@@ -108,7 +120,7 @@ def check_length(tokens: int, runtime: Runtime, name: str) -> None:
     if tokens >= most:
         raise ValueError(
             f"{name} has {tokens} tokens, the model has {most} positions (max_position_embeddings); use fewer images, without "
-            "crops, or sample fewer frames"
+            "crops, fewer frames of a video, or less text"
         )
 
 

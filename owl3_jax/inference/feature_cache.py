@@ -53,6 +53,11 @@ class FeatureCache:
         while self.bytes > self.max_bytes:
             self._drop(next(iter(self._arrays)))
 
+    def clear(self) -> None:
+        """Forgets all arrays; `hits` and `misses` stay."""
+        self._arrays.clear()
+        self.bytes = 0
+
     def _drop(self, key: bytes) -> None:
         if key in self._arrays:
             self.bytes -= self._arrays.pop(key).nbytes

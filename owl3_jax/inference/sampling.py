@@ -36,16 +36,16 @@ class Sampling:
     At temperature 0 and in beam search nothing is drawn: `top_k`, `top_p`, `min_p` and `seed` have no effect then.
     """
 
-    max_new_tokens: int = 256
+    max_new_tokens: int = 256  # tokens after which an answer ends in any case
     min_new_tokens: int = 0  # tokens before the answer may end
     temperature: float = 0.0  # 0: the most likely token
     top_k: int = 0  # most likely tokens to draw from; 0: all
     top_p: float = 1.0  # draw from the fewest tokens of at least this probability together
     min_p: float = 0.0  # draw from tokens of at least this share of the highest probability
     repetition_penalty: float = 1.0  # divides positive logits of tokens in the prompt or the answer, multiplies negative ones
-    seed: int = 0
-    n: int = 1  # answers
-    num_beams: int = 1
+    seed: int = 0  # of what is drawn
+    n: int = 1  # answers to each prompt
+    num_beams: int = 1  # beginnings of an answer that are searched together; 1: no beam search
     length_penalty: float = 1.0  # beams are ranked by log-probability / length ** length_penalty
     stop: tuple[str, ...] = ()  # texts that end an answer and are not part of it
     logprobs: bool = False  # whether to return each token's log-probability

@@ -9,8 +9,7 @@ from owl3_jax.inference import buckets
 from owl3_jax.inference.answers import Answers
 from owl3_jax.inference.beam_answers import BeamAnswers, answers_to
 from owl3_jax.inference.context import Context, NewImages
-from owl3_jax.inference.engine import Advance, check_length, ignore_progress
-from owl3_jax.inference.memory import explain_out_of_memory
+from owl3_jax.inference.engine import Advance, check_length, giving_memory_back, ignore_progress
 from owl3_jax.inference.runtime import Runtime
 from owl3_jax.inference.sampling import Sampling
 from owl3_jax.processing.chat import Message
@@ -94,7 +93,7 @@ class Session:
     def _giving_up_what_fails(self) -> Iterator[None]:
         """Drops the caches when a program that they were donated to was cut short: the next turn reads the history anew."""
         try:
-            with explain_out_of_memory():
+            with giving_memory_back(self._runtime):
                 yield
         except ValueError:  # the prompt's or an image's fault, found between two programs
             raise

@@ -2,16 +2,21 @@
 
 import io
 import json
+import re
 import signal
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 import owl3_jax
+from owl3_jax.inference import programs
 from owl3_jax.inference.sampling import Sampling
 from tests.e2e.tools import make_checkpoint, run, run_here, save_photos
+from tests.unit.inference.tiny_engine import memory_running_out
 from tests.videos import write_video
+from tools.answering import progress
 from tools.answering.conversation import COMMANDS, Conversation
 
 SAMPLING = Sampling(max_new_tokens=6, repetition_penalty=1.5)
@@ -109,6 +114,65 @@ def test_failures_leave_the_conversation_as_it_was(owl, place, tmp_path, capsys)
     assert last.endswith("; the question is forgotten, with what was attached to it")
     conversation.take(QUESTION)
     assert capsys.readouterr().out.strip() == owl.session().ask(QUESTION, sampling=SAMPLING).strip()
+
+
+def test_a_conversation_survives_that_memory_runs_out(owl, place, capsys):
+    conversation = Conversation(owl, SAMPLING)
+    conversation.take("How many?")
+    conversation.take(f"/image {place / 'china.jpg'}")
+    capsys.readouterr()
+    with memory_running_out(programs.decode, at_call=3):
+        conversation.take(QUESTION)
+    answer, error = capsys.readouterr().out.splitlines()
+    assert len(answer.split()) == 3
+    assert error.startswith("error: memory ran out (RESOURCE_EXHAUSTED: ") and error.endswith("attached to it")
+    assert len(owl.runtime.feature_cache) == 0, "features may be what was not computed"
+    conversation.take(QUESTION)
+    session = owl.session()
+    session.ask("How many?", sampling=SAMPLING)
+    assert capsys.readouterr().out.strip() == session.ask(QUESTION, sampling=SAMPLING).strip()
+
+
+def test_control_c_while_images_are_read_forgets_the_question(owl, place, monkeypatch, capsys):
+    conversation, run_model = Conversation(owl, SAMPLING), type(owl.runtime).run_model
+
+    def press_and_store(self, program, *arguments, **options):
+        if program is programs.store:
+            signal.raise_signal(signal.SIGINT)
+        return run_model(self, program, *arguments, **options)
+
+    conversation.take(f"/image {place / 'china.jpg'}")
+    with monkeypatch.context() as patch:
+        patch.setattr(type(owl.runtime), "run_model", press_and_store)
+        conversation.take(QUESTION)
+    assert (
+        capsys.readouterr().out.splitlines()[-1].startswith("error: stopped while images were read; the question is forgotten")
+    )
+    conversation.take(QUESTION)
+    assert capsys.readouterr().out.strip() == owl.session().ask(QUESTION, sampling=SAMPLING).strip()
+    assert not conversation.is_over
+
+
+def test_a_terminal_shows_how_many_images_are_read(owl, place, monkeypatch, capsys):
+    conversation = Conversation(owl, SAMPLING)
+    conversation.take(f"/video {place / 'film.mp4'}")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(progress, "_SECONDS_UNSEEN", 0)
+    run_model = type(owl.runtime).run_model
+    slowly = lambda *arguments, **options: (time.sleep(0.1), run_model(*arguments, **options))[1]
+    monkeypatch.setattr(type(owl.runtime), "run_model", slowly)
+    conversation.take(QUESTION)
+    shown = capsys.readouterr().err
+    assert re.search(r"\rreading images:  67%.* 2/3 \[", shown) and shown.endswith("\r")
+
+
+def test_images_and_videos_stand_in_the_order_they_were_attached(owl, place, tmp_path, capsys):
+    conversation = Conversation(owl, SAMPLING)
+    for line in (f"/video {place / 'film.mp4'}", f"/image {place / 'china.jpg'}", QUESTION, f"/save {tmp_path}/a.json"):
+        conversation.take(line)
+    saved = json.loads((tmp_path / "a.json").read_text())
+    assert saved["messages"][0]["content"] == f"<|video|>\n<|image|>\n{QUESTION}"
+    assert (saved["images"], saved["videos"]) == ([str(place / "china.jpg")], [str(place / "film.mp4")])
 
 
 def test_help_names_every_command_and_quit_leaves(owl, capsys):

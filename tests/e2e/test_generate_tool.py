@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 
 import owl3_jax
+from owl3_jax.inference import programs
 from owl3_jax.inference.engine import Engine
 from owl3_jax.processing.video import VideoSampling
 from tests.e2e.tools import make_checkpoint, run, run_here, save_photos
+from tests.unit.inference.tiny_engine import memory_running_out
 from tests.videos import write_video
 
 QUESTION = "Which digit is red?"
@@ -58,6 +60,36 @@ def test_a_prompt_about_two_images_is_answered_on_stdout(place, owl):
     assert done.returncode == 0, done.stderr
     answers = [owl.generate(QUESTION, order, **SAME, temperature=1.0) for order in (images, images[::-1])]
     assert done.stdout.strip() == answers[0] != answers[1]
+
+
+def test_images_and_videos_stand_in_the_order_of_their_flags(place, owl, generate, capsys):
+    image, video = place / "china.jpg", place / "film.mp4"
+    films_first, images_first = ("--video", video, f"--image={image}"), ("--image", image, "--video", video)
+    answers = []
+    for flags, prompt in ((films_first, QUESTION), (images_first, QUESTION), (films_first, f"<|image|><|video|>{QUESTION}")):
+        assert generate(*flags, "--prompt", prompt) == 0
+        answers.append(capsys.readouterr().out.strip())
+    placed = ("<|video|>\n<|image|>\n", "<|image|>\n<|video|>\n", "<|image|><|video|>")
+    assert answers == [owl.generate(before + QUESTION, [image], [video], **SAME) for before in placed]
+    assert len({*answers}) == 3
+
+
+def test_memory_that_runs_out_is_one_line_that_says_what_to_do(place, generate, capsys):
+    with memory_running_out(programs.decode, at_call=3):
+        failed = str(generate("--prompt", QUESTION, "--image", place / "china.jpg"))
+    assert re.fullmatch(r"error: memory ran out \(RESOURCE_EXHAUSTED: .+\); use fewer images or rows, .+", failed)
+    assert re.fullmatch(r"\S+ \S+ \S+\n", capsys.readouterr().out), "what was answered until then"
+
+
+def test_a_request_that_needs_too_much_memory_harms_no_other(place, generate):
+    requests = write_requests(place / "memory.jsonl", *({"prompt": QUESTION} for _ in range(3)))
+    out = place / "memory-results.jsonl"
+    # All three together, then the first one alone; the other two share a batch again.
+    with memory_running_out(programs.prefill), memory_running_out(programs.decode):
+        assert re.search("error: 1 of 3", str(generate("--jsonl", requests, "--out", out)))
+    results = read(out)
+    assert results.pop(1)["error"].startswith("memory ran out (") and len(results) == 2
+    assert all("answers" in result for result in results.values())
 
 
 def test_a_file_of_requests_goes_on_where_it_was_cut_off(place, owl, generate):

@@ -15,7 +15,9 @@ from owl3_jax.distributed import DistributedError, Job, ProcessFlags, call_roll,
 
 PROGRAM = """
 import sys
+from owl3_jax.compilation_cache import use_compilation_cache
 from owl3_jax.distributed import ProcessFlags, start_processes
+use_compilation_cache()  # first, as in train.py: it must not ask for devices
 start_processes(ProcessFlags(sys.argv[1], 2, int(sys.argv[2]), timeout=120.0))
 import jax
 from jax.experimental.multihost_utils import process_allgather

@@ -15,7 +15,7 @@ from owl3_jax.convert.directories import to_hugging_face
 from owl3_jax.convert.load import load_params
 from owl3_jax.models.owl3 import abstract_params
 from owl3_jax.sharding import make_mesh
-from owl3_jax.training.checkpoint import CheckpointError
+from owl3_jax.training.checkpoint import SavedRunError
 from owl3_jax.training.frozen import split_params
 from owl3_jax.training.loop import train
 from owl3_jax.training.step import abstract_state
@@ -119,5 +119,5 @@ def test_stage_1_runs_and_leaves_a_checkpoint_like_any_other(tmp_path, capsys):
     longer = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=3))
     assert int(train(longer, tmp_path / "run").step) == 3
     other = dataclasses.replace(longer, train=dataclasses.replace(longer.train, trained=(".*",)))
-    with pytest.raises(CheckpointError, match=r"train\.trained: .* there, \('\.\*',\) in this run"):
+    with pytest.raises(SavedRunError, match=r"train\.trained: .* there, \('\.\*',\) in this run"):
         train(other, tmp_path / "run")

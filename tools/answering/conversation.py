@@ -4,9 +4,8 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from pathlib import Path
-from typing import cast
 
 from owl3_jax import Owl3Checkpoint
 from owl3_jax.files import write_text
@@ -17,6 +16,8 @@ from owl3_jax.processing.video import open_video
 from owl3_jax.training.signals import StopSignal
 
 from .flags import FAILURES
+from .placeholders import Kind, with_placeholders
+from .progress import images_bar
 
 COMMANDS = {
     "/image": "PATH  attach an image to the next question",
@@ -27,6 +28,8 @@ COMMANDS = {
     "/quit": "        leave",
 }
 PATH_COMMANDS = ("/image", "/video", "/save")
+
+Medium = tuple[Kind, Path]
 
 _DIM = "\033[2m{}\033[0m"
 
@@ -41,10 +44,8 @@ class Conversation:
 
     def _begin(self) -> None:
         self._session = self._owl.session()
-        self._images: list[Path] = []  # of all questions, in order
-        self._videos: list[Path] = []
-        self._new_images: list[Path] = []  # of the next question
-        self._new_videos: list[Path] = []
+        self._media: list[Medium] = []  # of all questions, in order
+        self._new_media: list[Medium] = []  # of the next question
 
     def take(self, line: str) -> None:
         """Answers a question or follows a command. Failures are told; the conversation goes on."""
@@ -75,42 +76,66 @@ class Conversation:
 
     def _attach_image(self, path: Path) -> None:
         image = load_image(path, str(path))
-        self._new_images.append(path)
+        self._new_media.append(("image", path))
         print(f"{path.name}: {image.width} x {image.height}")
 
     def _attach_video(self, path: Path) -> None:
         """Attaches a video whose chosen frames can all be decoded: damage would be known too late for the question."""
         frames = sum(1 for _ in open_video(path, self._owl.processor.video_sampling, str(path)).frames())
-        self._new_videos.append(path)
+        self._new_media.append(("video", path))
         print(f"{path.name}: {frames} frames")
 
     def _save(self, path: Path) -> None:
-        media = {"images": self._images, "videos": self._videos}
-        paths = {kind: [str(each.resolve()) for each in given] for kind, given in media.items()}
+        paths = {f"{kind}s": [str(path.resolve()) for path in _paths(kind, self._media)] for kind in ("image", "video")}
         write_text(path, json.dumps({"messages": self._session.messages, **paths}, ensure_ascii=False) + "\n")
         print(f"{len(self._session.messages)} messages in {path}")
 
     def _answer(self, question: str) -> None:
-        images, videos, self._new_images, self._new_videos = self._new_images, self._new_videos, [], []
+        media, self._new_media = self._new_media, []
+        with StopSignal() as stop:
+            try:
+                self._print_answer(question, media, stop)
+            finally:
+                self.is_over = stop.received == "SIGTERM"
+
+    def _print_answer(self, question: str, media: Sequence[Medium], stop: StopSignal) -> None:
         start, times, pieces = time.perf_counter(), [], []
-        stream = cast(Generator[str], self._session.stream(question, images, videos, sampling=self._sampling))
-        with StopSignal() as stop, contextlib.closing(stream):
-            for piece in stream:
-                times.append(time.perf_counter() - start)
-                pieces.append(piece)
-                print(piece, end="", flush=True)
-                if stop.received:
-                    break
+        try:
+            with contextlib.closing(self._stream(question, media, stop)) as stream:
+                for piece in stream:
+                    times.append(time.perf_counter() - start)
+                    pieces.append(piece)
+                    print(piece, end="", flush=True)
+                    if stop.received:
+                        break
+        except FAILURES:
+            print(end="\n" if pieces else "")
+            raise
         print(flush=True)
-        self._images += images
-        self._videos += videos
-        self.is_over = stop.received == "SIGTERM"
+        self._media += media
         if sys.stdout.isatty():
             print(_DIM.format(self._status("".join(pieces), times)))
+
+    def _stream(self, question: str, media: Sequence[Medium], stop: StopSignal) -> Generator[str]:
+        """The pieces of the answer. Raises ValueError when a signal comes before all images are read."""
+
+        def advance(images: int, total: int) -> None:
+            show(images, total)
+            if stop.received:
+                raise ValueError("stopped while images were read")
+
+        with images_bar() as show:
+            images, videos = _paths("image", media), _paths("video", media)
+            placed = with_placeholders(question, [kind for kind, _ in media])
+            yield from self._session.stream(placed, images, videos, sampling=self._sampling, advance=advance)
 
     def _status(self, answer: str, times: list[float]) -> str:
         """Tokens of the answer, their rate after the first one, and what was read. `times` of the pieces, seconds."""
         tokens = len(self._owl.processor.tokenizer.encode([Chunk(answer)]).input_ids) if answer else 0
         rate = f" · {(tokens - 1) / (times[-1] - times[0]):.1f} tokens/s" if len(times) > 1 else ""
-        media = f"images {len(self._images)}, videos {len(self._videos)}"
+        media = f"images {len(_paths('image', self._media))}, videos {len(_paths('video', self._media))}"
         return f"{tokens} tokens{rate} · first after {times[0]:.1f} s · {media}" if times else f"no answer · {media}"
+
+
+def _paths(kind: Kind, media: Sequence[Medium]) -> list[Path]:
+    return [path for each, path in media if each == kind]

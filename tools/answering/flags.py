@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 import owl3_jax
 from owl3_jax.compilation_cache import use_compilation_cache
 from owl3_jax.config import DType, MeshConfig
-from owl3_jax.inference.memory import OutOfMemory
+from owl3_jax.inference.memory import OutOfMemory, explain_out_of_memory
 from owl3_jax.inference.sampling import Sampling
 from owl3_jax.processing.video_sampling import Rule
 from owl3_jax.sharding import make_mesh
@@ -34,7 +34,7 @@ _Switch = tyro.conf.FlagCreatePairsOff
 class ModelFlags:
     """Which model, where, and what it sees of images and videos."""
 
-    checkpoint: Path  # official, converted or a training run's
+    checkpoint: Path  # directory of an official checkpoint, a converted one, or a training run
     dtype: DType | None = None  # to compute in; the checkpoint's own by default
     weight_dtype: Literal["int8"] | None = None  # matrices in int8
     cache_dtype: Literal["int8"] | None = None  # cached keys and values in int8
@@ -70,17 +70,19 @@ def parse(flags_type: type[Flags], *, sampling: SamplingName, argv: Sequence[str
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         default = _default_sampling(argv, sampling)
-        return tyro.cli(_assembler(flags_type, default), args=argv, description=flags_type.__doc__)
+        return tyro.cli(_assembler(flags_type, SamplingFlags(sampling), default), args=argv, description=flags_type.__doc__)
     except (ValueError, OSError) as error:
         exit_with_usage_error(error)
 
 
-def _assembler(flags_type: type[Flags], default: Sampling) -> Callable[..., tuple[Flags, Sampling]]:
+def _assembler(
+    flags_type: type[Flags], default_source: SamplingFlags, default: Sampling
+) -> Callable[..., tuple[Flags, Sampling]]:
     """What tyro builds the command line from."""
 
     def assemble(
         flags: Annotated[flags_type, tyro.conf.arg(name="")],
-        source: Annotated[SamplingFlags, tyro.conf.arg(name="")],
+        source: Annotated[SamplingFlags, tyro.conf.arg(name="")] = default_source,
         options: Annotated[Sampling, tyro.conf.arg(name="")] = default,
     ) -> Any:
         del source  # it gave the defaults of `options`
@@ -96,15 +98,17 @@ def exit_with_usage_error(error: Exception) -> NoReturn:
 
 
 def load_model(flags: ModelFlags) -> owl3_jax.Owl3Checkpoint:
-    """The checkpoint on its devices, with a processor that follows the flags. Raises what `from_pretrained` does."""
+    """The checkpoint on its devices, with a processor that follows the flags. Raises what `from_pretrained` does, and
+    OutOfMemory."""
     use_compilation_cache()
-    owl = owl3_jax.from_pretrained(
-        flags.checkpoint,
-        mesh=_mesh(flags.mesh),
-        dtype=flags.dtype,
-        weight_dtype=flags.weight_dtype,
-        cache_dtype=flags.cache_dtype,
-    )
+    with explain_out_of_memory("the weights need less with --dtype bfloat16, --weight-dtype int8, or a mesh of more devices"):
+        owl = owl3_jax.from_pretrained(
+            flags.checkpoint,
+            mesh=_mesh(flags.mesh),
+            dtype=flags.dtype,
+            weight_dtype=flags.weight_dtype,
+            cache_dtype=flags.cache_dtype,
+        )
     video = owl.processor.video_sampling
     video = dataclasses.replace(video, max_frames=flags.max_frames or video.max_frames, rule=flags.frame_rule or video.rule)
     return owl.with_processor(video_sampling=video, crop=flags.crop or (owl.processor.crop and not flags.no_crop))

@@ -17,8 +17,10 @@ class Results:
     def __init__(self, path: Path) -> None:
         """Reads `path` if it exists. A last line that was cut off, as by a crash, is taken out of the file.
 
-        Raises ValueError when another line is no result.
+        Raises ValueError when another line is no result, or the file could not be made.
         """
+        if not path.parent.is_dir():
+            raise ValueError(f"there is no folder {path.parent} for the results; make it first")
         self._path = path
         self._failed: dict[Id, bool] = {}
         data = path.read_bytes() if path.exists() else b""

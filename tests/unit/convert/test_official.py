@@ -70,6 +70,11 @@ def test_hyper_layers_elsewhere_than_the_config_says(tmp_path):
         ("{}", "config.json has no 'hyper_layers'"),
         ('{"hyper_layers": [3, 1]}', "increasing numbers"),
         ('{"hyper_layers": 3}', "config.json: "),
+        ('{"hyper_layers": [1], "rope_scaling": {"type": "yarn", "factor": 4.0}}', r"json: rope_scaling .*'yarn'.* is not"),
+        ('{"hyper_layers": [1], "rope_scaling": {"rope_type": "linear", "factor": 2.0}}', "rope_scaling .*'linear'"),
+        ('{"hyper_layers": [1], "rope_parameters": {"rope_type": "yarn", "factor": 4.0}}', "'yarn'"),
+        ('{"hyper_layers": [1], "use_sliding_window": true}', "use_sliding_window is not supported"),
+        ('{"hyper_layers": [1], "hidden_act": "gelu"}', "hidden_act 'gelu' is not supported"),
     ],
 )
 def test_config_that_describes_no_model(tmp_path, content, problem):
@@ -81,6 +86,14 @@ def test_config_that_describes_no_model(tmp_path, content, problem):
         load_config(directory)
 
 
+def test_newer_configs_keep_the_base_of_rope_among_its_parameters(tmp_path):
+    directory = edited(tmp_path / "newer", lambda tensors: None)
+    tree = json.loads((directory / "config.json").read_text())
+    tree["rope_parameters"] = {"rope_type": "default", "rope_theta": tree.pop("rope_theta", 1) + 77}
+    (directory / "config.json").write_text(json.dumps(tree))
+    assert load_config(directory).rope_theta == tree["rope_parameters"]["rope_theta"]
+
+
 def change_config(directory, **changes) -> None:
     path = directory / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
@@ -89,7 +102,7 @@ def change_config(directory, **changes) -> None:
 @pytest.mark.parametrize("vision", [{}, None, {"model_type": "siglip_vision_model", "hidden_act": "gelu_pytorch_tanh"}])
 def test_what_config_json_leaves_out_is_as_released_and_unknown_keys_are_ignored(tmp_path, vision):
     directory = edited(tmp_path / "sparse", lambda tensors: None)
-    change_config(directory, vision_config=vision, auto_map={"AutoModel": "some.Code"}, rope_theta=10000)
+    change_config(directory, vision_config=vision, auto_map={"AutoModel": "some.Code"}, rope_theta=10000, rope_scaling=None)
     config = load_config(directory)
     assert config.vision == VisionConfig() == ModelConfig().vision
     assert (config.rope_theta, config.hidden_size) == (10000, 64)

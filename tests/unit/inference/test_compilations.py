@@ -1,16 +1,28 @@
 """How often inference compiles: not for another size in the same buckets, and not more often than there are buckets."""
 
+import contextlib
+import dataclasses
+import itertools
+from collections import Counter
+from collections.abc import Iterator
+
+import jax
 import numpy as np
 import pytest
 
-from owl3_jax.inference import beams, buckets, programs
+from owl3_jax.inference import beams, programs
 from owl3_jax.inference.caches import empty_images, empty_text
-from owl3_jax.inference.context import Context, NewImages
+from owl3_jax.inference.engine import Engine
+from owl3_jax.inference.feature_cache import FeatureCache
+from owl3_jax.inference.runtime import Runtime
 from owl3_jax.inference.sampling import Sampling
-from tests.unit.inference.tiny_engine import engine, images, prompt, runtime
+from owl3_jax.processing.processor import Sample
+from tests.tiny import COMPUTE
+from tests.unit.inference.tiny_engine import TOKENIZER, engine, engine_config, prompt, random_params
 
 PROGRAMS = (programs.encode, programs.store, programs.prefill, programs.begin, programs.decode, beams.search)
 GREEDY = Sampling(max_new_tokens=3)
+DRAW = GREEDY.with_options(temperature=0.7)
 
 
 def compiled() -> list[int]:
@@ -47,17 +59,46 @@ def test_a_stream_and_a_whole_answer_share_their_programs():
     assert compiled() == before
 
 
-def test_programs_are_bounded_by_the_buckets():
-    """Prefill of up to T tokens and I images: no more programs than chunk lengths x text slots x image slots."""
-    sizes = [(tokens, count) for tokens in (1, 16, 17, 30, 31, 32) for count in (0, 3, 4)]
-    lengths = {length for tokens, _ in sizes for length in buckets.prefill_chunks(tokens)}
-    slots = {buckets.text_slots(sum(buckets.prefill_chunks(tokens))) for tokens, _ in sizes}
-    image_slots = {buckets.image_slots(count) for _, count in sizes}
-    before = programs.prefill._cache_size()
-    for tokens, count in sizes:
-        context = Context.empty(runtime("static"), 1, images=count, tokens=sum(buckets.prefill_chunks(tokens)))
-        context.add_images([NewImages(0, range(count), images(count))])
-        context.add_text([np.arange(tokens).tolist()])
-    bound = len(lengths) * len(slots) * len(image_slots)
-    assert (len(lengths), len(slots), len(image_slots)) == (3, 1, 2)
-    assert 0 < programs.prefill._cache_size() - before <= bound
+def test_many_requests_compile_no_more_than_docs_inference_says():
+    r, t, i, c, e, a, k = 2, 1, 2, 2, 2, 1, 2  # sizes of batches, texts, images, chunks, encoder batches, answers; kinds
+    bounds = {"encode": e, "announce": r * i * e, "store": r * i * e, "prefill": r * t * i * c}
+    bounds |= {"begin": r * a * k, "decode": r * t * i * a * k, "empty_text": r * t, "empty_images": r * i}
+    ours = engine_of_its_own()
+    with counted() as compiled:
+        for rows, images, sampling in itertools.product((1, 2), (0, 3), (GREEDY, DRAW)):
+            ours.generate([random_prompt(images, seed) for seed in range(rows)], sampling)
+        small = sum(compiled.values()) - sum(compiled[name] for name in bounds)
+        for seed in range(12):
+            prompts = [random_prompt((0, 3, 4)[seed % 3], seed), random_prompt(0, seed)][: 1 + seed % 2]
+            ours.generate(prompts, [GREEDY, DRAW][seed // 6].with_options(max_new_tokens=1 + seed, seed=seed))
+    counts = {name: compiled[name] for name in bounds}
+    assert all(0 < count <= bounds[name] for name, count in counts.items()), counts
+    assert sum(compiled.values()) == sum(counts.values()) + small, "nothing else depends on the sizes"
+
+
+def engine_of_its_own() -> Engine:
+    """One with whose programs no other test has anything to do."""
+    config = dataclasses.replace(engine_config("static"), rms_norm_eps=2e-6)
+    return Engine(Runtime(config, COMPUTE, random_params(config), None, 2, FeatureCache(2**20)), TOKENIZER)
+
+
+def random_prompt(images: int, seed: int) -> Sample:
+    """At most 24 tokens: a chunk of 16 or of 24."""
+    tokens = int(np.random.default_rng(seed).integers(1, 25))
+    return prompt(tokens, [tokens // 2] * images, seed)
+
+
+@contextlib.contextmanager
+def counted() -> Iterator[Counter[str]]:
+    """How often each program is compiled inside it, jax's own ones included."""
+    found: Counter[str] = Counter()
+
+    def listen(event: str, seconds: float, **about: object) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            found[str(about["fun_name"]).removeprefix("jit(").removesuffix(")")] += 1
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield found
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)

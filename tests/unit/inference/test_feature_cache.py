@@ -56,3 +56,12 @@ def test_a_key_depends_on_content_alone():
     changed[4, 6, 2] ^= 1
     others = [changed, pixels.reshape(7, 5, 3), pixels.view(np.int8), pixels[::-1]]
     assert len({key_of(pixels), *map(key_of, others)}) == 5
+
+
+def test_a_cleared_cache_is_empty_and_takes_more():
+    cache = FeatureCache(100)
+    cache.put(b"a", np.zeros(10, np.float32))
+    cache.clear()
+    assert (len(cache), cache.bytes, cache.get(b"a")) == (0, 0, None)
+    cache.put(b"b", np.zeros(25, np.float32))
+    assert len(cache) == 1 and cache.bytes == 100

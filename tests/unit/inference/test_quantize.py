@@ -20,7 +20,7 @@ from owl3_jax.models.qwen2 import unstack_layers
 from owl3_jax.sharding import make_mesh, param_shardings
 from tests.tiny import COMPUTE, FORMS, init, model_config, single
 from tests.tolerances import ENGINE_LOGITS, INT8_CACHES, INT8_FLIPS, INT8_ROUNDING, INT8_WEIGHTS
-from tests.unit.inference.tiny_engine import TOKENIZER, engine_config, prompt
+from tests.unit.inference.tiny_engine import TOKENIZER, continued, engine_config, prompt
 
 WEIGHTS = dataclasses.replace(COMPUTE, weight_dtype="int8")
 CACHES = dataclasses.replace(COMPUTE, cache_dtype="int8")
@@ -128,6 +128,18 @@ def test_a_batch_with_int8_caches_equals_single_runs():
         for answer, alone in zip(answers, *engine.generate([row], twice), strict=True):
             assert answer.ids == alone.ids
             np.testing.assert_allclose(answer.logprobs, alone.logprobs, rtol=0, atol=ENGINE_LOGITS)
+
+
+def test_beams_follow_their_int8_caches():
+    """What a beam says of its tokens is what reading them as a prompt says."""
+    ours, question = runtime("gated", BOTH), prompt(16, [2, 15], seed=5)
+    sampling = Sampling(num_beams=3, n=3, max_new_tokens=6, repetition_penalty=1.5, logprobs=True)
+    (beams,) = Engine(ours, TOKENIZER).generate([question], sampling)
+    assert len({beam.ids[:2] for beam in beams}) == 2, "they part early"
+    for beam in beams:
+        read = [next_logits(ours, continued(question, beam.ids[:length])) for length in range(6)]
+        expected = [jax.nn.log_softmax(logits)[token] for logits, token in zip(read, beam.ids, strict=True)]
+        np.testing.assert_allclose(beam.logprobs, expected, rtol=0, atol=INT8_FLIPS)
 
 
 def test_caches_grow_without_losing_anything():

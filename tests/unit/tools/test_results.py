@@ -44,3 +44,8 @@ def test_another_file_is_refused_and_left_as_it_is(tmp_path, line):
     with pytest.raises(ValueError, match=r"line 2 of .*out\.jsonl is no result"):
         Results(path)
     assert path.read_bytes() == before
+
+
+def test_a_folder_that_is_missing_is_told_before_anything_is_answered(tmp_path):
+    with pytest.raises(ValueError, match=f"there is no folder {tmp_path}/missing for the results"):
+        Results(tmp_path / "missing" / "out.jsonl")

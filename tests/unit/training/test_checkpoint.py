@@ -21,7 +21,7 @@ import pytest
 
 from owl3_jax.config import Config, DataConfig, MeshConfig, TrainConfig
 from owl3_jax.sharding import make_mesh
-from owl3_jax.training.checkpoint import CheckpointError, Checkpoints, config_differences
+from owl3_jax.training.checkpoint import Checkpoints, SavedRunError, config_differences
 from owl3_jax.training.step import TrainState
 from tests import tiny
 
@@ -153,7 +153,7 @@ def test_a_checkpoint_of_another_model_or_other_data_is_refused_and_left_alone(
     saved: Path, config: Config, lines: list[str]
 ) -> None:
     before = {path: path.stat().st_mtime_ns for path in saved.rglob("*")}
-    with Checkpoints(saved, config) as checkpoints, pytest.raises(CheckpointError) as error:
+    with Checkpoints(saved, config) as checkpoints, pytest.raises(SavedRunError) as error:
         checkpoints.check_same_run()
     assert "checkpoints/3 does not fit this run; use its settings, or another workdir" in str(error.value)
     assert [line for line in lines if line not in str(error.value)] == []
@@ -183,19 +183,19 @@ def rewrite_run_file(workdir: Path, change: Callable[[dict], object]) -> None:
 
 def test_a_checkpoint_with_unknown_settings_is_of_another_version(saved: Path) -> None:
     rewrite_run_file(saved, lambda run: run["config"].update(future={}))
-    with Checkpoints(saved, CONFIG) as checkpoints, pytest.raises(CheckpointError, match=r"another version.*no field future"):
+    with Checkpoints(saved, CONFIG) as checkpoints, pytest.raises(SavedRunError, match=r"another version.*no field future"):
         checkpoints.check_same_run()
 
 
 def test_a_checkpoint_of_more_processes_is_refused(saved: Path) -> None:
     rewrite_run_file(saved, lambda run: run.update(processes=4))
-    with Checkpoints(saved, CONFIG) as checkpoints, pytest.raises(CheckpointError, match="processes: 4 there, 1 in this run"):
+    with Checkpoints(saved, CONFIG) as checkpoints, pytest.raises(SavedRunError, match="processes: 4 there, 1 in this run"):
         checkpoints.check_same_run()
 
 
 def test_a_damaged_checkpoint_is_named(saved: Path) -> None:
     (saved / "checkpoints" / "3" / "progress" / "manifest.ocdbt").write_bytes(b"damaged")
-    with pytest.raises(CheckpointError, match=r"cannot read checkpoint .*checkpoints/3: .*delete that directory"):
+    with pytest.raises(SavedRunError, match=r"cannot read checkpoint .*checkpoints/3: .*delete that directory"):
         restore(saved, make_state(3))
 
 
@@ -245,7 +245,7 @@ def test_a_save_that_finds_no_room_is_an_error_and_the_last_one_stays(
         checkpoints.wait()
         with small_files_only():
             checkpoints.save(2, random_state(2, 100_003), make_iterator())
-            with pytest.raises(CheckpointError, match=message):
+            with pytest.raises(SavedRunError, match=message):
                 notice(checkpoints)
     step, restored = restore(tmp_path, random_state(0, 100_003))
     assert step == 1
@@ -253,7 +253,7 @@ def test_a_save_that_finds_no_room_is_an_error_and_the_last_one_stays(
 
 
 def test_a_failed_save_is_reported_without_orbax_tracebacks(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with pytest.raises(CheckpointError), small_files_only(), Checkpoints(tmp_path, CONFIG) as checkpoints:
+    with pytest.raises(SavedRunError), small_files_only(), Checkpoints(tmp_path, CONFIG) as checkpoints:
         checkpoints.save(2, random_state(2, 100_003), make_iterator())
     assert "Traceback" not in caplog.text
 

@@ -24,7 +24,7 @@ from owl3_jax.config import Config, ConfigError, DataConfig, TrainConfig, load_j
 from owl3_jax.data.unreadable import UnreadableImages
 from owl3_jax.sharding import batch_sharding, replicated
 from owl3_jax.training import loop
-from owl3_jax.training.checkpoint import CheckpointError
+from owl3_jax.training.checkpoint import SavedRunError
 from owl3_jax.training.loop import NonFiniteError, train
 from owl3_jax.training.step import TrainState
 from tests import tiny
@@ -229,7 +229,7 @@ def test_another_model_is_refused_before_anything_is_written(tmp_path: Path) -> 
     train(CONFIG, tmp_path)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     other = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, form="joint"))
-    with pytest.raises(CheckpointError, match=r"model\.form: 'gated' there, 'joint' in this run"):
+    with pytest.raises(SavedRunError, match=r"model\.form: 'gated' there, 'joint' in this run"):
         train(other, tmp_path)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
