@@ -1,8 +1,18 @@
 """What Google publishes of each TPU generation, by the name that a topology starts with.
 
-Sources, read in 2026: the pages v4, v5e, v5p, v6e and tpu7x under https://docs.cloud.google.com/tpu/docs, for v4's links the
-paper "TPU v4: An Optically Reconfigurable Supercomputer" (six links of 50 GB/s each way). The pages give ICI bandwidth in
-both directions together, or in bits a second and one direction; here it is what a chip can send over all its links.
+Read in November 2026, under https://docs.cloud.google.com/tpu/docs:
+
+    v4     v4     operations and HBM
+    v5e    v5e    all; HBM as an older version of the page has it (the newest: 800), DCN a 256th of a pod's
+    v5p    v5p    all
+    v6e    tpu7x  all, as a comparison; the page v6e has 1600 for HBM
+    tpu7x  tpu7x  all
+
+The pages count ICI in both directions together; here it is what a chip can send over all its links. Two numbers of v4 stand on
+no page. Links: table 4 of arXiv 2304.01433 has six of 50 GB/s, seen in quotations only; that this means each way is concluded
+from https://github.com/jax-ml/scaling-book (tpus.md), which has 45 GB/s one way. DCN is what the same book calls typical.
+
+That book has 10 % less for the links of v5e, v5p and v6e, too. Bounds stand on what is published.
 """
 
 from typing import NamedTuple
@@ -14,14 +24,14 @@ class Chip(NamedTuple):
     flops: float  # bfloat16 operations a second
     hbm: float  # bytes a second
     ici: float  # bytes a second, sent to neighbours within the slice
-    dcn: float | None  # bytes a second, sent to other slices; None: not published
+    dcn: float  # bytes a second, sent to other slices
     topology: str  # an example
     devices: int = 1  # that jax sees of it
     topology_options: tuple[tuple[str, str], ...] = ()  # that libtpu needs to show so many
 
 
 CHIPS: dict[str, Chip] = {
-    "v4": Chip(275e12, 1200e9, 300e9, None, "v4:4x4x8", topology_options=(("chip_config_name", "megacore"),)),
+    "v4": Chip(275e12, 1200e9, 300e9, 50e9 / 8, "v4:4x4x8", topology_options=(("chip_config_name", "megacore"),)),
     "v5e": Chip(197e12, 819e9, 200e9, 25e9 / 8, "v5e:16x16"),
     "v5p": Chip(459e12, 2765e9, 600e9, 50e9 / 8, "v5p:4x4x8"),
     "v6e": Chip(918e12, 1638e9, 400e9, 100e9 / 8, "v6e:16x16"),

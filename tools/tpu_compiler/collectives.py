@@ -4,11 +4,9 @@ import math
 import re
 from typing import NamedTuple
 
-from .hlo import Instruction, Module, Run, runs
+from .hlo import Instruction, Module, Run, arrays, runs
 
 _KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute")
-_ARRAY = re.compile(r"\b([a-z]+\d*\w*)\[([\d,]*)\]")
-_BITS = re.compile(r"\d+")
 
 
 class Collective(NamedTuple):
@@ -41,11 +39,11 @@ def _read(run: Run, line: Instruction) -> tuple[str, str, float] | None:
     if line.opcode == "send" and "xla_megascale_runtime" in line.rest:
         transfer = re.search(r'_xla_megascale_transfer_type="(\w+)"', line.rest)
         kind = transfer[1].lower().replace("_", "-") if transfer else "send"
-        return kind, "DCN", float(max(array_sizes(line.shape)))
+        return kind, "DCN", float(max(array.bytes for array in arrays(line.shape)))
     kind = line.opcode.removesuffix("-start")
     if kind not in _KINDS:
         return None
-    sizes = array_sizes(line.shape)
+    sizes = [array.bytes for array in arrays(line.shape)]
     result = max(sizes) if line.opcode.endswith("-start") else sum(sizes)
     n = group_size(line.rest)
     if kind == "all-reduce" and run.computation.startswith("all-reduce-scatter"):
@@ -60,21 +58,6 @@ def _sent(kind: str, result: int, n: int) -> float:
     if kind == "reduce-scatter":
         return result * (n - 1)
     return result * (2 if kind == "all-reduce" else 1) * (n - 1) / n
-
-
-def array_sizes(shape: str) -> list[int]:
-    """Bytes of each array in the text of a shape, without the padding of its layout."""
-    return [
-        math.ceil(_bits(name) * math.prod(map(int, dims.split(",") if dims else ())) / 8)
-        for name, dims in _ARRAY.findall(shape)
-    ]
-
-
-def _bits(name: str) -> int:
-    if name == "pred":
-        return 8
-    found = _BITS.search(name)  # of s32, bf16, f8e4m3fn
-    return int(found[0]) if found else 0
 
 
 def group_size(rest: str) -> int:

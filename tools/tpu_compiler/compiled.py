@@ -3,8 +3,10 @@
 import functools
 import math
 import re
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +14,7 @@ import jax.numpy as jnp
 
 from .collectives import Collective, collectives
 from .hlo import Module, open_loops, parse
+from .images import Facts, image_facts
 from .programs import Program
 from .topology import Topology
 from .traffic import bytes_made
@@ -29,46 +32,67 @@ class OutOfMemory(RuntimeError):
         self.needed, self.available = needed, available
 
 
+class Seconds(NamedTuple):
+    """How long it took."""
+
+    lowering: float  # tracing included
+    compiling: float
+    cpu: float  # of both, on all cores: other work on this machine does not add to it
+
+
 class Compiled(NamedTuple):
     """A program for the devices of a topology; bytes are those of one device."""
 
     program: Program
     executable: jax.stages.Compiled
-    seconds: float
+    seconds: Seconds
     available: float
     peak: float  # what the program holds at once, and what lies beside it
     temporary: float
     code: float
     host: float  # in the host's memory
     moved: float  # from and to HBM, at least
-    collectives: list[Collective] | None  # None: libtpu's module is of a form that this jaxlib cannot read
+    collectives: list[Collective]
     open_loops: int  # `hlo.open_loops`
+    images: Facts | None  # of a train step
 
 
 def compile_for(program: Program, topology: Topology, say: Callable[[str], None] = lambda line: None) -> Compiled:
     """Compiles ahead of time. Raises OutOfMemory when it does not fit."""
-    began = time.monotonic()
+    began, cpu = time.monotonic(), time.process_time()
     lowered = program.lower()
-    say(f"{program.name}: lowered in {time.monotonic() - began:.0f} s, compiling for {topology.describe()} ...")
+    lower_seconds = time.monotonic() - began
+    say(f"{program.name}: lowered in {lower_seconds:.0f} s, compiling for {topology.describe()} ...")
     try:
-        executable = lowered.compile()
+        executable, module = _compile(lowered)
     except jax.errors.JaxRuntimeError as error:
         if needed := _find(rf"\({_SIZE}\) exceeds available HBM", str(error)):
             raise OutOfMemory(needed, available_bytes(topology)) from error
         raise
-    seconds = time.monotonic() - began
-    say(f"compiled in {seconds:.0f} s")
-    compiled = _examine(program, executable, seconds, topology)
+    seconds = Seconds(lower_seconds, time.monotonic() - began - lower_seconds, time.process_time() - cpu)
+    say(f"compiled in {seconds.compiling:.0f} s")
+    compiled = _examine(program, executable, module, seconds, topology)
     if compiled.peak > compiled.available:
         raise OutOfMemory(compiled.peak, compiled.available)
     return compiled
 
 
-def _examine(program: Program, executable: jax.stages.Compiled, seconds: float, topology: Topology) -> Compiled:
+def _compile(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled, Module]:
+    """The executable and the module in it, as libtpu writes it: what it has for v6e and tpu7x, jaxlib 0.10.2 cannot read."""
+    with tempfile.TemporaryDirectory() as directory:
+        executable = lowered.compile(compiler_options={"xla_dump_to": directory, "xla_dump_hlo_as_text": True})
+        files = list(Path(directory).glob("*.after_optimizations.txt"))
+        if not files:
+            raise RuntimeError("the compiler does not show what it has made; is this libtpu the one of constraints.txt?")
+        return executable, parse(max(files, key=lambda file: file.stat().st_size).read_text())
+
+
+def _examine(
+    program: Program, executable: jax.stages.Compiled, module: Module, seconds: Seconds, topology: Topology
+) -> Compiled:
     memory = executable.memory_analysis()
     if memory is None:
         raise RuntimeError("the compiler does not tell what the program needs; is this libtpu the one of constraints.txt?")
-    module = _module(executable)
     beside = max(0, sum(device_bytes(tree) for tree in program.held.values()) - memory.argument_size_in_bytes)
     return Compiled(
         program,
@@ -80,26 +104,16 @@ def _examine(program: Program, executable: jax.stages.Compiled, seconds: float, 
         memory.generated_code_size_in_bytes,
         memory.host_temp_size_in_bytes + memory.host_argument_size_in_bytes,
         _moved(program, memory, module),
-        collectives(module) if module else None,
-        open_loops(module) if module else 0,
+        collectives(module),
+        open_loops(module),
+        image_facts(module, program.rows) if program.rows else None,
     )
 
 
-def _moved(program: Program, memory: Any, module: Module | None) -> float:
+def _moved(program: Program, memory: Any, module: Module) -> float:
     """Arguments are read, results written; what is made in between is both."""
     results = memory.output_size_in_bytes - (0 if program.rewrites else memory.alias_size_in_bytes)
-    made = bytes_made(module) if module else 0
-    return memory.argument_size_in_bytes + max(results, 2 * made - results)
-
-
-def _module(executable: jax.stages.Compiled) -> Module | None:
-    """The compiled module; None where libtpu is ahead of jaxlib (collectives on tpu7x's SparseCores, jaxlib 0.10.2)."""
-    try:
-        return parse(executable.as_text() or "")
-    except jax.errors.JaxRuntimeError as error:
-        if "RET_CHECK" in str(error):
-            return None
-        raise
+    return memory.argument_size_in_bytes + max(results, 2 * bytes_made(module) - results)
 
 
 def device_bytes(tree: object) -> int:

@@ -1,5 +1,6 @@
-"""Reading the text of a compiled module: its computations, what they call, and how often each of them runs."""
+"""Reading the text of a compiled module: its computations, what they call, how often each of them runs, and its arrays."""
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
@@ -7,7 +8,9 @@ from typing import NamedTuple
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^ +(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][a-z\d\-]*)\((.*)$")
 _CALLED = re.compile(r"\b(?:body|calls|to_apply|true_computation|false_computation)=%?([\w.\-]+)")
-_BRANCHES = re.compile(r"\bbranch_computations=\{([^}]*)\}")
+_LISTED = re.compile(r"\b(?:branch|called)_computations=\{([^}]*)\}")
+_ARRAY = re.compile(r"\b([a-z]+\d*\w*)\[([\d,]*)\]")
+_BITS = re.compile(r"\d+")
 _TRIP_COUNT = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 
 
@@ -18,6 +21,23 @@ class Instruction(NamedTuple):
     shape: str  # an array `bf16[4,8]{...}` or a tuple of arrays
     opcode: str
     rest: str  # operands and attributes
+
+
+class Array(NamedTuple):
+    """An array by the names that XLA gives to types."""
+
+    dtype: str  # bf16, s32, pred
+    dims: tuple[int, ...]
+
+    @property
+    def bytes(self) -> int:
+        """Its size without the padding of a layout."""
+        bits = _BITS.search(self.dtype)  # of s32, bf16, f8e4m3fn
+        of_one = 8 if self.dtype == "pred" else int(bits[0]) if bits else 0
+        return math.ceil(of_one * math.prod(self.dims) / 8)
+
+    def __str__(self) -> str:
+        return f"{self.dtype}[{','.join(map(str, self.dims))}]"
 
 
 class Module(NamedTuple):
@@ -36,7 +56,7 @@ class Run(NamedTuple):
 
 
 def parse(text: str) -> Module:
-    """The module that `compiled.as_text()` shows."""
+    """The module that XLA writes as `after_optimizations.txt`."""
     computations: dict[str, list[Instruction]] = {}
     entry, current = "", []
     for line in text.splitlines():
@@ -46,6 +66,11 @@ def parse(text: str) -> Module:
         elif found := _INSTRUCTION.match(line):
             current.append(Instruction(*found.groups()))
     return Module({name: tuple(lines) for name, lines in computations.items()}, entry)
+
+
+def arrays(shape: str) -> list[Array]:
+    """The arrays in the text of a shape, which may be a tuple."""
+    return [Array(dtype, tuple(map(int, dims.split(",") if dims else ()))) for dtype, dims in _ARRAY.findall(shape)]
 
 
 def runs(module: Module) -> Iterator[Run]:
@@ -67,8 +92,8 @@ def open_loops(module: Module) -> int:
 
 
 def _called(instruction: Instruction) -> list[str]:
-    branches = _BRANCHES.search(instruction.rest)
-    return [*_CALLED.findall(instruction.rest), *(re.findall(r"[\w.\-]+", branches[1]) if branches else ())]
+    listed = _LISTED.search(instruction.rest)
+    return [*_CALLED.findall(instruction.rest), *(re.findall(r"[\w.\-]+", listed[1]) if listed else ())]
 
 
 def _trip_count(module: Module, loop: Instruction) -> int | None:

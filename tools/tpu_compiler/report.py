@@ -7,6 +7,7 @@ from typing import Any
 from jax.sharding import Mesh
 
 from .compiled import GIB, Compiled, OutOfMemory, device_bytes
+from .images import Facts
 from .programs import Program
 from .topology import Topology
 
@@ -17,24 +18,25 @@ def make_report(compiled: Compiled, topology: Topology, mesh: Mesh) -> Report:
     """Everything of a program that fits."""
     program, chip, n = compiled.program, topology.chip, topology.chip.devices
     gib = lambda size: n * size / GIB
-    sent = lambda net: n * sum(c.bytes for c in compiled.collectives or () if c.network == net and not c.conditional)
+    sent = lambda net: n * sum(c.bytes for c in compiled.collectives if c.network == net and not c.conditional)
     moved = n * compiled.moved
     seconds = {
         "compute": program.computed / topology.chips / chip.flops,
         "HBM": moved / chip.hbm,
         "ICI": sent("ICI") / chip.ici,
-        **({"DCN": sent("DCN") / chip.dcn} if chip.dcn else {}),
+        "DCN": sent("DCN") / chip.dcn,
     }
     held = {name: gib(device_bytes(tree)) for name, tree in program.held.items()}
     return {
         **_heading(program, topology, mesh),
         "fits": True,
-        "compile_seconds": compiled.seconds,
+        "compile_seconds": compiled.seconds._asdict(),
         "available_gib": gib(compiled.available),
         "peak_gib": gib(compiled.peak),
         "memory_gib": {**held, "temporary": gib(compiled.temporary), "code": gib(compiled.code), "host": gib(compiled.host)},
-        "collectives": _collectives(compiled, n),
+        "collectives": [{**c._asdict(), "bytes": n * c.bytes} for c in compiled.collectives],
         "open_loops": compiled.open_loops,
+        "images": compiled.images and _images(compiled.images),
         "model_flops": program.flops / topology.chips,
         "computed_flops": program.computed / topology.chips,
         "hbm_bytes": moved,
@@ -45,10 +47,15 @@ def make_report(compiled: Compiled, topology: Topology, mesh: Mesh) -> Report:
     }
 
 
-def _collectives(compiled: Compiled, devices: int) -> list[Report] | None:
-    if compiled.collectives is None:
-        return None
-    return [{**c._asdict(), "bytes": devices * c.bytes} for c in compiled.collectives]
+def _images(facts: Facts) -> Report:
+    """Arrays as text, the gathered ones with their bytes on a device."""
+    gathered = lambda x: x and {"array": str(x.array), "bytes": x.array.bytes, "name": x.name}
+    return {
+        "scores": facts.scores and str(facts.scores),
+        "largest_gathered": gathered(facts.largest),
+        "images_gathered": gathered(facts.of_images),
+        "features_bytes": facts.features.bytes,
+    }
 
 
 def make_failure(error: OutOfMemory, program: Program, topology: Topology, mesh: Mesh) -> Report:
@@ -73,6 +80,7 @@ def _heading(program: Program, topology: Topology, mesh: Mesh) -> Report:
         "slices": topology.slices,
         "chips": topology.chips,
         "mesh": dict(mesh.shape),
+        "remat": program.remat,
     }
 
 
@@ -101,6 +109,7 @@ def _speed(report: Report) -> list[str]:
     return [
         "",
         *_collective_lines(report["collectives"]),
+        *(_image_lines(report["images"]) if report["images"] else []),
         *(
             ["loops whose trips XLA does not tell, counted as one trip: " + str(report["open_loops"])]
             * bool(report["open_loops"])
@@ -114,13 +123,21 @@ def _speed(report: Report) -> list[str]:
     ]
 
 
-def _collective_lines(collectives: Sequence[Mapping[str, Any]] | None) -> list[str]:
-    if collectives is None:
-        return ["collectives not known: this jaxlib cannot read what libtpu compiled; ICI and DCN are left out below"]
+def _collective_lines(collectives: Sequence[Mapping[str, Any]]) -> list[str]:
     return [
         f"{c['kind']:<20}{c['times']:6} times, {_number(c['bytes']):>7}B sent over {c['network']}"
         + (", in branches: at most" if c["conditional"] else "")
         for c in collectives
+    ]
+
+
+def _image_lines(images: Report) -> list[str]:
+    shown = lambda x: f"{_number(x['bytes'])}B, {x['array']} {x['name']}".rstrip() if x else "none"
+    return [
+        "",
+        f"scores of images     {images['scores'] or 'none'}",
+        f"largest all-gather   {shown(images['largest_gathered'])}",
+        f"images gathered      {shown(images['images_gathered'])}; features of all are {_number(images['features_bytes'])}B",
     ]
 
 

@@ -2,8 +2,7 @@
 
 import re
 
-from .collectives import array_sizes
-from .hlo import Instruction, Module, runs
+from .hlo import Instruction, Module, arrays, runs
 
 # They make no array, or say only that one is begun.
 _MAKES_NOTHING = frozenset(
@@ -17,6 +16,7 @@ _MAKES_NOTHING = frozenset(
         "conditional",
         "call",
         "after-all",
+        "async-update",
         "send",
         "recv",
     )
@@ -54,4 +54,4 @@ def _makes_an_array(module: Module, line: Instruction) -> bool:
 
 
 def _bytes_in_hbm(line: Instruction) -> int:
-    return sum(array_sizes(_IN_VMEM.sub("", line.shape)))
+    return sum(array.bytes for array in arrays(_IN_VMEM.sub("", line.shape)))

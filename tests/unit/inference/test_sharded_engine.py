@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from owl3_jax.config import MeshConfig, ModelConfig
-from owl3_jax.inference.engine import Engine
+from owl3_jax.inference.engine import Engine, forward
 from owl3_jax.inference.runtime import Runtime
 from owl3_jax.inference.sampling import Sampling
 from owl3_jax.inference.session import Session
@@ -26,6 +26,7 @@ CASES = [
     ("joint", MeshConfig(data=8)),
     ("joint", MeshConfig(data=1, fsdp=2, context=4)),
 ]
+OVER_CONTEXT = MeshConfig(data=1, context=8)
 
 
 def config(form) -> ModelConfig:
@@ -57,8 +58,17 @@ def test_answers_on_a_mesh_equal_those_on_one_device(form, mesh):
         np.testing.assert_allclose(own.logprobs, one.logprobs, rtol=0, atol=ENGINE_LOGITS)
 
 
+@pytest.mark.parametrize("form", ["gated", "joint"])
+def test_logits_at_all_positions_with_images_and_text_over_devices(form):
+    """Sixteen positions and five images over eight devices."""
+    sixteen = prompt(16, [0, 2, 2, 9, 12], seed=1)
+    spread, one = (forward(runtime, sixteen) for runtime in (on_mesh(form, OVER_CONTEXT), on_one_device(form)))
+    assert spread.shape == one.shape == (16, one.shape[1])
+    np.testing.assert_allclose(spread, one, rtol=0, atol=ENGINE_LOGITS)
+
+
 def test_text_alone_on_a_mesh_that_spreads_images():
-    spread = Engine(on_mesh("gated", MeshConfig(data=1, context=8)), TOKENIZER)
+    spread = Engine(on_mesh("gated", OVER_CONTEXT), TOKENIZER)
     expected = Engine(on_one_device("gated"), TOKENIZER).generate(PROMPTS[1:2], GREEDY)
     assert spread.generate(PROMPTS[1:2], GREEDY)[0][0].ids == expected[0][0].ids
 

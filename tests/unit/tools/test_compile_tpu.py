@@ -35,8 +35,9 @@ def test_the_report_of_a_train_step(monkeypatch, capsys, tmp_path):
     small = [
         "--config.mesh.data=1",
         "--config.mesh.fsdp=4",
-        "--config.data.tokens_per_row=64",
-        "--config.data.images_per_row=2",
+        "--config.data.tokens_per_row=384",
+        "--config.data.images_per_row=7",
+        "--config.data.rows=20",
     ]
     assert compile_tpu(monkeypatch, "--topology", "v5e:2x2", "--json", str(file), *small) is None
     report = json.loads(file.read_text())
@@ -46,6 +47,9 @@ def test_the_report_of_a_train_step(monkeypatch, capsys, tmp_path):
     assert memory["optimizer"] == pytest.approx(2 * memory["parameters"], rel=1e-3)
     assert memory["parameters"] + memory["optimizer"] + memory["batch"] < report["peak_gib"] < 1
     assert {"all-gather", "all-reduce"} <= {c["kind"] for c in report["collectives"]}
+    images = report["images"]
+    assert images["scores"] is None and images["images_gathered"] is None
+    assert 0 < images["largest_gathered"]["bytes"] < images["features_bytes"]
     assert report["computed_flops"] > report["model_flops"] > 0  # remat full
     assert report["step_seconds_at_least"] == max(report["seconds_at_least"].values())
     assert capsys.readouterr().out == describe(report) + "\n"

@@ -2,8 +2,8 @@
 
 import pytest
 
-from tools.tpu_compiler.collectives import Collective, array_sizes, collectives, group_size
-from tools.tpu_compiler.hlo import open_loops, parse
+from tools.tpu_compiler.collectives import Collective, collectives, group_size
+from tools.tpu_compiler.hlo import arrays, open_loops, parse
 from tools.tpu_compiler.traffic import bytes_made
 
 # Shortened from what libtpu writes.
@@ -96,9 +96,10 @@ def test_group_sizes(attributes, size):
     assert group_size(attributes) == size
 
 
-def test_array_sizes():
+def test_arrays_of_a_shape():
     shape = "(bf16[4,8]{1,0:T(8,128)(2,1)}, /*index=5*/f32[]{:T(128)}, pred[3]{0}, s4[6]{0}, f8e4m3fn[5]{0}, token[])"
-    assert array_sizes(shape) == [64, 4, 3, 3, 5, 0]
+    assert [array.bytes for array in arrays(shape)] == [64, 4, 3, 3, 5, 0]
+    assert str(arrays(shape)[0]) == "bf16[4,8]"
 
 
 def test_arrays_in_hbm_are_counted_by_trips():

@@ -75,17 +75,28 @@ def test_the_comparison_shows_both_ways():
 
 
 def test_tables_fill_their_places():
-    report = {"mesh": {"data": 1, "fsdp": 8}, "peak_gib": 20.04, "available_gib": 15.75, "fits": False}
+    report = {"mesh": {"data": 1, "fsdp": 8}, "remat": "full", "peak_gib": 20.04, "available_gib": 15.75, "fits": False}
     fits = report | {"fits": True, "peak_gib": 9.0, "seconds_at_least": {"compute": 2.0, "ICI": 1.0}}
-    fits |= {"step_seconds_at_least": 2.0, "mfu_at_most": 0.754}
+    fits |= {"step_seconds_at_least": 2.0, "mfu_at_most": 0.754, "compile_seconds": {"cpu": 150.4}}
     reports = json.loads(json.dumps({"stage 1, 7b on v5e:16x16: train": report, "stage 2, 7b on v5e:16x16: train": fits}))
     table = tpu_tables.stages_table(reports)
-    assert "| stage 1, 7b on v5e:16x16 | fsdp 8 | **no** | 20.0 of 15.8 | | | |" in table
-    assert "| stage 2, 7b on v5e:16x16 | fsdp 8 | yes | 9.0 of 15.8 | 2.00 s | compute | 75% |" in table
+    assert "| stage 1, 7b on v5e:16x16 | fsdp 8 | full | **no** | 20.0 of 15.8 | | | | |" in table
+    assert "| stage 2, 7b on v5e:16x16 | fsdp 8 | full | yes | 9.0 of 15.8 | 2.00 s | compute | 75% | 150 |" in table
     page = tpu_tables.fill("a\n<!-- stages -->\nold\n<!-- end -->\nb", {"stages": table})
     assert page == f"a\n<!-- stages -->\n{table}\n<!-- end -->\nb"
     with pytest.raises(SystemExit, match="no place for the table 'prompts'"):
         tpu_tables.fill(page, {"prompts": ""})
+
+
+def test_no_stage_gathers_images():
+    """By what was compiled for the table: no scores of text over images, nothing gathered that comes near all features."""
+    reports = json.loads(tpu_tables.Flags.reports.read_text())
+    stages = {name: reports[name] for case in tpu_tables.STAGES if (name := f"{case.name}: train") in reports}
+    assert {f"stage {stage}, 7b on v5e:16x16: train" for stage in (1, 2, 3)} <= set(stages)
+    for name, report in stages.items():
+        images = report["images"]
+        assert report["fits"] and images["scores"] is None and images["images_gathered"] is None, name
+        assert 9 * images["largest_gathered"]["bytes"] < images["features_bytes"], name
 
 
 def test_every_case_names_a_config_that_is_there():
