@@ -4,9 +4,10 @@
 
 For each number of images: seconds an image in the vision tower, seconds of prefill with the image features given,
 milliseconds a token of decoding, peak memory; growth with the number of images; the two floors (bytes that a decoding step
-reads over measured memory bandwidth, FLOPs of a prefill over measured matmul rate). With `--against-torch`, the official
-algorithm in plain PyTorch (`tools/torch_baseline`) runs in turn with ours on the same weights and inputs, and ratios are
-printed. Medians of `--repeats` runs. JSON and a plot go to `--out`. docs/inference.md shows the output.
+reads over memory bandwidth measured between the rounds, FLOPs of a prefill over measured matmul rate).
+With `--against-torch`, the official algorithm in plain PyTorch (`tools/torch_baseline`) runs in turn with ours on the same
+weights and inputs, and ratios are printed. Medians of `--repeats` runs. JSON and a plot go to
+`--out`. docs/inference.md shows the output.
 """
 
 import dataclasses
@@ -16,7 +17,6 @@ from typing import Literal
 
 import tyro
 from inference_benchmark import (
-    Machine,
     Ours,
     Settings,
     Torch,
@@ -62,7 +62,7 @@ def main() -> None:
 def inference(flags: Inference) -> None:
     """Measures, prints, and writes."""
     config: ModelConfig = NAMED_SIZES[SIZES[flags.size]]
-    machine = Machine(measure_memory_bandwidth(), measure_matmul_rate(flags.dtype))
+    flops_per_s = measure_matmul_rate(flags.dtype)
     settings = Settings(config, flags.dtype, flags.vision_batch_size)
     ours = Ours(settings)
     torch = torch_side(settings, ours, repeat_keys=not flags.torch_gqa) if flags.against_torch else None
@@ -70,10 +70,10 @@ def inference(flags: Inference) -> None:
     for images in flags.images:
         other = torch if images <= flags.torch_images else None
         tokens = len(settings.prompt(images)[0])
-        measurements.append(measure(images, ours, other, flags.repeats, tokens=tokens))
+        measurements.append(measure(images, ours, other, flags.repeats, tokens=tokens, bandwidth=measure_memory_bandwidth))
         print(measurements[-1].line(), file=sys.stderr, flush=True)
     batch = measure_batch(ours, flags.batch, flags.repeats)
-    report = make_report(dataclasses.asdict(flags) | {"out": None}, config, flags.dtype, machine, measurements, batch)
+    report = make_report(dataclasses.asdict(flags) | {"out": None}, config, flags.dtype, flops_per_s, measurements, batch)
     print(describe(report))
     for path in write_report(flags.out, report) if flags.out else ():
         print(path)

@@ -1,12 +1,10 @@
 """The parts of `tools/benchmark.py inference`: two sides that do the same work, what is measured of them, and the report."""
 
-from .floors import Machine
 from .measure import measure, measure_batch
 from .report import describe, make_report, write_report
 from .sides import Ours, Settings, Torch, torch_tensors
 
 __all__ = [
-    "Machine",
     "Ours",
     "Settings",
     "Torch",

@@ -1,7 +1,6 @@
 """Below what no time can go on this machine: bytes that must be read, products that must be made."""
 
 import math
-from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -9,13 +8,6 @@ import numpy as np
 from owl3_jax.config import ComputeConfig, DType, ModelConfig
 from owl3_jax.inference.caches import image_bytes, text_bytes
 from owl3_jax.models.owl3 import abstract_params
-
-
-class Machine(NamedTuple):
-    """Measured by `tools/roofline.py`."""
-
-    bytes_per_s: float
-    flops_per_s: float
 
 
 def decode_bytes(config: ModelConfig, dtype: DType, images: int, tokens: int) -> int:

@@ -35,6 +35,7 @@ class Measurement:
     tokens: int  # of the prompt
     ours: Times
     torch: Times | None
+    bytes_per_s: float  # of memory, between the rounds
     peak_bytes: int  # of the process: ours, and PyTorch's too where it ran
 
     def line(self) -> str:
@@ -44,22 +45,27 @@ class Measurement:
         return f"{self.images} images: " + "; ".join(times)
 
 
-def measure(images: int, ours: Ours, torch: Torch | None, repeats: int, *, tokens: int) -> Measurement:
-    """Medians over `repeats` rounds; in each, ours and PyTorch's run one after the other. The first round is thrown away.
+def measure(
+    images: int, ours: Ours, torch: Torch | None, repeats: int, *, tokens: int, bandwidth: Callable[[], float]
+) -> Measurement:
+    """Medians over `repeats` rounds; in each, ours, PyTorch's and the memory's run one after the other. The first round is
+    thrown away.
 
     Beyond 256 images the prompt is read once, after its programs are compiled, and decoded in every round.
     """
     reset_peak()
     times, theirs = Times(), Times() if torch else None
+    rates = []
     reads = repeats if images <= _MOST_IMAGES_READ_AGAIN else 1
     for number in range(repeats + 1):
         _round(times, ours, images, _DECODED, read=number <= reads, keep=number >= reads and number < repeats)
         if torch and theirs:
             _round(theirs, torch, images, _DECODED_BY_TORCH)
+        rates.append(bandwidth())
     for side in (times, theirs):
         for runs in vars(side).values() if side else ():
             del runs[:1]  # compilation, first touch of memory
-    return Measurement(images, tokens, times, theirs, peak_bytes())
+    return Measurement(images, tokens, times, theirs, statistics.median(rates), peak_bytes())
 
 
 def measure_batch(ours: Ours, rows: int, repeats: int) -> dict[str, float]:

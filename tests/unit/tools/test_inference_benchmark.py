@@ -7,7 +7,6 @@ from owl3_jax.config import NAMED_SIZES
 from owl3_jax.flops import prefill_flops
 from tests.tiny import FORMS, model_config
 from tools.inference_benchmark import (
-    Machine,
     Ours,
     Settings,
     Torch,
@@ -45,11 +44,14 @@ def test_both_sides_say_the_same(form):
 def test_the_report_has_a_line_for_each_number_of_images(tmp_path):
     settings, ours, torch = sides()
     tokens = len(settings.prompt(3)[0])
-    measurements = [measure(3, ours, torch, 2, tokens=tokens), measure(5, ours, None, 1, tokens=tokens)]
+    common = {"tokens": tokens, "bandwidth": lambda: 1e10}
+    measurements = [measure(3, ours, torch, 2, **common), measure(65, ours, None, 1, **common)]
     batch = measure_batch(ours, 4, 1)
-    machine = Machine(1e10, 1e11)
-    report = make_report({"size": "tiny", "dtype": "float32"}, settings.config, "float32", machine, measurements, batch)
-    assert [row["images"] for row in report["images"]] == [3, 5]
+    report = make_report({"size": "tiny", "dtype": "float32"}, settings.config, "float32", 1e11, measurements, batch)
+    assert [row["images"] for row in report["images"]] == [3, 65]
+    floor = report["images"][0]["decode_floor"]
+    assert floor["seconds"] == floor["bytes"] / 1e10
+    assert "vision" not in report["images"][1]["ours"]  # the same batch yet more often
     assert set(report["images"][0]["ratio"]) == {"vision", "prefill", "decode"} and not report["images"][1]["ratio"]
     assert all(len(runs) == 2 for runs in vars(measurements[0].ours).values())
     assert report["images"][0]["peak_gb"] > 0.05 and batch["rows"] == 4
