@@ -54,8 +54,10 @@ class Context:
         blocks, tokens = runtime.image_blocks(images), buckets.text_slots(tokens)
         images = sum(blocks)
         needed = image_bytes(config, compute, rows, images) + text_bytes(config, compute, rows, tokens)
-        needed += text_bytes(config, compute, rows * samples, new_tokens)
-        check_fits(needed, f"the caches of {rows} rows of {tokens} tokens and {images} images", runtime.devices)
+        answer = buckets.text_slots(new_tokens) if new_tokens else 0
+        needed += text_bytes(config, compute, rows * samples, answer)
+        what = f"the caches of {rows} rows of {tokens} tokens and {images} images, with {samples} x {answer} tokens of answers,"
+        check_fits(needed, what, runtime.devices)
         return cls(
             runtime,
             runtime.run(empty_images, config, compute, rows, blocks),

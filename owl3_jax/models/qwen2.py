@@ -89,8 +89,8 @@ class LayerInputs(NamedTuple):
     positions: Int[Array, "B T"]
     visible: Visibility  # over the text
     cache_length: Int[Array, ""] | None  # first free slot of the text cache
-    past: Past | None
     fusion: Fusion
+    past: Past | None = None
 
 
 class MLP(nn.Module):

@@ -27,7 +27,7 @@ def layer_inputs(config: ModelConfig, params: dict, features: jax.Array) -> Laye
     seen = visibility(positions, ones, starts, jnp.ones_like(starts), inclusive=inclusive)
     hyper = HyperLayers(config, FLOAT32).bind({"params": params["language_model"]["hyper_layers"]})
     scales = params["language_model"]["input_layernorm"]["scale"][np.array(config.hyper_layer_indices)]
-    fusion = Fusion(hyper.image_cache(features, starts, scales), seen, hyper.gate_weights())
+    fusion = Fusion((hyper.image_cache(features, starts, scales),), seen, hyper.gate_weights())
     return LayerInputs(positions, visibility(positions, ones, positions, ones), None, fusion)
 
 
