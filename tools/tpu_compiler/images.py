@@ -11,6 +11,8 @@ from owl3_jax.config import Config
 
 from .hlo import Array, Module, arrays
 
+_GATHERS = ("all-gather", "all-reduce")  # XLA gathers by sums of padded parts, too
+
 
 class Rows(NamedTuple):
     """The rows of a batch, to recognise their arrays by."""
@@ -32,7 +34,7 @@ class Rows(NamedTuple):
 
 
 class Gathered(NamedTuple):
-    """An array that an operation puts together on each device."""
+    """An array that a collective operation leaves on each device."""
 
     array: Array
     name: str  # of the operation in the model, empty where the compiler does not tell
@@ -42,7 +44,7 @@ class Facts(NamedTuple):
     """What a module does with images; arrays are those of one device."""
 
     scores: Array | None  # the largest with the positions and the image tokens of a row among its dims: scores or a mask
-    largest: Gathered | None  # of all that is gathered
+    largest: Gathered | None  # of all that is gathered or summed
     of_images: Gathered | None  # the largest of images
     features: Array  # `Rows.features`, for comparison
 
@@ -54,7 +56,7 @@ def image_facts(module: Module, rows: Rows) -> Facts:
     gathered = [
         Gathered(max(arrays(line.shape), key=lambda array: array.bytes), _name(line.rest))
         for line in lines
-        if line.opcode.removesuffix("-start") == "all-gather"
+        if line.opcode.removesuffix("-start") in _GATHERS
     ]
     of_images = [x for x in gathered if _holds_images(x.array, rows)]
     return Facts(
@@ -63,10 +65,9 @@ def image_facts(module: Module, rows: Rows) -> Facts:
 
 
 def _crosses(array: Array, rows: Rows) -> bool:
-    dims = list(array.dims)
-    if rows.positions not in dims:
+    dims = [dim for dim in array.dims if dim != rows.positions]
+    if len(dims) == len(array.dims):
         return False
-    dims.remove(rows.positions)
     together = any(_about(dim, rows.images * rows.image_tokens) for dim in dims)
     return together or (rows.images in dims and any(_about(dim, rows.image_tokens) for dim in dims))
 

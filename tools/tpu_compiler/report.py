@@ -136,7 +136,7 @@ def _image_lines(images: Report) -> list[str]:
     return [
         "",
         f"scores of images     {images['scores'] or 'none'}",
-        f"largest all-gather   {shown(images['largest_gathered'])}",
+        f"largest gathered     {shown(images['largest_gathered'])}",
         f"images gathered      {shown(images['images_gathered'])}; features of all are {_number(images['features_bytes'])}B",
     ]
 

@@ -32,7 +32,7 @@ def compile_tpu(monkeypatch, *arguments: str) -> int | str | None:
 
 def test_the_report_of_a_train_step(monkeypatch, capsys, tmp_path):
     file = tmp_path / "report.json"
-    small = [
+    small = [  # sizes by which arrays are told apart
         "--config.mesh.data=1",
         "--config.mesh.fsdp=4",
         "--config.data.tokens_per_row=384",
@@ -48,8 +48,8 @@ def test_the_report_of_a_train_step(monkeypatch, capsys, tmp_path):
     assert memory["parameters"] + memory["optimizer"] + memory["batch"] < report["peak_gib"] < 1
     assert {"all-gather", "all-reduce"} <= {c["kind"] for c in report["collectives"]}
     images = report["images"]
-    assert images["scores"] is None and images["images_gathered"] is None
-    assert 0 < images["largest_gathered"]["bytes"] < images["features_bytes"]
+    assert images["scores"] is None
+    assert 0 < 10 * images["largest_gathered"]["bytes"] < images["features_bytes"]
     assert report["computed_flops"] > report["model_flops"] > 0  # remat full
     assert report["step_seconds_at_least"] == max(report["seconds_at_least"].values())
     assert capsys.readouterr().out == describe(report) + "\n"

@@ -130,3 +130,23 @@ ENTRY %main (p0: f32[8]) -> f32[8] {
 }
 """
     assert bytes_made(parse(text)) == 7 * 8 * 4 + 6 * 2
+
+
+def test_operations_of_sparse_cores_are_counted_once():
+    text = """\
+%called (q: bf16[64]) -> bf16[16] {
+  ROOT %reduce-scatter.5 = bf16[16]{0} reduce-scatter(%q), channel_id=3, replica_groups=mesh['a'=4] {'a'}, to_apply=%add
+}
+
+%async (p: bf16[64]) -> bf16[16] {
+  ROOT %custom-call = bf16[16]{0} custom-call(%p), custom_call_target="TODO", called_computations={%called}
+}, execution_thread="sparsecore"
+
+ENTRY %main (p0: bf16[64]) -> bf16[16] {
+  %call-start = ((), (), s32[8192]{0}) async-start(), async_execution_thread="sparsecore", calls=%async
+  %call-update = ((bf16[64]{0}), bf16[16]{0}, s32[8192]{0}) async-update(%call-start, %p0)
+  ROOT %call-done = bf16[16]{0} async-done(%call-update)
+}
+"""
+    assert collectives(parse(text)) == [Collective("reduce-scatter", "ICI", False, 1, 16 * 2 * 3)]
+    assert bytes_made(parse(text)) == 16 * 2

@@ -34,9 +34,24 @@ def test_scores_have_positions_and_image_tokens(shape, found):
     assert bool(image_facts(module("f32[64]{0}", shape), ROWS).scores) == found
 
 
+def test_positions_that_see_positions_are_no_scores_of_images():
+    """Also where a row has about as many of them as image tokens."""
+    rows = ROWS._replace(positions=17, images=1)
+    assert image_facts(module("pred[17,17]{1,0}"), rows).scores is None
+    assert image_facts(module("pred[17,16]{1,0}"), rows).scores
+
+
 def test_the_largest_are_told():
     facts = image_facts(module("f32[64,48]{1,0}", "f32[2,64,48]{2,1,0}", "bf16[2,64,48]{2,1,0}"), ROWS)
     assert str(facts.scores) == "f32[2,64,48]"
     assert (str(facts.largest.array), facts.largest.name) == ("bf16[40,70]", "layers/mlp/up_proj/mul")
     assert (str(facts.of_images.array), facts.of_images.name) == ("bf16[3,16,40]", "")
     assert facts.features.bytes == 12 * 16 * 40 * 2
+
+
+def test_sums_gather_too():
+    text = (
+        "ENTRY %main (p: f32[2]) -> f32[2] {\n  %all-reduce.1 = (f32[2]{0}, bf16[4,3,16,40]{3,2,1,0}) all-reduce(%x, %y)\n}\n"
+    )
+    facts = image_facts(parse(text), ROWS)
+    assert facts.largest == facts.of_images and str(facts.largest.array) == "bf16[4,3,16,40]"
