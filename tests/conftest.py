@@ -11,3 +11,13 @@ FLAGS = (
     "--xla_llvm_disable_expensive_passes=true",
 )
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS])
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+
+@pytest.fixture(autouse=True, scope="module")
+def programs_of_one_module():
+    """A compiled program takes dozens of memory maps, of which Linux gives a process 65,530; past them LLVM crashes."""
+    yield
+    jax.clear_caches()
