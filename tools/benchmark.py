@@ -69,8 +69,7 @@ def inference(flags: Inference) -> None:
     measurements = []
     for images in flags.images:
         other = torch if images <= flags.torch_images else None
-        tokens = len(settings.prompt(images)[0])
-        measurements.append(measure(images, ours, other, flags.repeats, tokens=tokens, bandwidth=measure_memory_bandwidth))
+        measurements.append(measure(images, ours, other, flags.repeats, measure_memory_bandwidth))
         print(measurements[-1].line(), file=sys.stderr, flush=True)
     batch = measure_batch(ours, flags.batch, flags.repeats)
     report = make_report(dataclasses.asdict(flags) | {"out": None}, config, flags.dtype, flops_per_s, measurements, batch)

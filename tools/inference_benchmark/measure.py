@@ -36,6 +36,8 @@ class Measurement:
     ours: Times
     torch: Times | None
     bytes_per_s: float  # of memory, between the rounds
+    decode_of_one: float  # seconds a token of ours with one image, between the rounds
+    tokens_of_one: int  # of that prompt
     peak_bytes: int  # of the process: ours, and PyTorch's too where it ran
 
     def line(self) -> str:
@@ -45,27 +47,27 @@ class Measurement:
         return f"{self.images} images: " + "; ".join(times)
 
 
-def measure(
-    images: int, ours: Ours, torch: Torch | None, repeats: int, *, tokens: int, bandwidth: Callable[[], float]
-) -> Measurement:
-    """Medians over `repeats` rounds; in each, ours, PyTorch's and the memory's run one after the other. The first round is
-    thrown away.
+def measure(images: int, ours: Ours, torch: Torch | None, repeats: int, bandwidth: Callable[[], float]) -> Measurement:
+    """Medians over `repeats` rounds; in each, ours, PyTorch's, ours with one image and the memory's run one after the other.
+    The first round is thrown away.
 
     Beyond 256 images the prompt is read once, after its programs are compiled, and decoded in every round.
     """
     reset_peak()
     times, theirs = Times(), Times() if torch else None
-    rates = []
+    runs_of_one, rates, one = [], [], ours.beside()
     reads = repeats if images <= _MOST_IMAGES_READ_AGAIN else 1
     for number in range(repeats + 1):
         _round(times, ours, images, _DECODED, read=number <= reads, keep=number >= reads and number < repeats)
         if torch and theirs:
             _round(theirs, torch, images, _DECODED_BY_TORCH)
+        runs_of_one.append(_decode_from_one_image(one, 1))
         rates.append(bandwidth())
     for side in (times, theirs):
         for runs in vars(side).values() if side else ():
             del runs[:1]  # compilation, first touch of memory
-    return Measurement(images, tokens, times, theirs, statistics.median(rates), peak_bytes())
+    rate, of_one = statistics.median(rates[1:]), statistics.median(runs_of_one[1:])
+    return Measurement(images, ours.tokens(images), times, theirs, rate, of_one, ours.tokens(1), peak_bytes())
 
 
 def measure_batch(ours: Ours, rows: int, repeats: int) -> dict[str, float]:
@@ -73,12 +75,17 @@ def measure_batch(ours: Ours, rows: int, repeats: int) -> dict[str, float]:
     runs: dict[int, list[float]] = {1: [], rows: []}
     for _ in range(repeats + 1):
         for size, times in runs.items():
-            ours.read(1, size)
-            ours.decode(1)
-            times.append(_seconds(lambda: ours.decode(_DECODED)) / _DECODED / size)
-            ours.reset()
+            times.append(_decode_from_one_image(ours, size) / size)
     one, together = (1 / statistics.median(times[1:]) for times in runs.values())
     return {"rows": rows, "tokens_per_s_of_one": one, "tokens_per_s_together": together, "ratio": together / one}
+
+
+def _decode_from_one_image(ours: Ours, rows: int) -> float:
+    ours.read(1, rows)
+    ours.decode(1)
+    seconds = _seconds(lambda: ours.decode(_DECODED)) / _DECODED
+    ours.reset()
+    return seconds
 
 
 def _round(times: Times, side: Ours | Torch, images: int, tokens: int, *, read: bool = True, keep: bool = False) -> None:

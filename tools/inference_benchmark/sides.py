@@ -1,8 +1,9 @@
 """Ours and PyTorch's, behind the same four calls: encode, read, decode, reset. Random weights and inputs, the same for both."""
 
+import copy
 import dataclasses
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Self
 
 import flax.linen as nn
 import jax
@@ -67,6 +68,14 @@ class Ours:
         """The weights by official name; can be asked for once, since it lets go of the stacked ones."""
         stacked, self._stacked = self._stacked, {}
         return params_to_official(stacked, self._settings.config)
+
+    def beside(self) -> Self:
+        """For a prompt of its own, over the same weights."""
+        return copy.copy(self)
+
+    def tokens(self, images: int) -> int:
+        """Of the prompt with so many."""
+        return len(self._settings.prompt(images)[0])
 
     def encode(self) -> None:
         """One batch through the vision tower."""

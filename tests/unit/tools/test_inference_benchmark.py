@@ -43,14 +43,18 @@ def test_both_sides_say_the_same(form):
 
 def test_the_report_has_a_line_for_each_number_of_images(tmp_path):
     settings, ours, torch = sides()
-    tokens = len(settings.prompt(3)[0])
-    common = {"tokens": tokens, "bandwidth": lambda: 1e10}
-    measurements = [measure(3, ours, torch, 2, **common), measure(65, ours, None, 1, **common)]
+    bandwidth = lambda: 1e10
+    measurements = [measure(3, ours, torch, 2, bandwidth), measure(65, ours, None, 1, bandwidth)]
     batch = measure_batch(ours, 4, 1)
     report = make_report({"size": "tiny", "dtype": "float32"}, settings.config, "float32", 1e11, measurements, batch)
     assert [row["images"] for row in report["images"]] == [3, 65]
     floor = report["images"][0]["decode_floor"]
     assert floor["seconds"] == floor["bytes"] / 1e10
+    growth = report["images"][1]["decode_against_one"]
+    assert growth["time"] == measurements[1].ours.medians()["decode"] / measurements[1].decode_of_one
+    assert growth["bytes"] == decode_bytes(settings.config, "float32", 65, 365) / decode_bytes(
+        settings.config, "float32", 1, 45
+    )
     assert "vision" not in report["images"][1]["ours"]  # the same batch yet more often
     assert set(report["images"][0]["ratio"]) == {"vision", "prefill", "decode"} and not report["images"][1]["ratio"]
     assert all(len(runs) == 2 for runs in vars(measurements[0].ours).values())
