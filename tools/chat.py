@@ -58,6 +58,8 @@ def talk(conversation: Conversation) -> None:
             conversation.take(input(prompt).strip())
         except KeyboardInterrupt:  # at the prompt, or while a video is read; an answer ends by itself
             print("\nCtrl-D or /quit leaves")
+        except UnicodeDecodeError as error:
+            print(f"error: the line is no text: {error}")
         except EOFError:
             break
 

@@ -22,7 +22,7 @@ class Answer:
     """One answer to one prompt."""
 
     text: str  # without stop ids and stop strings
-    ids: tuple[int, ...]  # all tokens, the stop id included
+    ids: tuple[int, ...]  # all tokens, up to the stop id or the one that completes a stop string
     finish_reason: Literal["stop", "length"]
     logprobs: tuple[float, ...] | None = None  # of each token, nats, by the model's own distribution
 
@@ -49,7 +49,7 @@ class Answers:
         per_answer, numbers = [s for s in sampling for _ in range(samples)], [*range(samples)] * len(sampling)
         self._streams = [TextStream(tokenizer, s.stop) for s in per_answer]
         self._stop_ids = tokenizer.stop_ids
-        self._has_stop_strings = any(s.stop for s in sampling)
+        self._wants_logprobs = [s.logprobs for s in per_answer]
         self._limits = np.repeat(token_limits(context, prompts, sampling), samples)
         self._kind = Kind.of(sampling)
         self._settings = programs.Settings(
@@ -69,7 +69,8 @@ class Answers:
 
     def run(self) -> list[Answer]:
         """All answers, with as few stops as can be."""
-        every = _TOKENS_BETWEEN_STOP_STRINGS if self._has_stop_strings else int(self._limits.max(initial=1))
+        stops = any(stream.looks_for_stop for stream in self._streams)
+        every = _TOKENS_BETWEEN_STOP_STRINGS if stops else int(self._limits.max(initial=1))
         for _ in self.stream(every):
             pass
         return self.answers()
@@ -95,8 +96,9 @@ class Answers:
         texts = []
         for row, (stream, ids) in enumerate(zip(self._streams, self._ids, strict=True)):
             new = self._until_stop(answer[row, len(ids) : min(written, self._limits[row])], ids) if not stream.stopped else []
-            ids.extend(new)
-            texts.append(stream.push([token for token in new if token not in self._stop_ids]))
+            kept, text = push_until_stop(stream, new, self._stop_ids)
+            ids.extend(kept)
+            texts.append(text)
         return texts
 
     def _until_stop(self, tokens: np.ndarray, before: Sequence[int]) -> list[int]:
@@ -110,7 +112,21 @@ class Answers:
         return bool(done.all())
 
     def _answer(self, row: int, logprobs: np.ndarray | None) -> Answer:
-        return make_answer(self._ids[row], self._streams[row], self._stop_ids, None if logprobs is None else logprobs[row])
+        own = None if logprobs is None or not self._wants_logprobs[row] else logprobs[row]
+        return make_answer(self._ids[row], self._streams[row], self._stop_ids, own)
+
+
+def push_until_stop(stream: TextStream, ids: Sequence[int], stop_ids: Sequence[int]) -> tuple[list[int], str]:
+    """Pushes tokens that an answer goes on with; returns those up to the one that completes a stop string, and their text."""
+    if not stream.looks_for_stop:
+        return list(ids), stream.push([token for token in ids if token not in stop_ids])
+    kept, text = [], ""
+    for token in ids:
+        kept.append(token)
+        text += stream.push([token] if token not in stop_ids else [])
+        if stream.stopped:
+            break
+    return kept, text
 
 
 def make_answer(ids: Sequence[int], stream: TextStream, stop_ids: Sequence[int], logprobs: np.ndarray | None) -> Answer:

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from owl3_jax.inference import beams, buckets
-from owl3_jax.inference.answers import Answer, Answers, make_answer, token_limits
+from owl3_jax.inference.answers import Answer, Answers, make_answer, push_until_stop, token_limits
 from owl3_jax.inference.choose import Kind, SamplingRows
 from owl3_jax.inference.context import Context, seen_tokens
 from owl3_jax.inference.sampling import Sampling
@@ -42,9 +42,11 @@ class BeamAnswers:
         answers = []
         for row, beam in np.ndindex(len(tokens), self._sampling[0].n):
             ids = tokens[row, beam, : lengths[row, beam]].tolist()
-            text = self._text(ids, self._sampling[row].stop)
-            own = None if logprobs is None else logprobs[row, beam]
-            answers.append(make_answer(ids, text, self._tokenizer.stop_ids, own))
+            text = TextStream(self._tokenizer, self._sampling[row].stop)
+            kept, _ = push_until_stop(text, ids, self._tokenizer.stop_ids)
+            text.finish()
+            own = None if logprobs is None or not self._sampling[row].logprobs else logprobs[row, beam]
+            answers.append(make_answer(kept, text, self._tokenizer.stop_ids, own))
         return answers
 
     def close(self) -> list[tuple[int, ...]]:
@@ -65,12 +67,6 @@ class BeamAnswers:
         inputs = (context.last, context.tokens.astype(np.int32), context.text, context.images, prompts, settings)
         found: beams.Hypotheses = context.runtime.run_model(beams.search, *inputs, positions=width, rows=context.rows, **sizes)
         return found
-
-    def _text(self, ids: Sequence[int], stop: Sequence[str]) -> TextStream:
-        text = TextStream(self._tokenizer, stop)
-        text.push([token for token in ids if token not in self._tokenizer.stop_ids])
-        text.finish()
-        return text
 
 
 def answers_to(

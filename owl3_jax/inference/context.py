@@ -74,12 +74,20 @@ class Context:
         return len(self.tokens)
 
     def reserve(self, *, images: int, tokens: int) -> None:
-        """Makes room for so many more images and positions of every row."""
+        """Makes room for so many more images and positions of every row.
+
+        Raises OutOfMemory when the new caches would not fit beside the old ones.
+        """
         blocks = self.runtime.image_blocks(int(self.image_counts.max()) + images)
         tokens = buckets.text_slots(self.slots + tokens)
-        if sum(blocks) > self.images.positions.shape[1]:
+        grow_by_images, grow_by_text = sum(blocks) > self.images.positions.shape[1], tokens > self.text.positions.shape[1]
+        config, compute = self.runtime.config, self.runtime.compute
+        needed = image_bytes(config, compute, self.rows, sum(blocks)) if grow_by_images else 0
+        needed += text_bytes(config, compute, self.rows, tokens) if grow_by_text else 0
+        check_fits(needed, f"caches of {tokens} tokens and {sum(blocks)} images", self.runtime.devices)
+        if grow_by_images:
             self.images = self.runtime.run(grow_images, self.images, blocks)
-        if tokens > self.text.positions.shape[1]:
+        if grow_by_text:
             self.text = self.runtime.run(grow_text, self.text, tokens)
 
     def add_images(self, new: Sequence[NewImages], advance: Callable[[int], None] = lambda images: None) -> None:
@@ -134,7 +142,8 @@ class Context:
     def decode(self, state: programs.Decoding, settings: programs.Settings, kind: Kind, limit: int) -> programs.Decoding:
         """Goes on with answers of `begin` until all are done or have `limit` tokens."""
         inputs = (state, self.images, self.text, settings, np.int32(limit))
-        further: programs.Decoding = self.runtime.run_model(programs.decode, *inputs, kind=kind, rows=self.rows)
+        sizes = {"rows": self.rows, "positions": len(settings.max_new_tokens) // self.rows}  # answers share their row's images
+        further: programs.Decoding = self.runtime.run_model(programs.decode, *inputs, kind=kind, **sizes)
         return further
 
     def absorb(self, state: programs.Decoding) -> np.ndarray:

@@ -7,8 +7,8 @@ import numpy as np
 
 from owl3_jax.batch import Batch
 from owl3_jax.inference import buckets, programs
-from owl3_jax.inference.answers import Answer
-from owl3_jax.inference.beam_answers import answers_to
+from owl3_jax.inference.answers import Answer, Answers
+from owl3_jax.inference.beam_answers import BeamAnswers, answers_to
 from owl3_jax.inference.context import Context, NewImages
 from owl3_jax.inference.memory import OutOfMemory, explain_out_of_memory
 from owl3_jax.inference.runtime import Runtime
@@ -48,40 +48,42 @@ class Engine:
         if not prompts:
             return []
         with giving_memory_back(self.runtime):
-            context = self._read(prompts, samplings, advance)
-            rows = context.rows - len(prompts)
-            ids = [*(prompt.input_ids.tolist() for prompt in prompts), *[[]] * rows]
-            answers = answers_to(context, ids, [*samplings, *[samplings[0]] * rows], self._tokenizer).run()
+            answers = self._begin(prompts, samplings, advance).run()
         n = samplings[0].n
         return [answers[row * n : (row + 1) * n] for row in range(len(prompts))]
 
     def stream(self, prompt: Prompt, sampling: Sampling, *, advance: Advance = ignore_progress) -> Iterator[str]:
-        """The answer to one prompt as it comes, in pieces that never split a character. Closing it frees its caches."""
-        with giving_memory_back(self.runtime):
-            context = self._read([prompt], [sampling], advance)
-            for pieces in answers_to(context, [prompt.input_ids.tolist()], [sampling], self._tokenizer).stream():
-                if pieces[0]:
-                    yield pieces[0]
+        """The answer to one prompt as it comes, in pieces that never split a character. Closing it frees its caches.
 
-    def _read(self, prompts: Sequence[Prompt], samplings: Sequence[Sampling], advance: Advance) -> Context:
-        """The context of `prompts` and rows of padding."""
+        Raises what `generate` does, and ValueError for `n` above 1.
+        """
+        check_one_answer(sampling)
+        with giving_memory_back(self.runtime):
+            for piece, *_ in self._begin([prompt], [sampling], advance).stream():  # other rows are padding
+                if piece:
+                    yield piece
+
+    def _begin(self, prompts: Sequence[Prompt], samplings: list[Sampling], advance: Advance) -> Answers | BeamAnswers:
+        """The answers to `prompts`, and behind them those of rows of padding."""
         for index, prompt in enumerate(prompts):
             check_length(len(prompt.input_ids), self.runtime, f"prompt {index}")
-        longest = max(len(prompt.input_ids) for prompt in prompts)
+        ids = [prompt.input_ids.tolist() for prompt in prompts]
         rows = self.runtime.rows(len(prompts))
+        padding = rows - len(prompts)
         context = Context.empty(
             self.runtime,
             rows,
             images=max(len(prompt.image_starts) for prompt in prompts),
-            tokens=buckets.prefill_slots(longest),
-            new_tokens=max(s.max_new_tokens for s in samplings),
+            tokens=buckets.prefill_slots(max(map(len, ids))),
+            new_tokens=max(room_for_answer(self.runtime, *each) for each in zip(ids, samplings, strict=True)),
             samples=max(samplings[0].n, samplings[0].num_beams),
         )
         total = sum(len(prompt.image_starts) for prompt in prompts)
         new = [new_images(row, prompt) for row, prompt in enumerate(prompts)]
         context.add_images(new, lambda images: advance(images, total))
-        context.add_text([*(prompt.input_ids.tolist() for prompt in prompts), *[[]] * (rows - len(prompts))])
-        return context
+        ids += [[]] * padding
+        context.add_text(ids)
+        return answers_to(context, ids, [*samplings, *samplings[:1] * padding], self._tokenizer)
 
 
 @contextlib.contextmanager
@@ -122,6 +124,17 @@ def check_length(tokens: int, runtime: Runtime, name: str) -> None:
             f"{name} has {tokens} tokens, the model has {most} positions (max_position_embeddings); use fewer images, without "
             "crops, fewer frames of a video, or less text"
         )
+
+
+def check_one_answer(sampling: Sampling) -> None:
+    """Raises ValueError when several answers are asked for where one is streamed."""
+    if sampling.n > 1:
+        raise ValueError(f"one answer is streamed, got n {sampling.n}; ask Engine.generate for several")
+
+
+def room_for_answer(runtime: Runtime, ids: Sequence[int], sampling: Sampling) -> int:
+    """Tokens that an answer can have at most: what is asked for, and the model has positions for."""
+    return min(sampling.max_new_tokens, runtime.config.max_position_embeddings - len(ids))
 
 
 def _for_each(sampling: Sampling | Sequence[Sampling], prompts: int) -> list[Sampling]:

@@ -12,8 +12,8 @@ from owl3_jax.config import ConfigError
 _KINDS: dict[Any, str] = {int: "a whole number", float: "a number", bool: "true or false", tuple[str, ...]: "a list"}
 # The limits of temperature and penalties keep what is computed from them finite in float32.
 _ALLOWED: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "max_new_tokens": (lambda value: value >= 1, " of at least 1"),
-    "min_new_tokens": (lambda value: value >= 0, " of at least 0"),
+    "max_new_tokens": (lambda value: 1 <= value < 2**31, " from 1 to 2**31 - 1"),
+    "min_new_tokens": (lambda value: 0 <= value < 2**31, " from 0 to 2**31 - 1"),
     "temperature": (lambda value: value == 0 or 1e-3 <= value <= 1e3, ", 0 (greedy) or from 0.001 to 1000"),
     "top_k": (lambda value: 0 <= value < 2**31, " from 0 (off) to 2**31 - 1"),
     "top_p": (lambda value: 0 < value <= 1, " above 0 and at most 1 (off)"),

@@ -9,7 +9,14 @@ from owl3_jax.inference import buckets
 from owl3_jax.inference.answers import Answers
 from owl3_jax.inference.beam_answers import BeamAnswers, answers_to
 from owl3_jax.inference.context import Context, NewImages
-from owl3_jax.inference.engine import Advance, check_length, giving_memory_back, ignore_progress
+from owl3_jax.inference.engine import (
+    Advance,
+    check_length,
+    check_one_answer,
+    giving_memory_back,
+    ignore_progress,
+    room_for_answer,
+)
 from owl3_jax.inference.runtime import Runtime
 from owl3_jax.inference.sampling import Sampling
 from owl3_jax.processing.chat import Message
@@ -32,6 +39,7 @@ class Session:
         self._media: list[Picture | Clip] = []
         self._context: Context | None = None
         self._cached: list[int] = []  # tokens whose keys and values the context holds
+        self._is_streaming = False
         self._image_count = 0  # of all turns; after one that failed the context may hold more
 
     @property
@@ -69,11 +77,22 @@ class Session:
         """As `ask`, piece by piece. What was answered before the stream is closed counts as the answer.
 
         `advance` is called after every few images of the turn, with how many these were and how many it has in all. A turn
-        that fails is no part of the conversation, which can go on.
+        that fails is no part of the conversation, which can go on. Raises RuntimeError while another stream is open.
         """
         sampling = sampling or Sampling()
-        if sampling.n > 1:
-            raise ValueError(f"a turn has one answer, got n {sampling.n}; ask Engine.generate for several")
+        check_one_answer(sampling)
+        with self._one_at_a_time():
+            yield from self._turn(question, images, videos, crop, sampling, advance)
+
+    def _turn(
+        self,
+        question: str,
+        images: Sequence[ImageSource],
+        videos: Sequence[VideoSource],
+        crop: bool | None,
+        sampling: Sampling,
+        advance: Advance,
+    ) -> Iterator[str]:
         turn = as_messages(question, len(images), len(videos))
         media = [*self._media, *self._processor.prepare(turn, images, videos, crop).media]
         prompt = self._processor.encode([*self._messages, *turn], media)
@@ -88,6 +107,16 @@ class Session:
             self._cached = prompt.input_ids.tolist() + list(answers.close()[0])
         self._messages += [*turn, {"role": "assistant", "content": "".join(pieces)}]
         self._media, self._image_count = media, len(prompt.image_starts)
+
+    @contextlib.contextmanager
+    def _one_at_a_time(self) -> Iterator[None]:
+        if self._is_streaming:
+            raise RuntimeError("the session is still streaming an answer: read that stream to its end, or close it, first")
+        self._is_streaming = True
+        try:
+            yield
+        finally:
+            self._is_streaming = False
 
     @contextlib.contextmanager
     def _giving_up_what_fails(self) -> Iterator[None]:
@@ -109,7 +138,8 @@ class Session:
         starts = prompt.image_starts[self._image_count :].tolist()
         room = {
             "images": len(starts),
-            "tokens": buckets.prefill_slots(len(ids) - kept) + buckets.text_slots(sampling.max_new_tokens),
+            "tokens": buckets.prefill_slots(len(ids) - kept)
+            + buckets.text_slots(room_for_answer(self._runtime, ids, sampling)),
         }
         if self._context is None:
             self._context = Context.empty(self._runtime, self._runtime.rows(1), **room)

@@ -27,6 +27,11 @@ class TextStream:
         self._held = ""  # perhaps the beginning of a stop string
 
     @property
+    def looks_for_stop(self) -> bool:
+        """Whether there are stop strings."""
+        return bool(self._stop)
+
+    @property
     def text(self) -> str:
         """All text that was returned."""
         return "".join(self._pieces)

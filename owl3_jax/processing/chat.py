@@ -61,10 +61,10 @@ def chat_chunks(
         Chunks whose texts joined are the whole text. None is empty, and user text is split at every placeholder.
 
     Raises:
-        ValueError: an unknown role, no message, content that is no string, a placeholder outside user text, or `media` of
-            another number than the placeholders.
+        ValueError: an unknown role, no message, content that is no string, a placeholder outside user text (in the answers
+            of a prompt it is mere text), or `media` of another number than the placeholders.
     """
-    placeholders = find_placeholders(messages, style)
+    placeholders = find_placeholders(messages, style, training=training)
     pieces = [[Chunk(IMAGE, "image")]] * len(placeholders) if media is None else media
     if len(pieces) != len(placeholders):
         raise ValueError(f"the messages have {len(placeholders)} placeholders, but media has {len(pieces)} entries")
@@ -76,23 +76,25 @@ def chat_chunks(
     return _without_trailing_targets(chunks)
 
 
-def find_placeholders(messages: Sequence[Message], style: Style = "chatml") -> list[str]:
-    """Every `<|image|>` and `<|video|>` of a conversation in text order. Raises ValueError when it is malformed."""
+def find_placeholders(messages: Sequence[Message], style: Style = "chatml", *, training: bool) -> list[str]:
+    """Every `<|image|>` and `<|video|>` of the user's text in its order; takes and raises what `chat_chunks` does."""
     if not messages:
         raise ValueError("there are no messages: a conversation needs at least one user message")
     for index, message in enumerate(messages):
-        _check_message(message, f"message {index}", ROLES if style == "chatml" else ROLES[1:])
-    return [placeholder for message in messages for placeholder in _AT_PLACEHOLDERS.findall(message["content"])]
+        _check_message(message, f"message {index}", ROLES if style == "chatml" else ROLES[1:], training=training)
+    users = (message["content"] for message in messages if message["role"] == "user")
+    return [placeholder for content in users for placeholder in _AT_PLACEHOLDERS.findall(content)]
 
 
-def _check_message(message: Message, name: str, roles: Sequence[str]) -> None:
+def _check_message(message: Message, name: str, roles: Sequence[str], *, training: bool) -> None:
     role, content = message.get("role"), message.get("content")
     if role not in roles:
         raise ValueError(f"{name} has role {role!r}; it must be one of {', '.join(roles)}")
     if not isinstance(content, str):
         raise ValueError(f"{name} has content of type {type(content).__name__}; it must be a string")
     found = _AT_PLACEHOLDERS.search(content)
-    if role != "user" and found:
+    is_answer = role == "assistant" and not training  # a model can spell anything
+    if role != "user" and not is_answer and found:
         raise ValueError(f"{name} ({role}) contains {found[0]}; images and videos can stand in user messages only")
 
 

@@ -133,7 +133,7 @@ class Processor:
         images, videos = _as_list(images, "images"), _as_list(videos, "videos")
         if isinstance(messages, str):
             messages = as_messages(messages, len(images), len(videos))
-        placeholders = find_placeholders(messages, self.style)
+        placeholders = find_placeholders(messages, self.style, training=training)
         _check_count(placeholders, IMAGE, len(images), "images")
         _check_count(placeholders, VIDEO, len(videos), "videos")
         wants_crops = self.crop if crop is None else crop

@@ -115,7 +115,10 @@ class ChatTokenizer:
         return self._marker_ids[chunk.text]
 
     def _encode_text(self, text: str, tokenizer: tokenizers.Tokenizer) -> list[int]:
-        return tokenizer.encode(text, add_special_tokens=False).ids
+        try:
+            return tokenizer.encode(text, add_special_tokens=False).ids
+        except TypeError as error:  # what the library says to half a surrogate pair
+            raise ValueError(f"{text[:60]!r} has half of a surrogate pair in it, which is no character") from error
 
 
 def _escaping(tokenizer: tokenizers.Tokenizer) -> tokenizers.Tokenizer:

@@ -106,10 +106,12 @@ def test_failures_leave_the_conversation_as_it_was(owl, place, tmp_path, capsys)
     conversation = Conversation(owl, SAMPLING)
     (tmp_path / "torn.mp4").write_bytes((place / "film.mp4").read_bytes()[:700])
     conversation.take(f"/image {place / 'china.jpg'}")
-    for line in (f"/video {tmp_path / 'torn.mp4'}", "/save", "/quit now", f"/save {place}", "<|video|> which?"):
+    wrong = ("/save", "/quit now", f"/save {place}", "/image ~no_such_user/cat.jpg", "a \ud800", "<|video|> which?")
+    for line in (f"/video {tmp_path / 'torn.mp4'}", *wrong):
         conversation.take(line)
     *_, last = printed = capsys.readouterr().out.splitlines()
-    assert [line.startswith("error: ") for line in printed] == [False, True, True, True, True, True]
+    assert [line.startswith("error: ") for line in printed] == [False] + [True] * 7
+    assert "write ./~ for a file" in printed[5]
     assert "torn.mp4" in printed[1] and printed[2:4] == ["error: /save takes a path", "error: /quit takes nothing behind it"]
     assert last.endswith("; the question is forgotten, with what was attached to it")
     conversation.take(QUESTION)

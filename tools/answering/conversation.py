@@ -65,7 +65,7 @@ class Conversation:
             raise ValueError(f"{command} takes {'a path' if command in PATH_COMMANDS else 'nothing behind it'}")
         if command in PATH_COMMANDS:
             follow = {"/image": self._attach_image, "/video": self._attach_video, "/save": self._save}[command]
-            follow(Path(argument).expanduser())
+            follow(_expand(argument))
         elif command == "/reset":
             self._begin()
             print("a new conversation")
@@ -135,6 +135,13 @@ class Conversation:
         rate = f" · {(tokens - 1) / (times[-1] - times[0]):.1f} tokens/s" if len(times) > 1 else ""
         media = f"images {len(_paths('image', self._media))}, videos {len(_paths('video', self._media))}"
         return f"{tokens} tokens{rate} · first after {times[0]:.1f} s · {media}" if times else f"no answer · {media}"
+
+
+def _expand(argument: str) -> Path:
+    try:
+        return Path(argument).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{argument}: {error}; write ./~ for a file whose name begins so") from error
 
 
 def _paths(kind: Kind, media: Sequence[Medium]) -> list[Path]:

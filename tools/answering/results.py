@@ -10,14 +10,16 @@ from .requests import Failure, Id, Request
 
 Record = dict[str, Any]
 
+_BEGINNING = b'{"id": '
+
 
 class Results:
     """The results that are in a file already, and a way to add to them."""
 
     def __init__(self, path: Path) -> None:
-        """Reads `path` if it exists. A last line that was cut off, as by a crash, is taken out of the file.
+        """Reads `path` if it exists. A last result that was cut off, as by a crash, is taken out of the file.
 
-        Raises ValueError when another line is no result, or the file could not be made.
+        Raises ValueError when a line is something else, or the file could not be made.
         """
         if not path.parent.is_dir():
             raise ValueError(f"there is no folder {path.parent} for the results; make it first")
@@ -26,8 +28,12 @@ class Results:
         data = path.read_bytes() if path.exists() else b""
         *lines, rest = data.split(b"\n")
         self._note([_record(line, f"line {number} of {path}") for number, line in enumerate(lines, start=1)])
-        if rest:
+        if rest and _is_cut_off(rest):
             os.truncate(path, len(data) - len(rest))
+        elif rest:  # the newline alone is missing
+            self._note([_record(rest, f"line {len(lines) + 1} of {path}")])
+            with path.open("ab") as file:
+                file.write(b"\n")
 
     def waiting(self, requests: Sequence[Request | Failure]) -> list[Request | Failure]:
         """Those that have no result yet."""
@@ -47,6 +53,16 @@ class Results:
 
     def _note(self, records: Sequence[Record]) -> None:
         self._failed |= {record["id"]: "error" in record for record in records}
+
+
+def _is_cut_off(line: bytes) -> bool:
+    """Whether it begins as a result and breaks off."""
+    begins = line.startswith(_BEGINNING) or _BEGINNING.startswith(line)
+    try:
+        json.loads(line)
+    except ValueError:
+        return begins
+    return False
 
 
 def _record(line: bytes, name: str) -> Record:

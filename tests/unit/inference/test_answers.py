@@ -8,7 +8,16 @@ from owl3_jax.inference import programs
 from owl3_jax.inference.memory import OutOfMemory
 from owl3_jax.inference.sampling import Sampling
 from tests.tolerances import ENGINE_LOGITS
-from tests.unit.inference.tiny_engine import TOKENIZER, continued, engine, live_bytes, memory_running_out, prompt, uncached
+from tests.unit.inference.tiny_engine import (
+    POSITIONS,
+    TOKENIZER,
+    continued,
+    engine,
+    live_bytes,
+    memory_running_out,
+    prompt,
+    uncached,
+)
 
 PROMPTS = [prompt(9, [0, 2, 5]), prompt(13, seed=1), prompt(16, [7, 7, 7, 15], seed=2), prompt(4, seed=3)]
 DRAW = Sampling(max_new_tokens=9, temperature=1.3, top_k=20)
@@ -69,8 +78,28 @@ def test_a_stop_string_ends_one_row_and_not_the_others():
     stop = " ".join(free[0].text.split()[2:4])
     cut = engine().generate(PROMPTS, [Sampling(max_new_tokens=40, stop=(stop,)), *[Sampling(max_new_tokens=40)] * 3])
     assert cut[0][0].text == free[0].text.partition(stop)[0]
-    assert cut[0][0].finish_reason == "stop" and len(cut[0][0].ids) < 40
+    first = next(n for n in range(40) if stop in TOKENIZER.decode(free[0].ids[: n + 1]))  # the token that completes it
+    assert cut[0][0].finish_reason == "stop" and cut[0][0].ids == free[0].ids[: first + 1]
     assert ids_of(cut[1:]) == [[answer.ids] for answer in free[1:]]
+
+
+def test_an_answer_has_log_probabilities_if_its_own_row_asked_for_them():
+    samplings = [Sampling(max_new_tokens=4, logprobs=wanted) for wanted in (False, True, False, True)]
+    answers = [answer for (answer,) in engine().generate(PROMPTS, samplings)]
+    assert [answer.logprobs and len(answer.logprobs) for answer in answers] == [None, 4, None, 4]
+    beams = [sampling.with_options(num_beams=2) for sampling in samplings[:2]]
+    (without,), (having,) = engine().generate(PROMPTS[:2], beams)
+    assert without.logprobs is None and len(having.logprobs) == len(having.ids)
+
+
+def test_a_stream_of_several_answers_is_refused():
+    with pytest.raises(ValueError, match="one answer is streamed, got n 2"):
+        next(engine().stream(PROMPTS[0], DRAW.with_options(n=2)))
+
+
+def test_as_many_tokens_as_the_model_has_positions_for():
+    ((answer,),) = engine().generate(PROMPTS[1:2], Sampling(max_new_tokens=10**9, min_new_tokens=10**9))
+    assert len(answer.ids) == POSITIONS - len(PROMPTS[1].input_ids)
 
 
 def test_repetition_is_penalised_from_the_prompt_on():

@@ -130,10 +130,10 @@ def test_samplings_that_do_not_go_together_are_an_error():
 
 
 def test_caches_that_do_not_fit_are_an_error_before_anything_is_allocated(monkeypatch):
-    monkeypatch.setattr(memory, "free_bytes", lambda: 3 * 2**29)
-    slots = 12_288  # for 9000 new tokens, beside the 64 of the prompt
+    monkeypatch.setattr(memory, "free_bytes", lambda: 2**28)
+    slots = buckets.text_slots(POSITIONS - 5)  # of 9000 new tokens the model has positions for so many behind the prompt's
     # Of text: 5 layers, keys and values, 14 float32s; of each of four images: 2 layers, 9 tokens.
     needed = 4096 * ((64 + slots) * 5 * 2 * 14 * 4 + 4 * 2 * 9 * 2 * 14 * 4) / 2**30
-    message = rf"64 tokens and 4 images, with 1 x {slots} tokens of answers, need {needed:.1f} GiB on each device, 1.5 GiB are"
+    message = rf"64 tokens and 4 images, with 1 x {slots} tokens of answers, need {needed:.1f} GiB on each device, 0.2 GiB are"
     with pytest.raises(OutOfMemory, match=message):
         engine().generate([prompt(5, [0, 1, 2])] * 4096, GREEDY.with_options(max_new_tokens=9000))

@@ -4,13 +4,25 @@ from collections import Counter
 
 import pytest
 
-from owl3_jax.inference import programs
+from owl3_jax.inference import memory, programs
+from owl3_jax.inference.caches import text_bytes
 from owl3_jax.inference.memory import OutOfMemory
 from owl3_jax.inference.runtime import Runtime
 from owl3_jax.inference.sampling import Sampling
 from owl3_jax.inference.session import Session
+from owl3_jax.inference.text_stream import TextStream
 from owl3_jax.processing.images import UnreadableImage
-from tests.unit.inference.tiny_engine import POSITIONS, engine, images, live_bytes, memory_running_out, processor, runtime
+from tests.tiny import COMPUTE
+from tests.unit.inference.tiny_engine import (
+    POSITIONS,
+    engine,
+    engine_config,
+    images,
+    live_bytes,
+    memory_running_out,
+    processor,
+    runtime,
+)
 
 GREEDY = Sampling(max_new_tokens=6)
 TURNS = [("Which digit is red?", [*images(2)]), ("How many images?", []), ("Describe the image.", [*images(1, seed=1)])]
@@ -147,8 +159,52 @@ def test_a_turn_by_beam_search():
 
 
 def test_several_answers_to_a_turn_are_refused():
-    with pytest.raises(ValueError, match="a turn has one answer, got n 2"):
+    with pytest.raises(ValueError, match="one answer is streamed, got n 2"):
         new_session().ask("How many images?", sampling=Sampling(n=2, temperature=1.0))
+
+
+def test_a_turn_whose_caches_would_not_fit_is_an_error_before_they_grow(monkeypatch):
+    session = new_session()
+    session.ask(*TURNS[0], sampling=GREEDY)
+    messages = session.messages
+    with monkeypatch.context() as little:
+        little.setattr(memory, "free_bytes", lambda: 1000)
+        with pytest.raises(OutOfMemory, match=r"caches of \d+ tokens and [56] images need .* GiB are free"):
+            session.ask("Describe the image.", [*images(3, seed=1)], sampling=GREEDY)
+    assert session.messages == messages
+    expected = fresh(session, TURNS[1][0], TURNS[0][1])
+    assert session.ask(TURNS[1][0], sampling=GREEDY) == expected
+
+
+def test_as_many_tokens_as_fit_need_no_more_room_than_the_model_has_positions():
+    before, session = live_bytes(), new_session()
+    assert session.ask(TURNS[1][0], sampling=Sampling(max_new_tokens=10**9, stop=(" ",)))
+    assert live_bytes() - before < 4 * POSITIONS * text_bytes(engine_config("gated"), COMPUTE, 1, 1)
+
+
+def test_a_second_stream_is_refused_until_the_first_is_over():
+    session, (question, pictures) = new_session(), TURNS[0]
+    stream = session.stream(question, pictures, sampling=Sampling(max_new_tokens=40))
+    pieces = [next(stream)]
+    with pytest.raises(RuntimeError, match="still streaming an answer"):
+        session.ask(*TURNS[2], sampling=GREEDY)
+    pieces.append(next(stream))
+    stream.close()
+    assert session.messages[-1]["content"] == "".join(pieces)
+    expected = fresh(session, TURNS[1][0], pictures)
+    assert session.ask(TURNS[1][0], sampling=GREEDY) == expected
+
+
+def test_an_answer_that_spells_a_placeholder_is_text(monkeypatch):
+    session = new_session()
+    with monkeypatch.context() as spelling:
+        spelling.setattr(TextStream, "push", lambda self, ids: "as in <|image|>" if ids else "")
+        spelling.setattr(TextStream, "finish", lambda self: "")
+        session.ask(*TURNS[0], sampling=Sampling(max_new_tokens=1))
+    assert session.messages[-1]["content"] == "as in <|image|>"
+    turn = {"role": "user", "content": TURNS[1][0]}
+    prompt = processor().prepare([*session.messages, turn], TURNS[0][1])
+    assert session.ask(TURNS[1][0], sampling=GREEDY) == engine().generate([prompt], GREEDY)[0][0].text
 
 
 def test_a_conversation_that_gets_too_long_is_an_error_and_can_go_on_shorter():

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from owl3_jax.config import MeshConfig, ModelConfig
+from owl3_jax.inference.context import Context
 from owl3_jax.inference.engine import Engine, forward
 from owl3_jax.inference.runtime import Runtime
 from owl3_jax.inference.sampling import Sampling
@@ -81,3 +82,28 @@ def test_beams_and_turns_on_a_mesh():
         turns = [session.ask("Which digit is red?", [*images(3)], sampling=GREEDY), session.ask("a", sampling=sampling)]
         answers.append(turns)
     assert answers[0] == answers[1] and all(answers[0])
+
+
+@pytest.mark.parametrize(
+    "options", [{"temperature": 1.0, "seed": 3}, {"num_beams": 3, "repetition_penalty": 1.2}, {"logprobs": True}]
+)
+def test_a_stream_on_a_mesh_that_pads_the_batch(options):
+    sampling = Sampling(max_new_tokens=6, **options)
+    texts = ["".join(Engine(runtime, TOKENIZER).stream(PROMPTS[0], sampling)) for runtime in runtimes_that_pad()]
+    assert texts[0] == texts[1] != ""
+
+
+def test_rows_of_padding_ask_for_no_token(monkeypatch):
+    """A stream ends when its answer does, however long it might have been."""
+    calls, decode = [], Context.decode
+    monkeypatch.setattr(Context, "decode", lambda self, *args: calls.append(1) or decode(self, *args))
+    short = Engine(on_one_device("gated"), TOKENIZER).generate(PROMPTS[:1], GREEDY)[0][0]
+    stop = (short.text.split()[3],)
+    calls.clear()
+    list(Engine(next(runtimes_that_pad()), TOKENIZER).stream(PROMPTS[0], Sampling(max_new_tokens=90, stop=stop)))
+    assert len(calls) < len(short.ids)
+
+
+def runtimes_that_pad():
+    yield on_mesh("gated", MeshConfig(data=2, fsdp=2, context=2))
+    yield on_one_device("gated")

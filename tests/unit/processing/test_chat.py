@@ -136,6 +136,16 @@ def test_malformed_conversations_are_refused(messages, style, complaint):
         chat_chunks(messages, training=True, style=style)
 
 
+def test_what_a_model_has_answered_may_spell_a_placeholder():
+    messages = [user("<|image|>"), assistant("<|image|>!"), user("So?")]
+    assert find_placeholders(messages, training=False) == ["<|image|>"]
+    chunks = chat_chunks(messages, training=False)
+    assert [chunk.text for chunk in chunks if chunk.kind == "image"] == ["<|image|>"]
+    assert Chunk("<|image|>!", is_target=True) in chunks
+    with pytest.raises(ValueError, match=r"message 1 \(assistant\) contains <\|image\|>"):
+        find_placeholders(messages, training=True)
+
+
 def test_media_fill_the_placeholders_in_text_order():
     cut = [Chunk("Cut "), Chunk("<|image|>", "image"), Chunk("<|end_cut|>", "media")]
     frames = [Chunk("<|image|>", "image")] * 2
@@ -156,4 +166,4 @@ def test_media_and_placeholders_must_agree_in_number():
 
 def test_placeholders_are_found_in_text_order_over_all_messages():
     messages = [user("<|video|> and <|image|>"), assistant("ok"), user("<|image|>")]
-    assert find_placeholders(messages) == ["<|video|>", "<|image|>", "<|image|>"]
+    assert find_placeholders(messages, training=False) == ["<|video|>", "<|image|>", "<|image|>"]

@@ -102,6 +102,11 @@ def test_no_chunks_are_no_tokens(released):
     assert text.input_ids.shape == text.labels.shape == text.image_starts.shape == (0,)
 
 
+def test_half_a_surrogate_pair_is_refused_by_name(released):
+    with pytest.raises(ValueError, match=r"'a \\ud800' has half of a surrogate pair in it"):
+        released.encode([Chunk("a \ud800")])
+
+
 def test_a_saved_tokenizer_reads_back(released, tmp_path):
     released.save(tmp_path / "tokenizer.json")
     again = ChatTokenizer.from_file(tmp_path / "tokenizer.json")

@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,7 @@ def test_wherever_the_file_was_cut_off_whole_lines_stay_and_the_rest_waits(tmp_p
     whole = path.read_bytes()
     path.write_bytes(whole[:cut])
     results = Results(path)
-    lines = whole[:cut].count(b"\n")
+    lines = sum(end.start() <= cut for end in re.finditer(b"\n", whole))  # a line that lacks its newline alone is whole
     assert results.waiting(REQUESTS) == REQUESTS[lines:]
     results.append(RECORDS[lines:])
     assert path.read_bytes() == whole
@@ -44,6 +45,15 @@ def test_another_file_is_refused_and_left_as_it_is(tmp_path, line):
     with pytest.raises(ValueError, match=r"line 2 of .*out\.jsonl is no result"):
         Results(path)
     assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("text", ['{"hidden_size": 896}', "[1, 2]", "no results", '{"id": 1, "prompt": "a"}', '{"ids": 1'])
+def test_another_file_of_one_line_is_refused_and_left_as_it_is(tmp_path, text):
+    path = tmp_path / "config.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"line 1 of .*config\.json is no result"):
+        Results(path)
+    assert path.read_text() == text
 
 
 def test_a_folder_that_is_missing_is_told_before_anything_is_answered(tmp_path):
