@@ -24,6 +24,7 @@ from inference_benchmark import (
     make_report,
     measure,
     measure_batch,
+    most_tokens,
     torch_tensors,
     write_report,
 )
@@ -63,7 +64,7 @@ def inference(flags: Inference) -> None:
     """Measures, prints, and writes."""
     config: ModelConfig = NAMED_SIZES[SIZES[flags.size]]
     flops_per_s = measure_matmul_rate(flags.dtype)
-    settings = Settings(config, flags.dtype, flags.vision_batch_size)
+    settings = Settings(config, flags.dtype, flags.vision_batch_size, most_tokens(flags.repeats))
     ours = Ours(settings)
     torch = torch_side(settings, ours, repeat_keys=not flags.torch_gqa) if flags.against_torch else None
     measurements = []

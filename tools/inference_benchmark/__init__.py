@@ -1,6 +1,6 @@
 """The parts of `tools/benchmark.py inference`: two sides that do the same work, what is measured of them, and the report."""
 
-from .measure import measure, measure_batch
+from .measure import measure, measure_batch, most_tokens
 from .report import describe, make_report, write_report
 from .sides import Ours, Settings, Torch, torch_tensors
 
@@ -12,6 +12,7 @@ __all__ = [
     "make_report",
     "measure",
     "measure_batch",
+    "most_tokens",
     "torch_tensors",
     "write_report",
 ]

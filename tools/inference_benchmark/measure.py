@@ -47,6 +47,11 @@ class Measurement:
         return f"{self.images} images: " + "; ".join(times)
 
 
+def most_tokens(repeats: int) -> int:
+    """That a prompt is decoded by, if it is read once for all rounds."""
+    return 2 + _DECODED * (repeats + 1)
+
+
 def measure(images: int, ours: Ours, torch: Torch | None, repeats: int, bandwidth: Callable[[], float]) -> Measurement:
     """Medians over `repeats` rounds; in each, ours, PyTorch's, ours with one image and the memory's run one after the other.
     The first round is thrown away.

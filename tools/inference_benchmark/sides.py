@@ -21,7 +21,6 @@ from owl3_jax.models.owl3 import abstract_params
 from owl3_jax.models.qwen2 import unstack_layers
 from owl3_jax.models.siglip import normalize_pixels
 
-NEW_TOKENS = 64  # room for decoding
 FEATURES = 8  # images that have features of their own; prompts with more see them again and again
 _TOKENS_PER_IMAGE, _OTHER_TOKENS = 5, 40  # of a prompt: placeholders as the released tokenizers write them, and a question
 
@@ -33,6 +32,7 @@ class Settings:
     config: ModelConfig
     dtype: DType
     vision_batch_size: int
+    new_tokens: int = 64  # room for decoding after a prefill
     seed: int = 0
 
     def prompt(self, images: int) -> tuple[np.ndarray, np.ndarray]:
@@ -84,17 +84,18 @@ class Ours:
     def read(self, images: int, rows: int = 1) -> None:
         """Prefill: from features to the first token."""
         ids, starts = self._settings.prompt(images)
+        new_tokens = self._settings.new_tokens
         room = buckets.prefill_slots(len(ids))
-        self._context = context = Context.empty(self.runtime, rows, images=images, tokens=room, new_tokens=NEW_TOKENS)
+        self._context = context = Context.empty(self.runtime, rows, images=images, tokens=room, new_tokens=new_tokens)
         for row in range(rows):
             context.add_features(row, starts.tolist(), self._chunks(images))
         context.add_text([ids.tolist()] * rows)
-        samplings = [Sampling(max_new_tokens=NEW_TOKENS)] * rows
+        samplings = [Sampling(max_new_tokens=new_tokens)] * rows
         self._kind = Kind.of(samplings)
-        limits = jnp.full(rows, NEW_TOKENS, jnp.int32)
+        limits = jnp.full(rows, new_tokens, jnp.int32)
         never = jnp.zeros(0, jnp.int32)  # no stop id: every row goes on
         self._answers = programs.Settings(SamplingRows.of(samplings), limits, never)
-        self._state = context.begin(self._answers, self._kind, capacity=NEW_TOKENS)
+        self._state = context.begin(self._answers, self._kind, capacity=new_tokens)
         jax.block_until_ready(self._state.token)
 
     def decode(self, tokens: int) -> None:
