@@ -23,6 +23,7 @@ from owl3_jax.config import (
 )
 
 _PROJECTOR, _HYPER_LAYERS, _LANGUAGE_MODEL = "vision2text_model/.*", "language_model/hyper_layers/.*", "language_model/.*"
+VOCAB_MULTIPLE = 128  # for any tensor axis to divide 151,851 words
 _WARMUP = 0.03  # of the steps
 
 
@@ -73,7 +74,7 @@ def stage_config(number: int, size: str, *, mesh: MeshPreset, remat: Remat, micr
     stage = STAGES[number]
     return Config(
         model=NAMED_SIZES[size],
-        compute=ComputeConfig(dtype="bfloat16", remat=remat),
+        compute=ComputeConfig(dtype="bfloat16", remat=remat, vocab_multiple=VOCAB_MULTIPLE),
         mesh=MESH_PRESETS[mesh],
         data=DataConfig(
             dataset="synthetic",

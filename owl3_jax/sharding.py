@@ -12,9 +12,11 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import numpy as np
 from flax.traverse_util import flatten_dict
 from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Int
 
 from owl3_jax.batch import Batch
 from owl3_jax.config import ConfigError, MeshConfig
@@ -75,10 +77,11 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     there = {getattr(device, "slice_index", None) for device in devices} - {None}
     if there and len(there) != config.slices:
         raise ConfigError(f"mesh.slices is {config.slices}, but the devices lie in {len(there)} slices; set mesh.slices to it")
-    if len(there) <= 1:
-        return jax.make_mesh(sizes, AXES, axis_types=types, devices=devices)
     within = (sizes[0] // config.slices, *sizes[1:])
-    grid = mesh_utils.create_hybrid_device_mesh(within, (config.slices, 1, 1, 1), devices, allow_split_physical_axes=True)
+    if len(there) > 1:
+        grid = mesh_utils.create_hybrid_device_mesh(within, (config.slices, 1, 1, 1), devices, allow_split_physical_axes=True)
+    else:
+        grid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
     return Mesh(grid, AXES, axis_types=types)
 
 
@@ -116,8 +119,37 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
+def rows_of_process(processes: Int[np.ndarray, "data fsdp tensor context"], process: int) -> tuple[int, int]:
+    """Which part of a batch's rows a process makes, and how many parts there are.
+
+    Processes over whose devices `tensor` or `context` goes hold the same rows, so they make the same part.
+
+    Args:
+        processes: that each device of a mesh belongs to.
+        process: the one that asks.
+
+    Raises:
+        ConfigError: parts overlap without being the same, or differ in size.
+    """
+    holders = processes.reshape(processes.shape[0] * processes.shape[1], -1)  # of each block of rows
+    blocks = {each: frozenset(np.flatnonzero((holders == each).any(axis=1)).tolist()) for each in np.unique(processes)}
+    parts = sorted(set(blocks.values()), key=min)
+    if sum(map(len, parts)) != len(holders) or len({len(part) for part in parts}) > 1:
+        raise ConfigError(
+            f"the devices of a process hold rows of a batch that others hold in part ({blocks}): choose mesh.tensor and "
+            "mesh.context so that they divide the devices of a host, or are a multiple of them"
+        )
+    return parts.index(blocks[process]), len(parts)
+
+
+def own_rows(mesh: Mesh) -> tuple[int, int]:
+    """`rows_of_process` for this process."""
+    processes = np.array([device.process_index for device in mesh.devices.flat]).reshape(mesh.devices.shape)
+    return rows_of_process(processes, jax.process_index())
+
+
 def shard_batch(batch: Batch, mesh: Mesh) -> Batch:
-    """This host's rows as a batch of global arrays."""
+    """The rows of `own_rows` as a batch of global arrays."""
     sharding = batch_sharding(mesh)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
 

@@ -33,8 +33,8 @@ def make_train_iterator(
     Args:
         config: `rows` counts the rows of all hosts.
         processor: makes samples from records.
-        shard_index: this host's number.
-        shard_count: number of hosts; each reads its own part of every epoch and makes rows / shard_count rows.
+        shard_index: which part of the rows this host makes (`owl3_jax.sharding.own_rows`).
+        shard_count: number of parts; for each, its own part of every epoch is read and rows / shard_count rows are made.
         unreadable: counts the records that were skipped because of an unreadable image.
 
     Returns:

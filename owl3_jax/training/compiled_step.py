@@ -57,7 +57,7 @@ def load(path: Path, config: Config, mesh: Mesh) -> Step:
         listed = "\n  ".join(differences)
         raise CompiledStepError(f"{path} is no compiled step of this run; compile it again:\n  {listed}")
     lowered = make_train_step(config, mesh).lower(abstract_state(config, mesh), example_batch(config))
-    devices = sorted(mesh.devices.flat, key=lambda device: device.id)
+    devices = list(mesh.devices.flat)  # in the order that the step was compiled for
     return serialize_executable.deserialize_and_load(
         payload,
         jax.tree.structure(lowered.args_info),

@@ -100,7 +100,7 @@ def train(config: Config, workdir: Path, compiled: Path | None = None) -> TrainS
     with Checkpoints(workdir, config) as checkpoints, contextlib.ExitStack() as stack:
         checkpoints.check_same_run()
         tokenizer, unreadable = _tokenizer(config), UnreadableImages()
-        iterator = stack.enter_context(contextlib.closing(_make_iterator(config, tokenizer, unreadable)))
+        iterator = stack.enter_context(contextlib.closing(_make_iterator(config, mesh, tokenizer, unreadable)))
         is_first = jax.process_index() == 0
         if is_first:
             _write_run_files(config, workdir, tokenizer, mesh)
@@ -202,15 +202,15 @@ def _tokenizer(config: Config) -> ChatTokenizer:
     return tokenizer
 
 
-def _make_iterator(config: Config, tokenizer: ChatTokenizer, unreadable: UnreadableImages) -> grain.DatasetIterator:
+def _make_iterator(config: Config, mesh: Mesh, tokenizer: ChatTokenizer, unreadable: UnreadableImages) -> grain.DatasetIterator:
     """Batches of this process's rows, from a data set that is built when it is missing."""
     if jax.process_index() == 0:
         prepare_dataset(config.data)
     multihost_utils.sync_global_devices("data set prepared")
     prepare_dataset(config.data)  # for hosts that do not share the first one's disk
     processor = Processor(tokenizer, config.model.vision.image_size)
-    shard = {"shard_index": jax.process_index(), "shard_count": jax.process_count()}
-    return make_train_iterator(config.data, processor, **shard, unreadable=unreadable)
+    index, count = sharding.own_rows(mesh)
+    return make_train_iterator(config.data, processor, shard_index=index, shard_count=count, unreadable=unreadable)
 
 
 def _write_run_files(config: Config, workdir: Path, tokenizer: ChatTokenizer, mesh: Mesh) -> None:

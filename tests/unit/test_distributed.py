@@ -53,6 +53,36 @@ def test_two_processes_become_one_run(address):
     assert [lines[-1] for lines in printed] == ["2 [0, 1]"] * 2  # before it, words of the library that connects them
 
 
+SHARDING_PROGRAM = """
+import sys
+from owl3_jax.distributed import ProcessFlags, start_processes
+start_processes(ProcessFlags(sys.argv[1], 2, int(sys.argv[2]), timeout=120.0))
+import jax
+import numpy as np
+from owl3_jax.config import MeshConfig
+from owl3_jax.sharding import make_mesh, own_rows, shard_batch
+from tests.tiny import single, stack
+mesh = make_mesh(MeshConfig(data=1, fsdp=-1, tensor=int(sys.argv[3])))
+index, count = own_rows(mesh)
+rows = [single(5, [0], seed=row) for row in range(4)]
+batch, whole = shard_batch(stack(rows[index * 4 // count : (index + 1) * 4 // count]), mesh), stack(rows)
+for x, expected in zip(batch, whole):
+    assert x.shape == expected.shape
+    for shard in x.addressable_shards:
+        np.testing.assert_array_equal(shard.data, expected[shard.index])
+print(index, count)
+"""
+
+
+@pytest.mark.parametrize(("tensor", "parts"), [(1, ["0 2", "1 2"]), (4, ["0 1", "0 1"])])
+def test_each_process_makes_the_rows_that_its_devices_hold(address, tensor, parts):
+    """Two processes of two devices each: of their own rows, or where `tensor` goes over both of the same ones."""
+    flags = {"PYTHONPATH": str(Path(__file__).parents[2]), "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    commands = [[sys.executable, "-c", SHARDING_PROGRAM, address, str(process), str(tensor)] for process in range(2)]
+    running = [subprocess.Popen(command, env=os.environ | flags, stdout=subprocess.PIPE, text=True) for command in commands]
+    assert [process.communicate(timeout=240)[0].splitlines()[-1:] for process in running] == [[part] for part in parts]
+
+
 def test_all_are_there(address):
     assert roll(address, [2, 0, 1], 3, timeout=60.0) == ["", "", ""]
 

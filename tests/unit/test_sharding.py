@@ -243,3 +243,22 @@ def test_full_7b_train_step_lowers_with_one_scanned_body():
     # 28 layers written out would be 308.
     assert len(products) == 11
     assert text.count("tensor<28x3584x18944xf32>") > 0, "the parameters are stacked"
+
+
+@pytest.mark.parametrize(
+    ("processes", "parts"),
+    [
+        ([[[[0]], [[0]], [[1]], [[1]]]], {0: (0, 2), 1: (1, 2)}),
+        ([[[[0], [1]], [[0], [1]], [[2], [3]], [[2], [3]]]], {0: (0, 2), 1: (0, 2), 2: (1, 2), 3: (1, 2)}),
+        ([[[[1]], [[0]], [[1]], [[0]]]], {1: (0, 2), 0: (1, 2)}),  # rows that do not lie side by side
+        ([[[[0], [1]]]], {0: (0, 1), 1: (0, 1)}),
+    ],
+)
+def test_processes_that_hold_the_same_rows_make_the_same_part(processes, parts):
+    found = {process: sharding.rows_of_process(np.array(processes), process) for process in parts}
+    assert found == parts
+
+
+def test_processes_that_share_some_of_their_rows_are_refused():
+    with pytest.raises(ConfigError, match="divide the devices of a host, or are a multiple of them"):
+        sharding.rows_of_process(np.array([[[[0], [0]], [[0], [1]], [[1], [1]]]]), 0)

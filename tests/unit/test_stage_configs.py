@@ -1,6 +1,7 @@
 """The configs of the paper's stages: its numbers, what they train at real size, and a real run at a tiny one."""
 
 import dataclasses
+import functools
 import math
 from pathlib import Path
 
@@ -109,11 +110,12 @@ def test_stage_1_runs_and_leaves_a_checkpoint_like_any_other(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert f"{frozen:,} of them frozen" in printed and "finished: step 2 of 2" in printed
 
-    saved, params = load_params(tmp_path / "run", config.model), jax.device_get(state.params)
+    load = functools.partial(load_params, config=config.model, vocab_multiple=config.compute.vocab_multiple)
+    saved, params = load(tmp_path / "run"), jax.device_get(state.params)
     assert jax.tree.map(lambda x: x.dtype, saved) == jax.tree.map(lambda x: x.dtype, params)
     jax.tree.map(np.testing.assert_array_equal, saved, params)
     to_hugging_face(tmp_path / "run", tmp_path / "official")
-    jax.tree.map(np.testing.assert_array_equal, load_params(tmp_path / "official", config.model), params)
+    jax.tree.map(np.testing.assert_array_equal, load(tmp_path / "official"), params)
 
     # It can be resumed, but not with other trained parts.
     longer = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=3))

@@ -1,0 +1,27 @@
+"""Every preset makes a mesh of every pod, and gives each host rows of its own or those of the hosts beside it."""
+
+import numpy as np
+import pytest
+
+from owl3_jax.config import MESH_PRESETS
+from owl3_jax.sharding import make_mesh, rows_of_process
+from tools.tpu_compiler.topology import get_topology
+
+pytest.importorskip("libtpu", reason="it knows the topologies")
+
+TOPOLOGIES = ("v5e:4x4", "v5e:16x16", "v6e:4x4", "v6e:16x16", "v5p:4x4x4", "v5p:4x4x8", "v4:4x4x8", "tpu7x:4x4x8")
+
+
+@pytest.mark.parametrize("preset", MESH_PRESETS)
+@pytest.mark.parametrize("name", TOPOLOGIES)
+def test_a_preset_makes_a_mesh_whose_hosts_have_whole_parts_of_the_rows(name, preset):
+    config = MESH_PRESETS[preset]
+    topology = get_topology(name, config.slices)
+    mesh = make_mesh(config, topology.devices)
+    processes = np.array([device.process_index for device in mesh.devices.flat]).reshape(mesh.devices.shape)
+    parts = [rows_of_process(processes, process) for process in np.unique(processes).tolist()]
+    (count,) = {count for _, count in parts}
+    assert {index for index, _ in parts} == set(range(count))
+    rows = processes.reshape(mesh.shape["data"] * mesh.shape["fsdp"], -1)
+    own = dict(zip(np.unique(processes).tolist(), parts, strict=True))
+    assert all(len({own[process] for process in row}) == 1 for row in rows.tolist()), "who holds a row makes it"
