@@ -37,17 +37,16 @@ def parse(flags_type: type[Flags], argv: Sequence[str] | None = None) -> tuple[C
 
     def assemble(
         config_file: Annotated[Path, tyro.conf.arg(name="config", help="Python file with get_config() -> Config")],
-        flags: Annotated[flags_type, tyro.conf.arg(name="")],
+        flags: Annotated[flags_type, tyro.conf.arg(name=""), tyro.conf.FlagCreatePairsOff],
         mesh: Annotated[MeshPreset | None, tyro.conf.arg(help="named mesh, in place of the config's")] = None,
-        config: Config = default,
+        # `--config.flag=False` for booleans, as for every other field
+        config: Annotated[Config, tyro.conf.FlagConversionOff] = default,
     ) -> Any:
         del config_file, mesh  # their values are the defaults of `config`
         return config, flags
 
-    # `--flag=False` for booleans, as for every other field, and names spelt as in the dataclasses
-    return tyro.cli(
-        assemble, args=argv, description=flags_type.__doc__, config=(tyro.conf.FlagConversionOff,), use_underscores=True
-    )
+    # Names are spelt as in the dataclasses.
+    return tyro.cli(assemble, args=argv, description=flags_type.__doc__, use_underscores=True)
 
 
 def load_config(path: Path | None) -> Config:

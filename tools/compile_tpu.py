@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from tpu_compiler.compiled import OutOfMemory, compile_for
 from tpu_compiler.programs import Inference, Name, Program, Prompt, train
 from tpu_compiler.report import Report, describe, make_failure, make_report
-from tpu_compiler.search import describe_search, search
+from tpu_compiler.search import HEADING, describe_search, search
 from tpu_compiler.topology import Topology, TopologyError, get_topology
 
 from owl3_jax import command_line, sharding
@@ -83,8 +83,13 @@ def _program(config: Config, flags: Flags, mesh: Mesh) -> Program:
 
 
 def _search(config: Config, flags: Flags, topology: Topology, mesh: Mesh) -> tuple[Report, bool]:
-    found = search(config, topology, mesh, _say)
-    print(describe_search(found))
+    if flags.save or flags.program != "train":
+        raise ConfigError("--search tries many train steps: leave out --save and --program")
+    print(HEADING, flush=True)
+    found = []
+    for row in search(config, topology, mesh, _say):
+        print(describe_search(row), flush=True)
+        found.append(row)
     return {"search": found}, any(row["rows"] for row in found)
 
 

@@ -15,6 +15,9 @@ def cudnn_takes(q: Float[Array, "B H T D"], backend: AttentionBackend) -> bool:
 def cudnn_attention(
     q: Float[Array, "B H T D"], k: Float[Array, "B K C D"], v: Float[Array, "B K C D"]
 ) -> Float[Array, "B H T D"]:
-    """Every position sees every key. Its gradient is cuDNN's too; it has no log-sum-exp."""
+    """Every position sees every key. Its gradient is cuDNN's too.
+
+    Text and images need masks, and their log-sum-exp with a gradient; what cuDNN makes of these has not been measured on a GPU.
+    """
     q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
     return jnp.swapaxes(jax.nn.dot_product_attention(q, k, v, implementation="cudnn"), 1, 2)

@@ -3,6 +3,9 @@
 In bfloat16 with the head sizes of the models.
 """
 
+import dataclasses
+import re
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -23,7 +26,7 @@ B, I, L, M = 2, 16, 13, 2
 COMPUTE = ComputeConfig()  # attention="auto"
 
 
-def loss(vectors, ids):
+def loss(vectors, ids, compute=COMPUTE):
     """Text of 7B over itself, text of 1B over images, both through output and log-sum-exp, and images over themselves."""
     positions, segments, image_positions, image_segments = ids
     over_text = visibility(positions, segments, positions, segments)
@@ -31,7 +34,7 @@ def loss(vectors, ids):
     text, images, vision = vectors
     outputs = (
         attend(*text, over_text, Plan(TEXT, COMPUTE.attention)),
-        image_attention(*images, jnp.int32(1), over_images, COMPUTE),
+        image_attention(*images, jnp.int32(1), over_images, compute),
         attend(*vision, None, Plan(VISION, COMPUTE.attention)),
     )
     return sum(x.astype(jnp.float32).sum() for x in jax.tree.leaves(outputs))
@@ -46,19 +49,35 @@ def arrays(mesh, *shapes, dtype=jnp.bfloat16):
     return tuple(jax.ShapeDtypeStruct(shape, dtype, sharding=whole) for shape in shapes)
 
 
-@pytest.mark.parametrize("topology", TOPOLOGIES)
-def test_kernels_compile(topology):
-    mesh, T = mesh_of(topology), TOPOLOGIES[topology]
+def inputs(mesh, T):
     text = arrays(mesh, (B, 14, T, 128), *[(B, 2, T, 128)] * 2)
     images = arrays(mesh, (B, 14, T, 64), *[(M, B, 2, I, L, 64)] * 2)
     vision = arrays(mesh, *[(8, 16, 729, 72)] * 3)
-    ids = arrays(mesh, (B, T), (B, T), (B, I), (B, I), dtype=jnp.int32)
+    return (text, images, vision), arrays(mesh, (B, T), (B, T), (B, I), (B, I), dtype=jnp.int32)
+
+
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+def test_kernels_compile(topology):
+    mesh, T = mesh_of(topology), TOPOLOGIES[topology]
     with use_mesh(mesh), jax.default_matmul_precision("highest"):  # as parity checks set it
-        lowered = jax.jit(jax.grad(loss)).lower((text, images, vision), ids)
+        lowered = jax.jit(jax.grad(loss)).lower(*inputs(mesh, T))
         lowered.compile()
     program = lowered.as_text()
     assert [program.count(f'kernel_name = "splash_mha_{phase}') for phase in ("fwd", "dq", "dkv")] == [3, 3, 3]
-    assert f"{T}x{I * L}x" not in program, "an array of positions x image tokens"
+    assert not scores_of_images(program, mesh), "an array of positions x image tokens"
+
+
+def test_plain_attention_has_scores_of_images():
+    """What the kernels avoid is found where it is."""
+    mesh, T = mesh_of("v5e:2x2"), 512
+    step = lambda vectors, ids: loss(vectors, ids, dataclasses.replace(COMPUTE, attention="xla"))
+    with use_mesh(mesh):
+        assert scores_of_images(jax.jit(step).lower(*inputs(mesh, T)).as_text(), mesh)
+
+
+def scores_of_images(program: str, mesh: Mesh) -> list[str]:
+    """Types of arrays whose last dim is the image tokens of one device; keys and values have their size last."""
+    return re.findall(rf"tensor<(?:\d+x){{2,}}{I * L // mesh.shape['context']}x(?:bf16|f32|i1)>", program)
 
 
 def test_decoding_compiles_without_kernels():

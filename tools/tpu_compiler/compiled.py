@@ -111,9 +111,10 @@ def _examine(
 
 
 def _moved(program: Program, memory: Any, module: Module) -> float:
-    """Arguments are read, results written; what is made in between is both."""
+    """Arguments are read, but for tables that are looked up, results written; what is made in between is both."""
+    read = memory.argument_size_in_bytes - device_bytes(program.looked_up)
     results = memory.output_size_in_bytes - (0 if program.rewrites else memory.alias_size_in_bytes)
-    return memory.argument_size_in_bytes + max(results, 2 * bytes_made(module) - results)
+    return read + max(results, 2 * bytes_made(module) - results)
 
 
 def device_bytes(tree: object) -> int:

@@ -41,7 +41,11 @@ class Gathered(NamedTuple):
 
 
 class Facts(NamedTuple):
-    """What a module does with images; arrays are those of one device."""
+    """What a module does with images; arrays are those of one device.
+
+    Scores are told by their dims. Where a row has as many positions as an image has tokens, padded (768 in stage 1), those of
+    text over images look like the vision tower's own, and are not told.
+    """
 
     scores: Array | None  # the largest with the positions and the image tokens of a row among its dims: scores or a mask
     largest: Gathered | None  # of all that is gathered or summed

@@ -41,7 +41,9 @@ class Program(NamedTuple):
     held: dict[str, Any]  # abstract arrays that lie in memory while it runs, by what they are
     rewrites: bool  # arguments that it takes over are written anew as a whole, not in a few places
     remat: Remat = "none"
+    microbatches: int = 1
     rows: Rows | None = None  # of a train step
+    looked_up: Any = None  # of what is held, tables of which a few rows are read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,13 +70,12 @@ def train(config: Config, mesh: Mesh) -> Program:
     batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows), example_batch(config))
     work = Work.of_rows(config.model, data.rows, data.tokens_per_row, data.images_per_row)
     held = {"parameters": state.params, "optimizer": state.opt_state, "batch": batch}
-    what = f"a step of {data.rows} rows x ({data.tokens_per_row} tokens, {data.images_per_row} images)"
-    if config.train.microbatches > 1:
-        what += f", in {config.train.microbatches} parts"
     lower = lambda: make_train_step(config, mesh).lower(state, batch)
     flops = functools.partial(train_flops, config.model, work, config.train.trained)
-    remat = config.compute.remat
-    return Program("train", what, lower, flops(), flops(remat), held, True, remat, Rows.of(config, mesh))
+    remat, parts = config.compute.remat, config.train.microbatches
+    shape = f"{data.rows} rows x ({data.tokens_per_row} tokens, {data.images_per_row} images)"
+    what = f"a step of {shape}, remat {remat}, {parts} {'microbatch' if parts == 1 else 'microbatches'}"
+    return Program("train", what, lower, flops(), flops(remat), held, True, remat, parts, Rows.of(config, mesh))
 
 
 class Inference:
@@ -98,7 +99,9 @@ class Inference:
         build = {"encode": self._encode, "store": self._store, "prefill": self._prefill, "decode": self._decode}[name]
         lower, what, flops = build()
         held = {"parameters": self.runtime.params, "text cache": self.text, "image cache": self.images.blocks}
-        return Program(name, what, lower, flops, flops, held, False)
+        text = self.runtime.params["language_model"]
+        table = text["embed_tokens"] if "lm_head" in text and name in ("prefill", "decode") else None
+        return Program(name, what, lower, flops, flops, held, False, looked_up=table)
 
     def _encode(self):
         images, side = self.runtime.vision_batch_size, self.runtime.config.vision.image_size

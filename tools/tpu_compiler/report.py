@@ -81,6 +81,7 @@ def _heading(program: Program, topology: Topology, mesh: Mesh) -> Report:
         "chips": topology.chips,
         "mesh": dict(mesh.shape),
         "remat": program.remat,
+        "microbatches": program.microbatches,
     }
 
 

@@ -1,7 +1,7 @@
 """The largest batch that fits, for each remat policy."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import get_args
 
 from jax.sharding import Mesh
@@ -15,25 +15,24 @@ from .report import Report, make_report
 from .topology import Topology
 
 
-def search(config: Config, topology: Topology, mesh: Mesh, say: Callable[[str], None]) -> list[Report]:
-    """For each policy the report of the largest batch that fits, `rows` 0 where none does.
+def search(config: Config, topology: Topology, mesh: Mesh, say: Callable[[str], None]) -> Iterator[Report]:
+    """For each policy the report of the largest batch that fits, `rows` 0 where none does, as soon as it is found.
 
-    Rows are the smallest number that the mesh can split, times a power of two. The search starts from the config's and goes
-    up or down until the next step does not fit, or does: two or three compilations a policy.
+    Rows are a multiple of the smallest number that the mesh can split. The search starts from the config's, doubles them
+    until they do not fit, or halves them until they do, and then bisects.
     """
-    return [_largest(config, remat, topology, mesh, say) for remat in get_args(Remat)]
+    for remat in get_args(Remat):
+        yield _largest(config, remat, topology, mesh, say)
 
 
 def _largest(config: Config, remat: Remat, topology: Topology, mesh: Mesh, say: Callable[[str], None]) -> Report:
     least = rows_divisor(mesh) * config.train.microbatches
-    attempt = lambda power: _attempt(config, remat, least << power, topology, mesh, say)
-    power = max(0, (config.data.rows // least).bit_length() - 1)
-    best = attempt(power)
-    while best and (more := attempt(power + 1)):
-        best, power = more, power + 1
-    while not best and power:
-        power -= 1
-        best = attempt(power)
+    best: Report | None = None
+    fits, too_many = 0, 0  # multiples of `least`; `too_many` is 0 until one did not fit
+    while too_many == 0 or too_many - fits > 1:
+        multiple = (fits + too_many) // 2 if too_many else 2 * fits or max(1, config.data.rows // least)
+        report = _attempt(config, remat, multiple * least, topology, mesh, say)
+        best, fits, too_many = (report, multiple, too_many) if report else (best, fits, multiple)
     return {"remat": remat, **(best or {"rows": 0})}
 
 
@@ -52,16 +51,15 @@ def _attempt(
     return {"rows": rows, "rows_per_chip": rows / topology.chips, **report}
 
 
-def describe_search(found: list[Report]) -> str:
-    """One line for each policy."""
-    lines = ["remat      rows  a chip   peak GiB of   time, at least   rows/s, at most   MFU, at most"]
-    for row in found:
-        if not row["rows"]:
-            lines.append(f"{row['remat']:<9}{'does not fit':>14}")
-            continue
-        seconds = row["step_seconds_at_least"]
-        lines.append(
-            f"{row['remat']:<9}{row['rows']:6}{row['rows_per_chip']:8.3g}{row['peak_gib']:9.2f} {row['available_gib']:6.2f}"
-            f"{seconds:15.2f} s{row['rows'] / seconds:18.1f}{row['mfu_at_most']:15.0%}"
-        )
-    return "\n".join(lines)
+HEADING = "remat      rows  a chip   peak GiB of   time, at least   rows/s, at most   MFU, at most"
+
+
+def describe_search(row: Report) -> str:
+    """A line below `HEADING`."""
+    if not row["rows"]:
+        return f"{row['remat']:<9}{'does not fit':>14}"
+    seconds = row["step_seconds_at_least"]
+    return (
+        f"{row['remat']:<9}{row['rows']:6}{row['rows_per_chip']:8.3g}{row['peak_gib']:9.2f} {row['available_gib']:6.2f}"
+        f"{seconds:15.2f} s{row['rows'] / seconds:18.1f}{row['mfu_at_most']:15.0%}"
+    )
