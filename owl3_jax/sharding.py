@@ -142,10 +142,14 @@ def rows_of_process(processes: Int[np.ndarray, "data fsdp tensor context"], proc
     return parts.index(blocks[process]), len(parts)
 
 
+def processes_of(mesh: Mesh) -> Int[np.ndarray, "data fsdp tensor context"]:
+    """The process that each device belongs to."""
+    return np.array([device.process_index for device in mesh.devices.flat]).reshape(mesh.devices.shape)
+
+
 def own_rows(mesh: Mesh) -> tuple[int, int]:
     """`rows_of_process` for this process."""
-    processes = np.array([device.process_index for device in mesh.devices.flat]).reshape(mesh.devices.shape)
-    return rows_of_process(processes, jax.process_index())
+    return rows_of_process(processes_of(mesh), jax.process_index())
 
 
 def shard_batch(batch: Batch, mesh: Mesh) -> Batch:

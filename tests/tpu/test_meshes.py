@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from owl3_jax.config import MESH_PRESETS
-from owl3_jax.sharding import make_mesh, rows_of_process
+from owl3_jax.sharding import make_mesh, processes_of, rows_of_process
 from tools.tpu_compiler.topology import get_topology
 
 pytest.importorskip("libtpu", reason="it knows the topologies")
@@ -18,7 +18,7 @@ def test_a_preset_makes_a_mesh_whose_hosts_have_whole_parts_of_the_rows(name, pr
     config = MESH_PRESETS[preset]
     topology = get_topology(name, config.slices)
     mesh = make_mesh(config, topology.devices)
-    processes = np.array([device.process_index for device in mesh.devices.flat]).reshape(mesh.devices.shape)
+    processes = processes_of(mesh)
     parts = [rows_of_process(processes, process) for process in np.unique(processes).tolist()]
     (count,) = {count for _, count in parts}
     assert {index for index, _ in parts} == set(range(count))
