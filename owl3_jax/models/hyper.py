@@ -27,6 +27,10 @@ from owl3_jax.models.visibility import Visibility
 from owl3_jax.models.xla_attention import MASKED
 
 
+# Blocks of images whose attention may run at the same time. With one, the cores wait for each other at the end of every product.
+_BLOCKS_AT_ONCE = 4
+
+
 class ImageCache(NamedTuple):
     """Rotated image keys and values of every hyper layer."""
 
@@ -141,24 +145,29 @@ def hyper_attention(
 
 
 def _attend_to_blocks(q, *, layer, fusion, compute):
-    """Of several blocks those that nobody sees cost nothing, and those that everybody sees need no mask."""
+    """Of several blocks, a group at a time: what nobody sees costs nothing, and what everybody sees needs no mask."""
     attend = functools.partial(_attend_to_block, q, layer, compute)
     if len(fusion.blocks) == 1:
         return attend(fusion.blocks[0], fusion.visible)
     merged = jnp.zeros(q.shape, jnp.float32), jnp.full(q.shape[:3], MASKED, jnp.float32)
-    starts = np.cumsum([0, *(block.images for block in fusion.blocks)])
-    for block, start in zip(fusion.blocks, starts, strict=False):
-        visible = fusion.visible.part(int(start), block.images)
-        merged = _merge_what_is_seen(merged, functools.partial(attend, block), visible)
+    starts = np.cumsum([0, *(block.images for block in fusion.blocks)]).tolist()
+    visible = [fusion.visible.part(start, block.images) for start, block in zip(starts, fusion.blocks, strict=False)]
+    for first in range(0, len(fusion.blocks), _BLOCKS_AT_ONCE):
+        group = slice(first, first + _BLOCKS_AT_ONCE)
+        merged = _merge_what_is_seen(merged, attend, fusion.blocks[group], visible[group])
     return merged[0].astype(q.dtype), merged[1]
 
 
-def _merge_what_is_seen(merged, attend, visible):
-    seen = visible.dense()
+def _merge_what_is_seen(merged, attend, blocks, visible):
+    seen = jnp.concatenate([of_block.dense() for of_block in visible], axis=2)
     none = lambda merged: merged
-    some = lambda merged: merge(*merged, *attend(visible))
-    everything = lambda merged: merge(*merged, *attend(None))
+    some = lambda merged: _merge_all(merged, [attend(*block) for block in zip(blocks, visible, strict=True)])
+    everything = lambda merged: _merge_all(merged, [attend(block, None) for block in blocks])
     return jax.lax.switch(seen.any().astype(jnp.int32) + seen.all(), (none, some, everything), merged)
+
+
+def _merge_all(merged, parts):
+    return functools.reduce(lambda merged, part: merge(*merged, *part), parts, merged)
 
 
 def _attend_to_block(q, layer, compute, block, visible):

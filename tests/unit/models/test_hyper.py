@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from owl3_jax.models import hyper
 from owl3_jax.models.attention import TEXT, Plan, attend
 from owl3_jax.models.hyper import Fusion, ImageCache, hyper_attention
 from owl3_jax.models.stacks import Apart
@@ -50,13 +51,16 @@ def fuse(q, text, lse, cache, visible, gate):
     return hyper_attention(jnp.int32(ROW), q, text, lse, Fusion((cache,), visible, gate), COMPUTE)
 
 
-def test_blocks_of_images_equal_one():
-    """Whether nobody, somebody or everybody sees a block."""
+@pytest.mark.parametrize("at_once", [1, 2, 4])
+@pytest.mark.parametrize("limits", [[[1, 1, 1, 2, 2], [1, 1, 1, 1, 2]], [[2] * T] * B])
+def test_blocks_of_images_equal_one(monkeypatch, at_once, limits):
+    """Whether nobody, somebody or everybody sees a group of blocks."""
+    monkeypatch.setattr(hyper, "_BLOCKS_AT_ONCE", at_once)
     q, k, v, causal, cache, visible, _ = inputs(3)
-    visible = visible._replace(limits=jnp.array([[1, 1, 1, 2, 2], [1, 1, 1, 1, 2]]))
+    visible = visible._replace(limits=jnp.array(limits))
     text, lse, _, _ = parts(q, k, v, causal, cache, visible)
     seen = visible.dense()
-    assert seen[:, :, 0].all() and not seen[:, :, 1].all() and not seen[:, :, 2].any()
+    assert seen[:, :, 0].all() and seen[:, :, 1].any() and not seen[:, :, 2].any()
     whole = fuse(q, text, lse, cache, visible, ())
     for apart in (lambda x: x, lambda x: Apart(tuple(x[layer : layer + 1] for layer in range(M)))):
         blocks = tuple(ImageCache(*(apart(x[:, :, :, image : image + 1]) for x in cache)) for image in range(I))
