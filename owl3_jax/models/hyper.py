@@ -26,7 +26,6 @@ from owl3_jax.models.stacks import Layer, Stack, stack_with
 from owl3_jax.models.visibility import Visibility
 from owl3_jax.models.xla_attention import MASKED
 
-
 # Blocks of images whose attention may run at the same time. With one, cores wait for each other after every product.
 _BLOCKS_AT_ONCE = 4
 
