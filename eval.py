@@ -13,15 +13,16 @@ from pathlib import Path
 
 import jax
 
-from owl3_jax import command_line, sharding
-from owl3_jax.compilation_cache import use_compilation_cache
+from owl3_jax import sharding
 from owl3_jax.config import Config, ConfigError
 from owl3_jax.convert.load import load_params
-from owl3_jax.convert.weight_files import CheckpointError
 from owl3_jax.data import load_tokenizer
-from owl3_jax.distributed import DistributedError, ProcessFlags, start_processes
 from owl3_jax.evaluation.evaluate import evaluate
 from owl3_jax.evaluation.runner import Generate
+from owl3_jax.formats.weight_files import CheckpointError
+from owl3_jax.host import command_line
+from owl3_jax.host.compilation_cache import use_compilation_cache
+from owl3_jax.host.distributed import DistributedError, ProcessFlags, start_processes
 from owl3_jax.inference.generate import generate
 from owl3_jax.inference.runtime import Params, Runtime
 from owl3_jax.processing.images import UnreadableImage

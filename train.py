@@ -11,10 +11,10 @@ from pathlib import Path
 
 import jax
 
-from owl3_jax import command_line
-from owl3_jax.compilation_cache import use_compilation_cache
 from owl3_jax.config import ConfigError
-from owl3_jax.distributed import DistributedError, ProcessFlags, start_processes
+from owl3_jax.host import command_line
+from owl3_jax.host.compilation_cache import use_compilation_cache
+from owl3_jax.host.distributed import DistributedError, ProcessFlags, start_processes
 from owl3_jax.training.checkpoint import SavedRunError
 from owl3_jax.training.compiled_step import CompiledStepError
 from owl3_jax.training.loop import NonFiniteError, train

@@ -16,13 +16,13 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Int
+from jaxtyping import Array, Int, Shaped
 
 from owl3_jax.batch import Batch
 from owl3_jax.config import ConfigError, MeshConfig
-from owl3_jax.models.partitioning import without_uneven_axes
 
 AnyMesh = Mesh | AbstractMesh
+MeshAxes = str | tuple[str, ...] | None  # that split one dim
 
 AXES = ("data", "fsdp", "tensor", "context")
 
@@ -217,3 +217,48 @@ def describe(boxed_params: Any, mesh: AnyMesh, shardings: Any = None) -> list[st
     ]
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     return ["  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]) for row in rows]
+
+
+def partition_spec(names: tuple[str | None, ...], shape: tuple[int, ...]) -> PartitionSpec | None:
+    """How the mesh and the rules in force split an array with dims of these logical names; None where none are set.
+
+    Raises ValueError for a name that no rule has.
+    """
+    mesh, rules = jax.sharding.get_abstract_mesh(), nn.get_logical_axis_rules()
+    if mesh.empty or not rules:
+        return None
+    unknown = set(names) - {None} - {name for name, _ in rules}
+    if unknown:
+        raise ValueError(f"{names}: no rule for {', '.join(map(str, unknown))}; name a dim as owl3_jax.sharding.RULES does")
+    return without_uneven_axes(nn.logical_to_mesh_axes(names) or PartitionSpec(), shape, mesh)
+
+
+def without_uneven_axes(spec: PartitionSpec, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> PartitionSpec:
+    """`spec` with only those axes, larger than one, that divide their dims; of several for one dim the first ones that do."""
+    return PartitionSpec(*(_dividing_axes(axes, size, mesh) for axes, size in zip(spec, shape, strict=True)))
+
+
+def _dividing_axes(axes: MeshAxes, size: int, mesh: Mesh | AbstractMesh) -> MeshAxes:
+    kept: list[str] = []
+    for axis in (axes,) if isinstance(axes, str) else axes or ():
+        if size % (mesh.shape[axis] * math.prod(mesh.shape[other] for other in kept)):
+            break
+        kept += [axis] if mesh.shape[axis] > 1 else []
+    return tuple(kept) if len(kept) > 1 else kept[0] if kept else None
+
+
+def devices_along(name: str) -> int:
+    """Devices that a dim of this logical name is split over, by the mesh and the rules in force."""
+    mesh, axes = jax.sharding.get_abstract_mesh(), (nn.logical_to_mesh_axes((name,)) or (None,))[0]
+    return math.prod(mesh.shape.get(axis, 1) for axis in ((axes,) if isinstance(axes, str) else axes or ()))
+
+
+def constrain(x: Shaped[Array, "..."], names: tuple[str | None, ...]) -> Shaped[Array, "..."]:
+    """Splits an activation by the logical names of its dims; does nothing where no mesh and rules are set.
+
+    A mesh axis that does not divide its dim (the one text position of a decoding step, say) leaves it whole.
+
+    Raises ValueError for a name that no rule has.
+    """
+    spec = partition_spec(names, x.shape)
+    return x if spec is None else jax.lax.with_sharding_constraint(x, spec)

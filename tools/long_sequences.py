@@ -12,12 +12,13 @@ import json
 import sys
 from pathlib import Path
 
-from tpu_compiler.both_ways import compare, describe, draw
-from tpu_compiler.topology import TopologyError, get_topology
+from both_ways import compare, describe, draw
 
-from owl3_jax import command_line, sharding
+from owl3_jax import sharding
 from owl3_jax.config import ConfigError
-from owl3_jax.files import write_text
+from owl3_jax.host import command_line
+from owl3_jax.host.files import write_text
+from owl3_jax.tpu.topology import TopologyError, get_topology
 
 
 @dataclasses.dataclass(frozen=True)

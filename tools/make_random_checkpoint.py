@@ -21,7 +21,7 @@ from owl3_jax.config import NAMED_SIZES, DType, ModelConfig, VisionConfig
 from owl3_jax.convert.converted import new_directory
 from owl3_jax.convert.official import parameter_shapes
 from owl3_jax.convert.table import official_names, official_shape, row_shape
-from owl3_jax.convert.weight_writer import TensorSpec, WeightWriter
+from owl3_jax.formats.weight_writer import TensorSpec, WeightWriter
 
 Size = Literal["1b-241014", "2b-241014", "7b-240728", "7b-241101"]
 

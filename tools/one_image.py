@@ -16,10 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from owl3_jax import command_line
 from owl3_jax.batch import Batch
 from owl3_jax.config import Config
 from owl3_jax.data import load_tokenizer
+from owl3_jax.host import command_line
 from owl3_jax.models.owl3 import Owl3
 from owl3_jax.models.siglip import normalize_pixels
 from owl3_jax.processing.batch import pad_batch

@@ -27,7 +27,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from answering.requests import Failure, read_requests
 from jaxtyping import Array, Float
 from tqdm import tqdm
 
@@ -37,6 +36,7 @@ from owl3_jax.inference import buckets, programs
 from owl3_jax.inference.caches import image_bytes
 from owl3_jax.inference.context import Context
 from owl3_jax.inference.engine import new_images
+from owl3_jax.inference.requests import Failure, read_requests
 from owl3_jax.inference.sampling import Sampling
 from owl3_jax.models.owl3 import Owl3
 from owl3_jax.models.qwen2 import Images, Text, TextCache

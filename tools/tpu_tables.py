@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import tyro
 
 from owl3_jax.config import Remat
-from owl3_jax.files import write_text
+from owl3_jax.host.files import write_text
 
 ROOT = Path(__file__).parents[1]
 # Remat policy and microbatches with the least bound of those that were tried and fit: in stage 1, in stages 2 and 3 of 7B,

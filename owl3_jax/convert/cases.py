@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from owl3_jax.batch import Batch
-from owl3_jax.files import write_atomically
+from owl3_jax.host.files import write_atomically
 
 OUTPUTS = ("image_embeds", "hidden_states", "logits", "greedy")
 

@@ -17,8 +17,8 @@ from pathlib import Path
 from owl3_jax.config import ConfigError, ModelConfig, load_json_tree
 from owl3_jax.convert.official import OfficialCheckpoint
 from owl3_jax.convert.orbax_params import Advance, write_params
-from owl3_jax.convert.weight_files import CheckpointError, Tensor, read_safetensors
-from owl3_jax.convert.weight_writer import TensorSpec, WeightWriter
+from owl3_jax.formats.weight_files import CheckpointError, Tensor, read_safetensors
+from owl3_jax.formats.weight_writer import TensorSpec, WeightWriter
 
 PARAMS = "params"
 MODEL = "model.json"

@@ -16,9 +16,9 @@ from owl3_jax.convert.official import load_config, open_checkpoint
 from owl3_jax.convert.orbax_params import Advance
 from owl3_jax.convert.stored import StoredCheckpoint, is_stored, open_stored
 from owl3_jax.convert.table import EMBEDDING, TIED_HEAD, entries_for, official_names, official_shape, row_shape, to_official
-from owl3_jax.convert.weight_files import CheckpointError
-from owl3_jax.convert.weight_writer import MAX_SHARD_BYTES, TensorSpec, WeightWriter
-from owl3_jax.convert.workdir import is_workdir
+from owl3_jax.formats.weight_files import CheckpointError
+from owl3_jax.formats.weight_writer import MAX_SHARD_BYTES, TensorSpec, WeightWriter
+from owl3_jax.formats.workdir import is_workdir
 
 _NOT_COPIED = (".safetensors", ".bin", ".pt", ".pth", ".index.json", MODEL)
 _COPIED_FROM_A_RUN = ("tokenizer.json", "processor.json")

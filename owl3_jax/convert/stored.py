@@ -8,8 +8,8 @@ import numpy as np
 from owl3_jax.config import ModelConfig
 from owl3_jax.convert.converted import PARAMS, is_converted, read_model, read_unused
 from owl3_jax.convert.orbax_params import StoredParameter, open_params
-from owl3_jax.convert.weight_files import Tensor
-from owl3_jax.convert.workdir import is_workdir, last_checkpoint, read_run_model
+from owl3_jax.formats.weight_files import Tensor
+from owl3_jax.formats.workdir import is_workdir, last_checkpoint, read_run_model
 
 
 class StoredCheckpoint(NamedTuple):

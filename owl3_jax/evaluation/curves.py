@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from owl3_jax.files import write_atomically
+from owl3_jax.host.files import write_atomically
 
 COLORS = {"colour": "#1f6fb4", "index": "#d1651b"}  # by the form of the question
 INK = "#333333"

@@ -12,7 +12,7 @@ from owl3_jax.evaluation import distractor_resistance, exact_match
 from owl3_jax.evaluation.distractor_resistance import DistractorResistance
 from owl3_jax.evaluation.exact_match import ExactMatch
 from owl3_jax.evaluation.prompts import NAMINGS, Naming
-from owl3_jax.files import write_atomically
+from owl3_jax.host.files import write_atomically
 
 TRAINED_IMAGES = (min(IMAGE_COUNTS), max(IMAGE_COUNTS))  # images of a training sample, fewest and most
 

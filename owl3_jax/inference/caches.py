@@ -8,10 +8,10 @@ import jax.numpy as jnp
 
 from owl3_jax.config import ComputeConfig, ModelConfig
 from owl3_jax.models.hyper import ImageCache
-from owl3_jax.models.layers import constrain
-from owl3_jax.models.quantized import vector_bytes
 from owl3_jax.models.qwen2 import Images, TextCache
-from owl3_jax.models.stacks import joined, split_like, zero_stack
+from owl3_jax.nn.quantized import vector_bytes
+from owl3_jax.nn.stacks import as_one_stack, split_like, zero_stack
+from owl3_jax.sharding import constrain
 
 _TEXT_AXES = ("layers", "batch", "act_kv_heads", "text_slot", "head_dim")
 _IMAGE_AXES = ("hyper_layers", "batch", "act_kv_heads", "image", "image_token", "head_dim")
@@ -43,7 +43,7 @@ def append_text(past: TextCache, new: TextCache) -> TextCache:
     """`past` with the slots of `new`, which has as many rows, behind its own. There must be room for all of them."""
     write = lambda old, x: jax.lax.dynamic_update_slice_in_dim(old, x, past.length, axis=3)
     pairs = ((past.keys, new.keys), (past.values, new.values))
-    keys, values = (jax.tree.map(write, old, split_like(joined(x), old)) for old, x in pairs)
+    keys, values = (jax.tree.map(write, old, split_like(as_one_stack(x), old)) for old, x in pairs)
     longer = past.with_ids(new.positions, new.segment_ids)
     return constrain_text(longer._replace(keys=keys, values=values, length=past.length + new.length))
 

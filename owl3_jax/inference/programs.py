@@ -21,7 +21,7 @@ from owl3_jax.inference.choose import Kind, SamplingRows, choose, mark_seen
 from owl3_jax.models.hyper import ImageCache
 from owl3_jax.models.owl3 import Outputs, Owl3
 from owl3_jax.models.qwen2 import Images, Text, TextCache
-from owl3_jax.models.stacks import stack_like
+from owl3_jax.nn.stacks import stack_like
 
 Params = dict[str, Any]
 

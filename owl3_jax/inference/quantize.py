@@ -16,7 +16,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from owl3_jax.batch import AnyArray
 from owl3_jax.config import ComputeConfig, ModelConfig
 from owl3_jax.models.owl3 import abstract_params
-from owl3_jax.models.quantized import quantize
+from owl3_jax.nn.quantized import quantize
 
 Params = dict[str, Any]
 

@@ -12,22 +12,20 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax.linen import initializers
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
+from owl3_jax.attention.attend import Layer, attend
+from owl3_jax.attention.inputs import IMAGES, Plan
+from owl3_jax.attention.parts import Part
+from owl3_jax.attention.visibility import Visibility
 from owl3_jax.config import ComputeConfig, ModelConfig
-from owl3_jax.models.attention import attend_to_shared
-from owl3_jax.models.block_attention import merge
-from owl3_jax.models.image_attention import image_attention
-from owl3_jax.models.layers import Linear, constrain, declare, rms_norm, rope
-from owl3_jax.models.quantized import rescale
-from owl3_jax.models.stacks import Layer, Stack, stack_with
-from owl3_jax.models.visibility import Visibility
-from owl3_jax.models.xla_attention import MASKED
-
-# Blocks of images whose attention may run at the same time. With one, cores wait for each other after every product.
-_BLOCKS_AT_ONCE = 4
+from owl3_jax.nn.linear import Linear, declare
+from owl3_jax.nn.norms import rms_norm
+from owl3_jax.nn.quantized import rescale
+from owl3_jax.nn.rope import rope
+from owl3_jax.nn.stacks import Stack, select_layer
+from owl3_jax.sharding import constrain
 
 
 class ImageCache(NamedTuple):
@@ -39,7 +37,7 @@ class ImageCache(NamedTuple):
     @property
     def shape(self) -> tuple[int, ...]:
         """Of the keys of a layer: [B, K, I, L, D]."""
-        return stack_with(self.keys, 0)[0].shape[1:]
+        return select_layer(self.keys, 0)[0].shape[1:]
 
     @property
     def images(self) -> int:
@@ -99,7 +97,18 @@ class HyperLayers(nn.Module):
         return (self.gate,) if self.config.form == "static" else ()
 
 
-def _keys_values(features, image_positions, norm_scale, kernel, kernel_scale, bias, *, config, compute):
+def _keys_values(
+    features: Float[Array, "B I L E"],
+    image_positions: Int[Array, "B I"],
+    norm_scale: Float[Array, " E"],
+    kernel: Shaped[Array, "E K 2 D"],
+    kernel_scale: Float[Array, "K 2 D"] | None,
+    bias: Float[Array, "K 2 D"],
+    *,
+    config: ModelConfig,
+    compute: ComputeConfig,
+) -> tuple[Float[Array, "B K I L D"], Float[Array, "B K I L D"]]:
+    """Rotated keys, and values, of one hyper layer."""
     x = rms_norm(features, norm_scale, config.rms_norm_eps)
     kv = jnp.einsum("bile,ekcd->cbkild", x, kernel.astype(compute.dtype))
     spread = lambda x: jnp.moveaxis(x, 1, 0)[:, None, :, None, None]  # [K, 2, D] -> [2, 1, K, 1, 1, D]
@@ -115,8 +124,7 @@ def _keys_values(features, image_positions, norm_scale, kernel, kernel_scale, bi
 def hyper_attention(
     layer: Layer,
     q: Float[Array, "B H T D"],
-    text: Float[Array, "B H T D"],
-    text_lse: Float[Array, "B H T"],
+    text: Part,
     fusion: Fusion,
     compute: ComputeConfig,
 ) -> Float[Array, "B H T D"]:
@@ -129,47 +137,15 @@ def hyper_attention(
     A position that sees no image keeps its self-attention untouched.
     """
     gate = [x[layer] for x in fusion.gate]
-    attend_to_images = functools.partial(_attend_to_blocks, layer=layer, fusion=fusion, compute=compute)
-    image, image_lse = attend_to_shared(attend_to_images, q, fusion.blocks[0].shape[0])
+    plan = Plan(IMAGES, compute.attention, compute.images_per_chunk)
+    image = attend(q, fusion.blocks, fusion.visible, plan, layer)
     if len(gate) == 2:
         kernel, bias = (x.astype(q.dtype) for x in gate)
-        logit = jnp.einsum("bhtd,de->bhte", text.astype(q.dtype), kernel) + bias
+        logit = jnp.einsum("bhtd,de->bhte", text.out.astype(q.dtype), kernel) + bias
     elif len(gate) == 1:
         logit = gate[0][:, None]  # [H, 1, D]
     else:
-        logit = (image_lse - text_lse)[..., None]
-    mixed = text + jax.nn.sigmoid(logit.astype(jnp.float32)) * (image - text)
-    sees = fusion.visible.sees.reshape(text_lse.shape[0], 1, -1, 1)  # [B, 1, T, 1]
-    return jnp.where(sees, mixed.astype(q.dtype), text)
-
-
-def _attend_to_blocks(q, *, layer, fusion, compute):
-    """Of several blocks, a group at a time: what nobody sees costs nothing, and what everybody sees needs no mask."""
-    attend = functools.partial(_attend_to_block, q, layer, compute)
-    if len(fusion.blocks) == 1:
-        return attend(fusion.blocks[0], fusion.visible)
-    merged = jnp.zeros(q.shape, jnp.float32), jnp.full(q.shape[:3], MASKED, jnp.float32)
-    starts = np.cumsum([0, *(block.images for block in fusion.blocks)]).tolist()
-    visible = [fusion.visible.part(start, block.images) for start, block in zip(starts, fusion.blocks, strict=False)]
-    for first in range(0, len(fusion.blocks), _BLOCKS_AT_ONCE):
-        group = slice(first, first + _BLOCKS_AT_ONCE)
-        merged = _merge_what_is_seen(merged, attend, fusion.blocks[group], visible[group])
-    return merged[0].astype(q.dtype), merged[1]
-
-
-def _merge_what_is_seen(merged, attend, blocks, visible):
-    seen = jnp.concatenate([of_block.dense() for of_block in visible], axis=2)
-    none = lambda merged: merged
-    some = lambda merged: _merge_all(merged, [attend(*block) for block in zip(blocks, visible, strict=True)])
-    everything = lambda merged: _merge_all(merged, [attend(block, None) for block in blocks])
-    return jax.lax.switch(seen.any().astype(jnp.int32) + seen.all(), (none, some, everything), merged)
-
-
-def _merge_all(merged, parts):
-    return functools.reduce(lambda merged, part: merge(*merged, *part), parts, merged)
-
-
-def _attend_to_block(q, layer, compute, block, visible):
-    keys, row = stack_with(block.keys, layer)
-    values, _ = stack_with(block.values, layer)
-    return image_attention(q, keys, values, jnp.asarray(row, jnp.int32), visible, compute)
+        logit = (image.lse - text.lse)[..., None]
+    mixed = text.out + jax.nn.sigmoid(logit.astype(jnp.float32)) * (image.out - text.out)
+    sees = fusion.visible.sees.reshape(text.lse.shape[0], 1, -1, 1)  # [B, 1, T, 1]
+    return jnp.where(sees, mixed.astype(q.dtype), text.out)

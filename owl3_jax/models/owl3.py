@@ -10,12 +10,12 @@ from jaxtyping import Array, Float, Int, Key, Shaped
 from owl3_jax.batch import Batch
 from owl3_jax.config import ComputeConfig, ModelConfig
 from owl3_jax.models.hyper import ImageCache
-from owl3_jax.models.image_line import line_down, line_up, pad_to_multiple
-from owl3_jax.models.layers import constrain
-from owl3_jax.models.partitioning import devices_along
 from owl3_jax.models.projector import Projector
 from owl3_jax.models.qwen2 import Images, Qwen2, Text, TextCache
 from owl3_jax.models.siglip import Siglip
+from owl3_jax.nn.padding import pad_to_multiple
+from owl3_jax.nn.vision_batch import from_vision_batch, to_vision_batch
+from owl3_jax.sharding import constrain, devices_along
 
 
 class Outputs(NamedTuple):
@@ -63,9 +63,9 @@ class Owl3(nn.Module):
         """Image features: SigLIP's penultimate block, projected to the decoder's width."""
         B, I = pixels.shape[:2]
         with jax.named_scope("siglip"):
-            tokens = self.vision_model(line_up(pixels))
+            tokens = self.vision_model(to_vision_batch(pixels))
         with jax.named_scope("projector"):
-            features = line_down(self.vision2text_model(tokens), B, I)
+            features = from_vision_batch(self.vision2text_model(tokens), B, I)
         return constrain(features, ("batch", "image", "image_token", "act_embed"))
 
     def image_cache(self, features: Float[Array, "B I L E"], positions: Int[Array, "B I"]) -> ImageCache:

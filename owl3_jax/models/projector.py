@@ -5,7 +5,7 @@ import jax
 from jaxtyping import Array, Float
 
 from owl3_jax.config import ComputeConfig, ModelConfig
-from owl3_jax.models.layers import Linear
+from owl3_jax.nn.linear import Linear
 
 
 class Projector(nn.Module):

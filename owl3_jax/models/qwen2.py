@@ -16,15 +16,19 @@ import numpy as np
 from flax.linen import initializers
 from jaxtyping import Array, Float, Int
 
+from owl3_jax.attention.attend import Layer, attend
+from owl3_jax.attention.inputs import TEXT, Plan, as_images, one_layer
+from owl3_jax.attention.parts import Part, merge
+from owl3_jax.attention.visibility import Visibility, visibility
 from owl3_jax.config import ComputeConfig, ModelConfig
-from owl3_jax.models.attention import TEXT, Plan, attend, attend_to_layer, attend_to_shared
-from owl3_jax.models.block_attention import merge
 from owl3_jax.models.hyper import Fusion, HyperLayers, ImageCache, hyper_attention
-from owl3_jax.models.layers import Linear, RMSNorm, constrain, declare, declare_scale, rms_norm, rope
-from owl3_jax.models.quantized import Quantized, Vectors, dequantize, quantize_like, rescale, zero_vectors
-from owl3_jax.models.remat import block_input, rematerialized
-from owl3_jax.models.stacks import Stack, joined, stack_with
-from owl3_jax.models.visibility import Visibility, visibility
+from owl3_jax.nn.linear import Linear, declare, declare_scale
+from owl3_jax.nn.norms import RMSNorm, rms_norm
+from owl3_jax.nn.quantized import Quantized, Vectors, dequantize, quantize_like, rescale, zero_vectors
+from owl3_jax.nn.remat import block_input, rematerialized
+from owl3_jax.nn.rope import rope
+from owl3_jax.nn.stacks import Stack, as_one_stack, select_layer
+from owl3_jax.sharding import constrain
 
 _HIDDEN = ("batch", "text", "act_embed")  # logical names of [B, T, E]
 
@@ -126,52 +130,53 @@ class Attention(nn.Module):
         self,
         x: Float[Array, "B T E"],
         carry: Carry,
-        layer: Int[Array, ""] | int,
-        hyper_layer: Int[Array, ""] | int,
+        layer: Layer,
+        hyper_layer: Layer,
         inputs: LayerInputs,
     ) -> tuple[Float[Array, "B T E"], Carry]:
         positions, theta = inputs.positions[:, None], self.config.rope_theta  # [B, 1, T]: the same for all heads
         q, k, v = rope(self.q_proj(x), positions, theta), rope(self.k_proj(x), positions, theta), self.v_proj(x)
         q = constrain(q, ("batch", "act_heads", "text", "head_dim"))
-        if carry.keys is not None and carry.values is not None:
+        if carry.keys is not None and carry.values is not None and inputs.cache_length is not None:
             write = functools.partial(_write_layer, layer=layer, slot=inputs.cache_length)
             keys, values = write(carry.keys, k), write(carry.values, v)
             carry = carry._replace(keys=keys, values=values)
             k, v = (dequantize(jax.tree.map(lambda x: x[layer], cache), q.dtype) for cache in (keys, values))
-        out, lse = attend(q, k, v, inputs.visible, Plan(TEXT, self.compute.attention))
+        part = attend(q, [one_layer(k, v)], inputs.visible, Plan(TEXT, self.compute.attention))
         if inputs.past is not None:
-            out, lse = self._merge_past(layer, q, out, lse, inputs.past)
-        out = self._fuse(hyper_layer, q, out, lse, inputs.fusion)
+            part = self._merge_past(layer, q, part, inputs.past)
+        out = self._fuse(hyper_layer, q, part, inputs.fusion)
         return self.o_proj(out), carry
 
-    def _merge_past(self, layer, q, out, lse, past):
-        keys, row = stack_with(past.cache.keys, layer)
-        values, _ = stack_with(past.cache.values, layer)
-        as_images = lambda x: x[:, :, :, :, None]  # C images of one token
-        keys, values = jax.tree.map(as_images, (keys, values))
-        plan = Plan(TEXT, self.compute.attention)
-        attention = lambda q: attend_to_layer(q, keys, values, jnp.asarray(row, jnp.int32), past.visible, plan)
-        out, lse = merge(*attend_to_shared(attention, q, keys.shape[1]), out, lse)
-        return out.astype(q.dtype), lse
+    def _merge_past(self, layer: Layer, q: Float[Array, "B H T D"], part: Part, past: Past) -> Part:
+        """Self-attention over the past too."""
+        keys, row = select_layer(past.cache.keys, layer)
+        values, _ = select_layer(past.cache.values, layer)
+        block = as_images(keys), as_images(values)
+        merged = merge(attend(q, [block], past.visible, Plan(TEXT, self.compute.attention), row), part)
+        return Part(merged.out.astype(q.dtype), merged.lse)
 
-    def _fuse(self, hyper_layer, q, out, lse, fusion):
+    def _fuse(self, hyper_layer: Layer, q: Float[Array, "B H T D"], text: Part, fusion: Fusion) -> Float[Array, "B H T D"]:
+        """Hyper attention in a hyper layer, else the self-attention as it is."""
         fuse = functools.partial(hyper_attention, compute=self.compute)
         if isinstance(hyper_layer, int):  # written out: known while tracing
-            return fuse(hyper_layer, q, out, lse, fusion) if hyper_layer >= 0 else out
+            return fuse(hyper_layer, q, text, fusion) if hyper_layer >= 0 else text.out
 
-        def hyper_or_plain(hyper_layer, q, out, lse, fusion):
-            plain = lambda *_: out
-            return jax.lax.cond(hyper_layer >= 0, fuse, plain, hyper_layer, q, out, lse, fusion)
+        def hyper_or_plain(hyper_layer: Layer, q: Float[Array, "B H T D"], text: Part, fusion: Fusion) -> Array:
+            plain = lambda *_: text.out
+            out: Array = jax.lax.cond(hyper_layer >= 0, fuse, plain, hyper_layer, q, text, fusion)
+            return out
 
         if self.compute.remat == "none":
             # Otherwise each of the N layers would keep room for image keys and values that only M of them use.
             hyper_or_plain = jax.checkpoint(hyper_or_plain, prevent_cse=False)
-        return hyper_or_plain(hyper_layer, q, out, lse, fusion)
+        return hyper_or_plain(hyper_layer, q, text, fusion)
 
 
-def _write_layer(cache: Vectors, new: Float[Array, "B K T D"], *, layer, slot) -> Vectors:
+def _write_layer(cache: Vectors, new: Float[Array, "B K T D"], *, layer: Layer, slot: Int[Array, ""]) -> Vectors:
     write = lambda old, x: jax.lax.dynamic_update_slice(old, x[None], (layer, 0, 0, slot, 0)[: old.ndim])
-    return jax.tree.map(write, cache, quantize_like(new, cache))
+    written: Vectors = jax.tree.map(write, cache, quantize_like(new, cache))
+    return written
 
 
 class DecoderLayer(nn.Module):
@@ -185,8 +190,8 @@ class DecoderLayer(nn.Module):
     def __call__(
         self,
         carry: Carry,
-        layer: Int[Array, ""] | int,
-        hyper_layer: Int[Array, ""] | int,  # row among the hyper layers, or -1
+        layer: Layer,
+        hyper_layer: Layer,  # row among the hyper layers, or -1
         input_norm: Float[Array, " E"],
         inputs: LayerInputs,
     ) -> tuple[Carry, Float[Array, "B T E"] | None]:
@@ -261,7 +266,7 @@ class Qwen2(nn.Module):
             cache = cache.with_ids(text.positions, text.segment_ids)
             visible = visibility(text.positions, text.segment_ids, cache.positions, cache.segment_ids)
             inputs = inputs._replace(visible=visible, cache_length=cache.length)
-            carry = Carry(x, joined(cache.keys), joined(cache.values))
+            carry = Carry(x, as_one_stack(cache.keys), as_one_stack(cache.values))
         carry, collected = self._run_layers(carry, inputs)
         out = self.norm(carry.x)
         if self.collect_hidden_states:

@@ -6,11 +6,12 @@ import jax.numpy as jnp
 from flax.linen import initializers
 from jaxtyping import Array, Float, Shaped
 
+from owl3_jax.attention.attend import attend
+from owl3_jax.attention.inputs import VISION, Plan, one_layer
 from owl3_jax.config import ComputeConfig, VisionConfig
-from owl3_jax.models.attention import VISION, Plan, attend
-from owl3_jax.models.cudnn import cudnn_attention, cudnn_takes
-from owl3_jax.models.layers import Linear, constrain, declare
-from owl3_jax.models.remat import attended, block_input, rematerialized
+from owl3_jax.nn.linear import Linear, declare
+from owl3_jax.nn.remat import block_input, rematerialized
+from owl3_jax.sharding import constrain
 
 
 def normalize_pixels(pixels: Shaped[Array, "*images S S 3"]) -> Float[Array, "*images S S 3"]:
@@ -54,10 +55,7 @@ class SelfAttention(nn.Module):
         width, heads = self.config.hidden_size, self.config.num_attention_heads
         shape, axes = (width, heads, width // heads), ("vision_embed", "vision_heads", "head_dim")
         q, k, v = (Linear("xle,ehd->xhld", shape, axes, self.compute, name=f"{name}_proj")(x) for name in "qkv")
-        if cudnn_takes(q, self.compute.attention):
-            out = attended(cudnn_attention(q, k, v))
-        else:
-            out, _ = attend(q, k, v, None, Plan(VISION, self.compute.attention))
+        out = attend(q, [one_layer(k, v)], None, Plan(VISION, self.compute.attention)).out
         return Linear("xhld,hde->xle", (*shape[1:], width), (*axes[1:], "vision_embed"), self.compute, name="out_proj")(out)
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from owl3_jax.config import load_json_tree
 from owl3_jax.convert.load import load_config
-from owl3_jax.convert.workdir import is_workdir
-from owl3_jax.files import write_text
+from owl3_jax.formats.workdir import is_workdir
+from owl3_jax.host.files import write_text
 from owl3_jax.processing.media import MediaStyle
 from owl3_jax.processing.processor import Processor
 from owl3_jax.processing.tokenizer import ChatTokenizer

@@ -25,7 +25,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from owl3_jax.config import Config, ConfigError, field_differences, load_json_tree
-from owl3_jax.convert.workdir import CHECKPOINTS
+from owl3_jax.formats.workdir import CHECKPOINTS
 from owl3_jax.training.step import TrainState
 
 # Settings of the data that change no batch: a run may be resumed under other ones.

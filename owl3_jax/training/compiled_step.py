@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 
 from owl3_jax.batch import Batch
 from owl3_jax.config import Config
-from owl3_jax.files import write_atomically
+from owl3_jax.host.files import write_atomically
 from owl3_jax.training.step import Metrics, TrainState, abstract_state, example_batch, make_train_step
 
 Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]

@@ -22,7 +22,8 @@ from owl3_jax.data import load_tokenizer
 from owl3_jax.data.pipeline import make_train_iterator
 from owl3_jax.data.prepare import prepare_dataset
 from owl3_jax.data.unreadable import UnreadableImages
-from owl3_jax.files import write_text
+from owl3_jax.host.files import write_text
+from owl3_jax.host.signals import StopSignal
 from owl3_jax.models.owl3 import abstract_params
 from owl3_jax.processing.processor import Processor
 from owl3_jax.processing.tokenizer import ChatTokenizer
@@ -31,7 +32,6 @@ from owl3_jax.training.checkpoint import Checkpoints
 from owl3_jax.training.frozen import split_params
 from owl3_jax.training.metrics import MetricsFiles, Window
 from owl3_jax.training.progress import Progress
-from owl3_jax.training.signals import StopSignal
 from owl3_jax.training.step import (
     Metrics,
     TrainState,

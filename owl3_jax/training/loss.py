@@ -16,8 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
 from owl3_jax.batch import Batch
-from owl3_jax.models.layers import constrain
-from owl3_jax.models.partitioning import devices_along
+from owl3_jax.sharding import constrain, devices_along
 
 
 class LossSums(NamedTuple):

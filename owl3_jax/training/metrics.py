@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from tensorboardX import SummaryWriter
 
-from owl3_jax.files import write_text
+from owl3_jax.host.files import write_text
 
 Values = dict[str, float]
 

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 import owl3_jax
+from owl3_jax.cli.conversation import COMMANDS, Conversation
+from owl3_jax.host import images_bar as progress
 from owl3_jax.inference import programs
 from owl3_jax.inference.sampling import Sampling
 from tests.e2e.tools import make_checkpoint, run, run_here, save_photos
 from tests.unit.inference.tiny_engine import memory_running_out
 from tests.videos import write_video
-from tools.answering import progress
-from tools.answering.conversation import COMMANDS, Conversation
 
 SAMPLING = Sampling(max_new_tokens=6, repetition_penalty=1.5)
 OPTIONS = ("--sampling", "greedy", "--max-new-tokens", 6, "--repetition-penalty", 1.5, "--no-crop")

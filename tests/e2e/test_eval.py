@@ -9,8 +9,8 @@ import grain
 import jax
 import pytest
 
-from owl3_jax.command_line import load_config
 from owl3_jax.config import MeshConfig
+from owl3_jax.host.command_line import load_config
 from owl3_jax.sharding import make_mesh
 from owl3_jax.training.checkpoint import Checkpoints
 from owl3_jax.training.step import init_state

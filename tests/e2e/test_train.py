@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from owl3_jax import sharding
-from owl3_jax.command_line import load_config
 from owl3_jax.convert.load import load_params
+from owl3_jax.host.command_line import load_config
 from owl3_jax.training import compiled_step
 from owl3_jax.training.step import abstract_state, example_batch, make_train_step
 

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from owl3_jax.attention.visibility import visibility
 from owl3_jax.config import ModelConfig
 from owl3_jax.models.hyper import Fusion, HyperLayers
-from owl3_jax.models.layers import rms_norm, rope
 from owl3_jax.models.qwen2 import Attention, Carry, DecoderLayer, LayerInputs
-from owl3_jax.models.visibility import visibility
+from owl3_jax.nn.norms import rms_norm
+from owl3_jax.nn.rope import rope
 from tests.parity.ladder import FLOAT32, FORMS, Pair, check, normal, pair, row, to_torch
 from tests.tolerances import MODULE
 

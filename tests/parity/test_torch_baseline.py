@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch_baseline import TorchOwl3
 
 from owl3_jax.convert.cases import Case, read_cases
 from owl3_jax.convert.load import load_config, load_params
 from owl3_jax.convert.table import params_to_official
 from tests.tolerances import BFLOAT16_LOGITS, GOLDEN_IMAGE_EMBEDS, GOLDEN_LOGITS
-from tools.torch_baseline import TorchOwl3
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CHECKPOINTS = ("tiny-240728", "tiny-tied", "tiny-241014", "tiny-241101")

@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from owl3_jax.attention.attend import attend
+from owl3_jax.attention.inputs import IMAGES, TEXT, VISION, Plan, one_layer
+from owl3_jax.attention.visibility import visibility
 from owl3_jax.config import ComputeConfig, MeshConfig
-from owl3_jax.models.attention import TEXT, VISION, Plan, attend
-from owl3_jax.models.image_attention import image_attention
-from owl3_jax.models.visibility import visibility
 from owl3_jax.sharding import make_mesh, use_mesh
-from tools.tpu_compiler.topology import get_topology
+from owl3_jax.tpu.topology import get_topology
 
 pytest.importorskip("libtpu", reason="the TPU compiler; there is none for this platform")
 
@@ -33,9 +33,9 @@ def loss(vectors, ids, compute=COMPUTE):
     over_images = visibility(positions, segments, image_positions, image_segments)
     text, images, vision = vectors
     outputs = (
-        attend(*text, over_text, Plan(TEXT, COMPUTE.attention)),
-        image_attention(*images, jnp.int32(1), over_images, compute),
-        attend(*vision, None, Plan(VISION, COMPUTE.attention)),
+        attend(text[0], [one_layer(*text[1:])], over_text, Plan(TEXT, COMPUTE.attention)),
+        attend(images[0], [images[1:]], over_images, Plan(IMAGES, compute.attention, compute.images_per_chunk), jnp.int32(1)),
+        attend(vision[0], [one_layer(*vision[1:])], None, Plan(VISION, COMPUTE.attention)),
     )
     return sum(x.astype(jnp.float32).sum() for x in jax.tree.leaves(outputs))
 
@@ -85,7 +85,7 @@ def test_decoding_compiles_without_kernels():
     mesh, C = mesh_of("v5e:2x2"), 512
 
     def step(q, k, v, *ids):
-        return attend(q, k, v, visibility(*ids), Plan(TEXT, COMPUTE.attention))
+        return attend(q, [one_layer(k, v)], visibility(*ids), Plan(TEXT, COMPUTE.attention))
 
     vectors = arrays(mesh, (B, 14, 1, 128), *[(B, 2, C, 128)] * 2)
     with use_mesh(mesh):

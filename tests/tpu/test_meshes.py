@@ -5,7 +5,7 @@ import pytest
 
 from owl3_jax.config import MESH_PRESETS
 from owl3_jax.sharding import make_mesh, processes_of, rows_of_process
-from tools.tpu_compiler.topology import get_topology
+from owl3_jax.tpu.topology import get_topology
 
 pytest.importorskip("libtpu", reason="it knows the topologies")
 

@@ -12,8 +12,8 @@ import jax
 import matplotlib.pyplot as plt
 
 from owl3_jax.config import DType, ModelConfig
-from owl3_jax.files import write_text
 from owl3_jax.flops import prefill_flops
+from owl3_jax.host.files import write_text
 
 from .floors import decode_bytes
 from .measure import Measurement

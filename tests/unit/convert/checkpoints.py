@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from owl3_jax.convert.weight_files import find_tensors
+from owl3_jax.formats.weight_files import find_tensors
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 Tensors = dict[str, np.ndarray]

@@ -3,11 +3,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from owl3_jax.models import hyper
-from owl3_jax.models.attention import TEXT, Plan, attend
+from owl3_jax.attention import attend as entry
+from owl3_jax.attention.attend import attend
+from owl3_jax.attention.inputs import TEXT, Plan, one_layer
+from owl3_jax.attention.parts import Part
+from owl3_jax.attention.visibility import visibility
 from owl3_jax.models.hyper import Fusion, ImageCache, hyper_attention
-from owl3_jax.models.stacks import Apart
-from owl3_jax.models.visibility import visibility
+from owl3_jax.nn.stacks import PerLayer
 from tests.tiny import COMPUTE
 
 B, T, I, L, H, K, D, M = 2, 5, 3, 7, 6, 3, 11, 2
@@ -28,10 +30,10 @@ def inputs(seed=0):
 
 def parts(q, k, v, causal, cache, visible):
     plan = Plan(TEXT, "xla")
-    text, lse = attend(q, k, v, causal, plan)
+    text, lse = attend(q, [one_layer(k, v)], causal, plan)
     image_keys, image_values = (x[ROW].reshape(B, K, I * L, D) for x in cache)
     seen = visible.over_tokens(I * L)
-    image, _ = attend(q, image_keys, image_values, seen, plan)
+    image, _ = attend(q, [one_layer(image_keys, image_values)], seen, plan)
     joint = softmax_attention(
         q,
         jnp.concatenate([image_keys, k], 2),
@@ -48,7 +50,7 @@ def softmax_attention(q, k, v, seen):
 
 
 def fuse(q, text, lse, cache, visible, gate):
-    return hyper_attention(jnp.int32(ROW), q, text, lse, Fusion((cache,), visible, gate), COMPUTE)
+    return hyper_attention(jnp.int32(ROW), q, Part(text, lse), Fusion((cache,), visible, gate), COMPUTE)
 
 
 @pytest.mark.parametrize("at_once", [1, 2, 4])
@@ -57,16 +59,16 @@ def fuse(q, text, lse, cache, visible, gate):
 )
 def test_blocks_of_images_equal_one(monkeypatch, at_once, limits, everybody_sees):
     """Whether nobody, somebody or everybody sees a group of blocks."""
-    monkeypatch.setattr(hyper, "_BLOCKS_AT_ONCE", at_once)
+    monkeypatch.setattr(entry, "_BLOCKS_AT_ONCE", at_once)
     q, k, v, causal, cache, visible, _ = inputs(3)
     visible = visible._replace(limits=jnp.array(limits))
     text, lse, _, _ = parts(q, k, v, causal, cache, visible)
     seen = visible.dense()
     assert seen.all((0, 1)).tolist() == everybody_sees and seen.any((0, 1)).tolist() == [True, True, False]
     whole = fuse(q, text, lse, cache, visible, ())
-    for apart in (lambda x: x, lambda x: Apart(tuple(x[layer : layer + 1] for layer in range(M)))):
+    for apart in (lambda x: x, lambda x: PerLayer(tuple(x[layer : layer + 1] for layer in range(M)))):
         blocks = tuple(ImageCache(*(apart(x[:, :, :, image : image + 1]) for x in cache)) for image in range(I))
-        in_blocks = hyper_attention(ROW, q, text, lse, Fusion(blocks, visible, ()), COMPUTE)
+        in_blocks = hyper_attention(ROW, q, Part(text, lse), Fusion(blocks, visible, ()), COMPUTE)
         np.testing.assert_allclose(in_blocks, whole, atol=2e-6)
 
 

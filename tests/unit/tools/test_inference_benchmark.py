@@ -2,11 +2,7 @@
 
 import numpy as np
 import pytest
-
-from owl3_jax.config import NAMED_SIZES
-from owl3_jax.flops import prefill_flops
-from tests.tiny import FORMS, model_config
-from tools.inference_benchmark import (
+from inference_benchmark import (
     Ours,
     Settings,
     Torch,
@@ -17,8 +13,12 @@ from tools.inference_benchmark import (
     torch_tensors,
     write_report,
 )
-from tools.inference_benchmark.floors import decode_bytes
-from tools.torch_baseline import TorchOwl3
+from inference_benchmark.floors import decode_bytes
+from torch_baseline import TorchOwl3
+
+from owl3_jax.config import NAMED_SIZES
+from owl3_jax.flops import prefill_flops
+from tests.tiny import FORMS, model_config
 
 ONE_B = NAMED_SIZES["1b-241014"]
 

@@ -3,20 +3,20 @@
 import json
 from pathlib import Path
 
+import both_ways
 import matplotlib.pyplot as plt
 import pytest
+import tpu_tables
 
 from owl3_jax import sharding
-from owl3_jax.command_line import load_config
 from owl3_jax.config import MeshConfig
 from owl3_jax.flops import prefill_flops
+from owl3_jax.host.command_line import load_config
+from owl3_jax.tpu import search as searching
+from owl3_jax.tpu.compiled import OutOfMemory
+from owl3_jax.tpu.programs import Prompt
+from owl3_jax.tpu.topology import get_topology
 from tests.tiny import model_config
-from tools import tpu_tables
-from tools.tpu_compiler import both_ways
-from tools.tpu_compiler import search as searching
-from tools.tpu_compiler.compiled import OutOfMemory
-from tools.tpu_compiler.programs import Prompt
-from tools.tpu_compiler.topology import get_topology
 
 ROOT = Path(__file__).parents[3]
 MOST = {"none": 0, "dots": 7, "minimal": 8, "full": 64, "offload": 143}

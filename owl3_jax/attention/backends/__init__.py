@@ -1,0 +1,79 @@
+"""THE table of backends: what computes attention over one block of keys on one device.
+
+Compiling for a TPU happens on machines without one, so the platform is not asked of the machine: a backend is chosen when the
+program is lowered.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+
+from owl3_jax.attention.backends import cudnn, splash, xla
+from owl3_jax.attention.backends.splash_blocks import SMALLEST_BLOCK
+from owl3_jax.attention.inputs import BlockInputs, Gradients, OutputGradient
+from owl3_jax.attention.parts import Part
+from owl3_jax.config import AttentionBackend
+
+
+class Backend(NamedTuple):
+    """One way to compute a block, forward and backward."""
+
+    attend: Callable[[BlockInputs], Part]
+    gradients: Callable[[BlockInputs, OutputGradient], Gradients]
+
+
+class Row(NamedTuple):
+    """A row of the table."""
+
+    setting: AttentionBackend  # `ComputeConfig.attention`
+    takes: Callable[[BlockInputs], bool]
+    on_tpu: Backend
+    elsewhere: Backend
+
+
+def _has_few_positions(inputs: BlockInputs) -> bool:
+    """As in decoding: they would leave most of the kernel's smallest block empty."""
+    return inputs.q.shape[2] < SMALLEST_BLOCK
+
+
+def _anything(inputs: BlockInputs) -> bool:
+    return True
+
+
+def _splash(interpret: bool) -> Backend:
+    attend = functools.partial(splash.attend, interpret=interpret)
+    return Backend(attend, functools.partial(splash.gradients, interpret=interpret))
+
+
+XLA = Backend(xla.attend, xla.gradients)
+SPLASH, INTERPRETED_SPLASH = _splash(interpret=False), _splash(interpret=True)
+CUDNN = Backend(cudnn.attend, cudnn.gradients)
+
+# The first row that has the setting and takes the block counts.
+TABLE = (
+    Row("xla", _anything, XLA, XLA),
+    Row("pallas", _anything, SPLASH, INTERPRETED_SPLASH),
+    Row("auto", _has_few_positions, XLA, XLA),
+    Row("auto", cudnn.takes, CUDNN, CUDNN),
+    Row("auto", _anything, SPLASH, XLA),
+)
+
+
+def choose_backend(setting: AttentionBackend, inputs: BlockInputs) -> Backend:
+    """What computes this block, by `TABLE`."""
+    row = next(row for row in TABLE if row.setting == setting and row.takes(inputs))
+    return row.elsewhere if row.on_tpu is row.elsewhere else _by_platform(row.on_tpu, row.elsewhere)
+
+
+def _by_platform(on_tpu: Backend, elsewhere: Backend) -> Backend:
+    def attend(inputs: BlockInputs) -> Part:
+        part: Part = jax.lax.platform_dependent(inputs, tpu=on_tpu.attend, default=elsewhere.attend)
+        return part
+
+    def gradients(inputs: BlockInputs, given: OutputGradient) -> Gradients:
+        found: Gradients = jax.lax.platform_dependent(inputs, given, tpu=on_tpu.gradients, default=elsewhere.gradients)
+        return found
+
+    return Backend(attend, gradients)

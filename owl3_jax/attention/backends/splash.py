@@ -1,0 +1,121 @@
+"""Attention over one block of keys by JAX's own splash kernels for TPUs, forward and backward.
+
+Splash's public function has no gradient through the log-sum-exp, which merging needs, and wants its mask while tracing; so the
+kernels behind it are called one by one (`owl3_jax.private_jax`), each with the blocks of `splash_blocks`. The tests compare
+them with `owl3_jax.attention.backends.xla`.
+"""
+
+import contextlib
+from collections.abc import Callable
+from typing import Any  # what the private kernels take and return has no public type
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Shaped
+
+from owl3_jax import private_jax
+from owl3_jax.attention.backends.splash_blocks import Blocks
+from owl3_jax.attention.inputs import BlockInputs, Gradients, OutputGradient
+from owl3_jax.attention.parts import MASKED, Part
+from owl3_jax.attention.visibility import Visibility
+from owl3_jax.nn.padding import pad_to_multiple
+
+_common: dict[str, Any] = {
+    "is_mqa": False,
+    "mask_value": MASKED,
+    "mask_function": lambda limits, keys: keys < limits,
+    "attn_logits_soft_cap": None,
+}
+_layouts = dict.fromkeys(("q_layout", "k_layout", "v_layout"), kernels.QKVLayout.HEAD_DIM_MINOR)
+_ROWS = 16  # that one call of the kernel takes, if the same positions see the same keys in all of them
+
+Arrays = tuple[Shaped[Array, "..."], ...]  # [heads, length, *_] of one row: of its queries, or of its keys
+
+
+def attend(inputs: BlockInputs, *, interpret: bool) -> Part:
+    """As `xla.attend`, with an output of the precision of `q`. `interpret`: runs anywhere, slowly."""
+    splash = private_jax.splash_forward()
+
+    def kernel(queries: Arrays, keys: Arrays, blocks: Blocks) -> tuple[Arrays, Arrays]:
+        out, (lse,) = splash(
+            blocks.mask_info(),
+            *queries,
+            *keys,
+            blocks.segment_ids,
+            sinks=None,
+            block_sizes=kernels.BlockSizes(blocks.queries, blocks.keys, blocks.keys_at_once),
+            residual_checkpoint_name=None,
+            save_residuals=True,
+            interpret=interpret,
+            **_common,
+        )
+        return (out, lse), ()
+
+    (out, lse), _ = _row_by_row(kernel, (_scaled(inputs.q),), (inputs.k, inputs.v), inputs.visible)
+    sees = lse > MASKED / 2  # where it is not, the kernel leaves garbage
+    return Part(jnp.where(sees[..., None], out.astype(jnp.float32), 0.0), jnp.where(sees, lse, MASKED))
+
+
+def gradients(inputs: BlockInputs, given: OutputGradient, *, interpret: bool) -> Gradients:
+    """As `xla.gradients`."""
+    of_queries, of_keys = private_jax.splash_gradient_of_queries(), private_jax.splash_gradient_of_keys()
+
+    def kernel(queries: Arrays, keys: Arrays, blocks: Blocks) -> tuple[Arrays, Arrays]:
+        q, d_out, lse, shift = queries
+        arrays = (q, *keys, blocks.segment_ids, None, lse, d_out, -shift)
+        options = {"bq": blocks.queries, "bkv": blocks.keys, "interpret": interpret, **_layouts, **_common}
+        d_q = of_queries(*arrays, mask_info=blocks.mask_info(), **options)
+        _, d_k, d_v = of_keys(
+            *arrays,
+            mask_info=blocks.mask_info(by_keys=True),
+            bkv_compute=blocks.keys_at_once,
+            use_fused_bwd_kernel=False,
+            **options,
+        )
+        return (d_q,), (d_k, d_v)
+
+    q, k, v, visible = inputs
+    lse = jnp.where(given.lse > MASKED / 2, given.lse, -MASKED)  # so that exp(score - lse) is 0 where nothing is seen
+    queries = (_scaled(q), given.d_out.astype(v.dtype), lse, given.shift)
+    (d_q,), (d_k, d_v) = _row_by_row(kernel, queries, (k, v), visible)
+    return Gradients(d_q.astype(jnp.float32) * q.shape[3] ** -0.5, d_k, d_v)
+
+
+def _scaled(q: Float[Array, "B H T D"]) -> Float[Array, "B H T D"]:
+    return q * q.shape[3] ** -0.5
+
+
+def _precision(dtype: DTypeLike) -> contextlib.AbstractContextManager[None]:
+    """Kernels know one precision of bfloat16 products only, whatever `jax_default_matmul_precision` asks for."""
+    return jax.default_matmul_precision("default") if dtype == jnp.bfloat16 else contextlib.nullcontext()
+
+
+def _row_by_row(
+    kernel: Callable[[Arrays, Arrays, Blocks], tuple[Arrays, Arrays]],
+    queries: tuple[Shaped[Array, "B H T *_"], ...],
+    keys: tuple[Float[Array, "B K C D"], ...],
+    visible: Visibility | None,
+) -> tuple[Arrays, Arrays]:
+    """What `kernel` makes of queries and of keys, padded to whole blocks: a tuple like each of both.
+
+    The kernel knows one row. Rows without a mask are further heads of a row, as many as memory for their log-sum-exps (which
+    the kernel writes 128 times) may take.
+    """
+    B, _, T, C = *queries[0].shape[:3], keys[0].shape[2]
+    together = next(n for n in range(_ROWS, 0, -1) if B % n == 0) if visible is None else 1
+    fold = lambda x: x.reshape(B // together, together * x.shape[1], *x.shape[2:])
+    unfold = lambda x: x.reshape(B, -1, *x.shape[2:])
+
+    def row(inputs: tuple[Arrays, Arrays, Visibility | None]) -> tuple[Arrays, Arrays]:
+        queries, keys, visible = inputs
+        blocks = Blocks.of(T, C, visible)
+        whole = lambda arrays, size: tuple(pad_to_multiple(x, 1, size) for x in arrays)
+        with _precision(keys[0].dtype):
+            of_queries, of_keys = kernel(whole(queries, blocks.queries), whole(keys, blocks.keys), blocks)
+        return tuple(x[:, :T] for x in of_queries), tuple(x[:, :C] for x in of_keys)
+
+    folded = (*jax.tree.map(fold, (queries, keys)), None if visible is None else visible.over_tokens(C))
+    unfolded: tuple[Arrays, Arrays] = jax.tree.map(unfold, jax.lax.map(row, folded))
+    return unfolded

@@ -1,0 +1,84 @@
+"""What splash's kernels need to know of a row of text: how it is cut into blocks, and which pairs of blocks matter.
+
+A row's `Visibility.limits` are what splash calls `q_sequence`; its segments are splash's.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_kernel import SegmentIds
+from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask_info import MaskInfo
+from jaxtyping import Array, Bool, Int
+
+from owl3_jax.attention.visibility import Visibility
+from owl3_jax.nn.padding import pad_to_multiple
+
+SMALLEST_BLOCK = 128
+# At head size 128 the kernels take 1024 x 1024 in float32 at most of the 16 MiB that v4 has for them.
+_QUERIES = (512, 384, 256, SMALLEST_BLOCK)
+_KEYS = (1024, 768, 512, 384, 256, SMALLEST_BLOCK)
+_KEYS_AT_ONCE = 512
+
+
+class Blocks(NamedTuple):
+    """A row cut into blocks of `queries` positions x `keys` keys, each padded to whole ones."""
+
+    queries: int
+    keys: int
+    limits: Int[Array, " T"]
+    segment_ids: SegmentIds | None
+    needed: Bool[Array, "blocks_of_queries blocks_of_keys"] | None  # None: all
+
+    @classmethod
+    def of(cls, T: int, C: int, visible: Visibility | None) -> "Blocks":
+        """The blocks of T positions and C keys. `visible` is that of one row, without its dim B."""
+        queries, keys = _block(T, _QUERIES), _block(C, _KEYS)
+        if visible is None:
+            return cls(queries, keys, pad_to_multiple(jnp.full(T, C, jnp.int32), 0, queries), None, None)
+        limits, segment_ids = (pad_to_multiple(x, 0, queries) for x in (visible.limits, visible.segment_ids))
+        segments = SegmentIds(segment_ids, pad_to_multiple(visible.key_segment_ids, 0, keys))
+        return cls(queries, keys, limits, segments, _needed(limits, segments, queries, keys))
+
+    @property
+    def keys_at_once(self) -> int:
+        """Keys whose scores exist at the same time."""
+        return self.keys if self.keys <= _KEYS_AT_ONCE else self.keys // 2
+
+    def mask_info(self, *, by_keys: bool = False) -> MaskInfo:
+        """For kernels that go over the keys of each block of queries, or (`by_keys`) the other way round."""
+        table = lambda x: None if x is None else x[None].astype(jnp.int32)
+        read = None if self.needed is None else _read(self.needed, 0 if by_keys else 1)
+        limits: Any = self.limits  # traced, where the class names numpy arrays
+        return MaskInfo(table(read), None, table(self.needed), None, limits, is_dynamic_mask=True)
+
+
+def _block(size: int, blocks: tuple[int, ...]) -> int:
+    """The largest block that pads `size` by an eighth at most, else the one that pads it least; small ones for small sizes."""
+    padding = lambda block: -size % block
+    large = [block for block in blocks if block >= min(size, 256)]
+    return next((block for block in large if padding(block) * 8 <= size), min(large, key=padding))
+
+
+def _needed(limits: Array, segment_ids: SegmentIds, queries: int, keys: int) -> Bool[Array, "blocks_of_queries blocks_of_keys"]:
+    """Whether any position of a block may see any key of another, by the largest limit and the span of the segments."""
+    limits = limits.reshape(-1, queries)
+    first, last = _span(segment_ids.q.reshape(-1, queries), limits > 0)
+    of_keys = segment_ids.kv.reshape(-1, keys)
+    first_of_keys, last_of_keys = _span(of_keys, of_keys > 0)
+    starts = jnp.arange(len(of_keys)) * keys
+    return (starts < limits.max(1)[:, None]) & (first[:, None] <= last_of_keys) & (first_of_keys <= last[:, None])
+
+
+def _span(segment_ids: Array, counted: Array) -> tuple[Array, Array]:
+    """The first and the last segment of each block; of none, a span that meets no other."""
+    most = jnp.iinfo(jnp.int32).max
+    return jnp.where(counted, segment_ids, most).min(1), jnp.where(counted, segment_ids, -1).max(1)
+
+
+def _read(needed: Array, axis: int) -> Array:
+    """The block to load at each step along `axis`: for those that are not needed one that is there already, if possible."""
+    number = jax.lax.broadcasted_iota(jnp.int32, needed.shape, axis)
+    first = jnp.where(needed, number, needed.shape[axis]).min(axis, keepdims=True)
+    last = jnp.where(needed, number, 0).max(axis, keepdims=True)
+    return jnp.clip(number, first, last)

@@ -1,0 +1,33 @@
+"""Attention over a part of the keys, and how parts become a whole.
+
+Softmax attention over some of the keys that also returns the log-sum-exp of its scores can be merged with attention over
+other keys without error. Chunks and blocks of images, a prompt and its answer, images and text in the joint form, and keys
+spread over devices are all that same operation.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+# Stands for minus infinity in float32 scores: sums of it stay finite, so no gradient turns into NaN.
+MASKED = -1e30
+
+
+class Part(NamedTuple):
+    """Attention over some of the keys."""
+
+    out: Float[Array, "B H T D"]  # zero where a position sees none of them
+    lse: Float[Array, "B H T"]  # log-sum-exp of the scores, float32; about -1e30 there
+
+
+def no_part(q: Float[Array, "B H T D"]) -> Part:
+    """Attention over no keys, in float32: merging with it changes nothing."""
+    return Part(jnp.zeros(q.shape, jnp.float32), jnp.full(q.shape[:3], MASKED, jnp.float32))
+
+
+def merge(part: Part, other: Part) -> Part:
+    """Attention over the union of two disjoint sets of keys."""
+    share = jax.nn.sigmoid(other.lse - part.lse)[..., None]
+    return Part(part.out + share * (other.out - part.out), jnp.logaddexp(part.lse, other.lse))

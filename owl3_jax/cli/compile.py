@@ -1,0 +1,102 @@
+"""Compiles a run for TPUs that are not there, and says what it needs of each chip.
+
+    python tools/compile_tpu.py --config configs/owl3_1b_241014.py --topology v5e:4x4
+    python tools/compile_tpu.py --config configs/stage3_7b.py --topology v5e:16x16 --num-slices 2 --json report.json
+    python tools/compile_tpu.py --config configs/stage3_7b.py --topology v5e:16x16 --search
+    python tools/compile_tpu.py --config configs/owl3_7b_240728.py --topology v5p:1x1x1 --program prefill --images 4096
+
+The compiler is the one that runs on a TPU (libtpu, `pip install 'owl3_jax[tpu]'`), the program is the one that train.py and the
+engine run, fields of the config are overridden as in train.py. Exits with 3 when the program does not fit. docs/tpu.md explains
+the lines of the report.
+"""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+from jax.sharding import Mesh
+
+from owl3_jax import sharding
+from owl3_jax.config import Config, ConfigError
+from owl3_jax.host import command_line
+from owl3_jax.host.files import write_text
+from owl3_jax.tpu.compiled import OutOfMemory, compile_for
+from owl3_jax.tpu.programs import Inference, Name, Program, Prompt, train
+from owl3_jax.tpu.report import Report, describe, make_failure, make_report
+from owl3_jax.tpu.search import HEADING, describe_search, search
+from owl3_jax.tpu.topology import Topology, TopologyError, get_topology
+from owl3_jax.training import compiled_step
+
+DOES_NOT_FIT = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Flags:
+    """Compiles a run for TPUs that are not there, and says what it needs of each chip."""
+
+    topology: str  # of one slice, as v5e:4x4
+    num_slices: int | None = None  # joined by the data-centre network; config.mesh.slices by default
+    program: Name = "train"  # train.py's step, or one of the programs that answer a prompt
+    images: int = 400  # of the prompt
+    search: bool = False  # find the largest batch for each remat policy
+    save: Path | None = None  # write the compiled train step for `train.py --compiled`
+    json: Path | None = None  # write the report
+
+
+def main() -> None:
+    """Compiles what the command line asks for."""
+    config, flags = command_line.parse(Flags)
+    slices = flags.num_slices or config.mesh.slices
+    config = dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, slices=slices))
+    try:
+        topology = get_topology(flags.topology, slices)
+        mesh = sharding.make_mesh(config.mesh, topology.devices)
+        report, fits = _search(config, flags, topology, mesh) if flags.search else _compile(config, flags, topology, mesh)
+    except (TopologyError, ConfigError, OSError) as error:
+        sys.exit(f"error: {error}")
+    if flags.json:
+        write_text(flags.json, json.dumps(report, indent=2) + "\n")
+    if not fits:
+        sys.exit(DOES_NOT_FIT)
+
+
+def _compile(config: Config, flags: Flags, topology: Topology, mesh: Mesh) -> tuple[Report, bool]:
+    program = _program(config, flags, mesh)
+    try:
+        compiled = compile_for(program, topology, _say)
+    except OutOfMemory as error:
+        report = make_failure(error, program, topology, mesh)
+    else:
+        report = make_report(compiled, topology, mesh)
+        if flags.save:
+            compiled_step.save(flags.save, config, mesh, compiled.executable)
+    print(describe(report))
+    return report, report["fits"]
+
+
+def _program(config: Config, flags: Flags, mesh: Mesh) -> Program:
+    if flags.program == "train":
+        return train(config, mesh)
+    if flags.save:
+        raise ConfigError("--save is for the train step: leave out --program")
+    return Inference(config, mesh, Prompt.with_images(flags.images)).program(flags.program)
+
+
+def _search(config: Config, flags: Flags, topology: Topology, mesh: Mesh) -> tuple[Report, bool]:
+    if flags.save or flags.program != "train":
+        raise ConfigError("--search tries many train steps: leave out --save and --program")
+    print(HEADING, flush=True)
+    found = []
+    for row in search(config, topology, mesh, _say):
+        print(describe_search(row), flush=True)
+        found.append(row)
+    return {"search": found}, any(row["rows"] for row in found)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()

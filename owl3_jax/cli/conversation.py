@@ -1,0 +1,147 @@
+"""The lines of a terminal conversation: questions and commands, on a session that keeps its caches."""
+
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Generator, Sequence
+from pathlib import Path
+
+from owl3_jax import Owl3Checkpoint
+from owl3_jax.cli.model_flags import FAILURES
+from owl3_jax.host.files import write_text
+from owl3_jax.host.images_bar import images_bar
+from owl3_jax.host.signals import StopSignal
+from owl3_jax.inference.sampling import Sampling
+from owl3_jax.processing.chat import Chunk
+from owl3_jax.processing.images import load_image
+from owl3_jax.processing.placeholders import Kind, with_placeholders
+from owl3_jax.processing.video import open_video
+
+COMMANDS = {
+    "/image": "PATH  attach an image to the next question",
+    "/video": "PATH  attach a video file, or a folder of frames",
+    "/save": "PATH   write the conversation so far, as a line that generate.py takes by --jsonl",
+    "/reset": "       begin anew",
+    "/help": "        list the commands",
+    "/quit": "        leave",
+}
+PATH_COMMANDS = ("/image", "/video", "/save")
+
+Medium = tuple[Kind, Path]
+
+_DIM = "\033[2m{}\033[0m"
+
+
+class Conversation:
+    """Takes lines, prints answers and what became of commands."""
+
+    def __init__(self, owl: Owl3Checkpoint, sampling: Sampling) -> None:
+        self.is_over = False
+        self._owl, self._sampling = owl, sampling
+        self._begin()
+
+    def _begin(self) -> None:
+        self._session = self._owl.session()
+        self._media: list[Medium] = []  # of all questions, in order
+        self._new_media: list[Medium] = []  # of the next question
+
+    def take(self, line: str) -> None:
+        """Answers a question or follows a command. Failures are told; the conversation goes on."""
+        try:
+            if line.startswith("/"):
+                self._follow(*line.split(maxsplit=1))
+            elif line:
+                self._answer(line)
+        except FAILURES as error:
+            lost = "" if line.startswith("/") else "; the question is forgotten, with what was attached to it"
+            print(f"error: {error}{lost}", flush=True)
+
+    def _follow(self, command: str, argument: str = "") -> None:
+        if command not in COMMANDS:
+            raise ValueError(f"no command {command}; /help lists them")
+        if (command in PATH_COMMANDS) != bool(argument):
+            raise ValueError(f"{command} takes {'a path' if command in PATH_COMMANDS else 'nothing behind it'}")
+        if command in PATH_COMMANDS:
+            follow = {"/image": self._attach_image, "/video": self._attach_video, "/save": self._save}[command]
+            follow(_expand(argument))
+        elif command == "/reset":
+            self._begin()
+            print("a new conversation")
+        elif command == "/help":
+            print("\n".join(f"{name} {text}" for name, text in COMMANDS.items()))
+        else:
+            self.is_over = True
+
+    def _attach_image(self, path: Path) -> None:
+        image = load_image(path, str(path))
+        self._new_media.append(("image", path))
+        print(f"{path.name}: {image.width} x {image.height}")
+
+    def _attach_video(self, path: Path) -> None:
+        """Attaches a video whose chosen frames can all be decoded: damage would be known too late for the question."""
+        frames = sum(1 for _ in open_video(path, self._owl.processor.video_sampling, str(path)).frames())
+        self._new_media.append(("video", path))
+        print(f"{path.name}: {frames} frames")
+
+    def _save(self, path: Path) -> None:
+        paths = {f"{kind}s": [str(path.resolve()) for path in _paths(kind, self._media)] for kind in ("image", "video")}
+        write_text(path, json.dumps({"messages": self._session.messages, **paths}, ensure_ascii=False) + "\n")
+        print(f"{len(self._session.messages)} messages in {path}")
+
+    def _answer(self, question: str) -> None:
+        media, self._new_media = self._new_media, []
+        with StopSignal() as stop:
+            try:
+                self._print_answer(question, media, stop)
+            finally:
+                self.is_over = stop.received == "SIGTERM"
+
+    def _print_answer(self, question: str, media: Sequence[Medium], stop: StopSignal) -> None:
+        start, times, pieces = time.perf_counter(), [], []
+        try:
+            with contextlib.closing(self._stream(question, media, stop)) as stream:
+                for piece in stream:
+                    times.append(time.perf_counter() - start)
+                    pieces.append(piece)
+                    print(piece, end="", flush=True)
+                    if stop.received:
+                        break
+        except FAILURES:
+            print(end="\n" if pieces else "")
+            raise
+        print(flush=True)
+        self._media += media
+        if sys.stdout.isatty():
+            print(_DIM.format(self._status("".join(pieces), times)))
+
+    def _stream(self, question: str, media: Sequence[Medium], stop: StopSignal) -> Generator[str]:
+        """The pieces of the answer. Raises ValueError when a signal comes before all images are read."""
+
+        def advance(images: int, total: int) -> None:
+            show(images, total)
+            if stop.received:
+                raise ValueError("stopped while images were read")
+
+        with images_bar() as show:
+            images, videos = _paths("image", media), _paths("video", media)
+            placed = with_placeholders(question, [kind for kind, _ in media])
+            yield from self._session.stream(placed, images, videos, sampling=self._sampling, advance=advance)
+
+    def _status(self, answer: str, times: list[float]) -> str:
+        """Tokens of the answer, their rate after the first one, and what was read. `times` of the pieces, seconds."""
+        tokens = len(self._owl.processor.tokenizer.encode([Chunk(answer)]).input_ids) if answer else 0
+        rate = f" · {(tokens - 1) / (times[-1] - times[0]):.1f} tokens/s" if len(times) > 1 else ""
+        media = f"images {len(_paths('image', self._media))}, videos {len(_paths('video', self._media))}"
+        return f"{tokens} tokens{rate} · first after {times[0]:.1f} s · {media}" if times else f"no answer · {media}"
+
+
+def _expand(argument: str) -> Path:
+    try:
+        return Path(argument).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{argument}: {error}; write ./~ for a file whose name begins so") from error
+
+
+def _paths(kind: Kind, media: Sequence[Medium]) -> list[Path]:
+    return [path for each, path in media if each == kind]

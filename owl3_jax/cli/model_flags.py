@@ -1,0 +1,136 @@
+"""The command line of the tools that answer, and the model that it asks for."""
+
+import argparse
+import dataclasses
+import math
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn, TypeVar
+
+import jax
+import tyro
+from jax.sharding import Mesh
+
+import owl3_jax
+from owl3_jax.config import DType, MeshConfig
+from owl3_jax.host.compilation_cache import use_compilation_cache
+from owl3_jax.inference.memory import OutOfMemory, explain_out_of_memory
+from owl3_jax.inference.sampling import Sampling
+from owl3_jax.processing.video_sampling import Rule
+from owl3_jax.sharding import make_mesh
+
+SamplingName = Literal["greedy", "evaluation", "chat", "beam"]
+Flags = TypeVar("Flags")
+
+FAILURES = (ValueError, OSError, OutOfMemory)  # what a prompt, a file or a checkpoint can be at fault for
+
+_ONE_DEVICE = MeshConfig(data=1)
+_CROPS = tyro.conf.create_mutex_group(required=False)
+_Switch = tyro.conf.FlagCreatePairsOff
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelFlags:
+    """Which model, where, and what it sees of images and videos."""
+
+    checkpoint: Path  # directory of an official checkpoint, a converted one, or a training run
+    dtype: DType | None = None  # to compute in; the checkpoint's own by default
+    weight_dtype: Literal["int8"] | None = None  # matrices in int8
+    cache_dtype: Literal["int8"] | None = None  # cached keys and values in int8
+    mesh: MeshConfig = _ONE_DEVICE
+    crop: Annotated[bool, _CROPS, _Switch] = False  # see images in crops too; by default as the checkpoint was trained
+    no_crop: Annotated[bool, _CROPS, _Switch] = False  # see images whole
+    max_frames: int | None = None  # most frames of a video; the checkpoint's own number by default
+    frame_rule: Rule | None = None  # which frames: about one a second, or the middles of equal parts
+
+    def __post_init__(self) -> None:
+        if self.max_frames is not None and self.max_frames < 1:
+            raise ValueError(f"--max-frames must be at least 1, got {self.max_frames}")
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingFlags:
+    """Where the sampling options that are not given come from."""
+
+    sampling: SamplingName | None = None  # named settings; single options replace theirs
+    generation_config: Annotated[bool, _Switch] = False  # take the checkpoint's generation_config.json instead
+
+
+def parse(flags_type: type[Flags], *, sampling: SamplingName, argv: Sequence[str] | None = None) -> tuple[Flags, Sampling]:
+    """The tool's own flags, and how tokens are chosen.
+
+    Args:
+        flags_type: a dataclass; each field is a flag, its comment the help text, its docstring the tool's.
+        sampling: the named settings that are the default.
+        argv: the arguments, without the tool's name; those of the process if None.
+
+    A wrong command line prints what was wrong and exits with code 2.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        default = _default_sampling(argv, sampling)
+        return tyro.cli(_assembler(flags_type, SamplingFlags(sampling), default), args=argv, description=flags_type.__doc__)
+    except (ValueError, OSError) as error:
+        exit_with_usage_error(error)
+
+
+def _assembler(
+    flags_type: type[Flags], default_source: SamplingFlags, default: Sampling
+) -> Callable[..., tuple[Flags, Sampling]]:
+    """What tyro builds the command line from."""
+
+    def assemble(
+        flags: Annotated[flags_type, tyro.conf.arg(name="")],
+        source: Annotated[SamplingFlags, tyro.conf.arg(name="")] = default_source,
+        options: Annotated[Sampling, tyro.conf.arg(name="")] = default,
+    ) -> Any:
+        del source  # it gave the defaults of `options`
+        return flags, options
+
+    return assemble
+
+
+def exit_with_usage_error(error: Exception) -> NoReturn:
+    """Prints what was wrong with the command line and exits with code 2."""
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(2)
+
+
+def load_model(flags: ModelFlags) -> owl3_jax.Owl3Checkpoint:
+    """The checkpoint on its devices, with a processor that follows the flags. Raises what `from_pretrained` does, and
+    OutOfMemory."""
+    use_compilation_cache()
+    with explain_out_of_memory("the weights need less with --dtype bfloat16, --weight-dtype int8, or a mesh of more devices"):
+        owl = owl3_jax.from_pretrained(
+            flags.checkpoint,
+            mesh=_mesh(flags.mesh),
+            dtype=flags.dtype,
+            weight_dtype=flags.weight_dtype,
+            cache_dtype=flags.cache_dtype,
+        )
+    video = owl.processor.video_sampling
+    video = dataclasses.replace(video, max_frames=flags.max_frames or video.max_frames, rule=flags.frame_rule or video.rule)
+    return owl.with_processor(video_sampling=video, crop=flags.crop or (owl.processor.crop and not flags.no_crop))
+
+
+def _mesh(config: MeshConfig) -> Mesh | None:
+    """A mesh over the first devices, or over all where an axis takes what is left; None for a single device."""
+    if config == _ONE_DEVICE:
+        return None
+    devices = None if -1 in config.axes else jax.devices()[: config.slices * math.prod(config.axes)]
+    return make_mesh(config, devices)
+
+
+def _default_sampling(argv: Sequence[str], name: SamplingName) -> Sampling:
+    """The settings that `--sampling` or `--generation-config` names: the defaults of all options, so read before them."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--checkpoint", type=Path, nargs="?")
+    parser.add_argument("--sampling", nargs="?")
+    parser.add_argument("--generation-config", "--generation_config", action="store_true")
+    given = parser.parse_known_args(argv)[0]
+    if not given.generation_config or not given.checkpoint:
+        return Sampling.named(given.sampling or name)
+    if given.sampling:
+        raise ValueError("give either --sampling or --generation-config: both set all options")
+    return Sampling.from_generation_config(given.checkpoint)

@@ -1,0 +1,177 @@
+"""Starting a run's processes on several hosts, with an error that names those that did not come.
+
+`jax.distributed` aborts a process that waited in vain and does not say for whom. So all processes first report to process 0, at
+the address where JAX will meet afterwards, and are told who is missing.
+"""
+
+import contextlib
+import dataclasses
+import os
+import re
+import socket
+import time
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+
+from owl3_jax.private_jax import tpu_clusters
+
+_ENVIRONMENT = {"coordinator": "JAX_COORDINATOR_ADDRESS", "processes": "JAX_NUM_PROCESSES", "process": "JAX_PROCESS_ID"}
+
+_RETRY = 0.5  # seconds between attempts to reach process 0
+_PATIENCE = 5.0  # seconds that a connection may take to say who it is, and process 0 to answer after its own time is over
+
+
+class DistributedError(RuntimeError):
+    """The processes of a run did not find each other; it says which ones are missing."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ProcessFlags:
+    """The processes of a run, one for each host. Without them: those of the TPU pod, or only this one."""
+
+    coordinator: str | None = None  # host:port of process 0; or environment variable JAX_COORDINATOR_ADDRESS
+    processes: int | None = None  # how many there are; or JAX_NUM_PROCESSES
+    process: int | None = None  # number of this one, from 0; or JAX_PROCESS_ID
+    timeout: float = 300.0  # seconds to wait for all of them
+
+
+class Job(NamedTuple):
+    """Where the processes of a run meet."""
+
+    coordinator: str  # host:port of process 0
+    processes: int
+    process: int  # this one
+    names: tuple[str, ...] = ()  # of the hosts, by process, where they are known
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port of process 0."""
+        host, _, port = self.coordinator.rpartition(":")
+        return host.strip("[]"), int(port)
+
+
+def start_processes(flags: ProcessFlags) -> None:
+    """Joins the processes of a run into one; does nothing when there is only this one. To be called before any device is used.
+
+    Raises DistributedError when they do not all start in time, or the flags do not tell where they meet.
+    """
+    job = _given_job(flags, os.environ) or _tpu_pod(flags.timeout)
+    if job is None or job.processes == 1:
+        return
+    call_roll(job, flags.timeout)
+    jax.distributed.initialize(job.coordinator, job.processes, job.process, initialization_timeout=round(flags.timeout))
+
+
+def call_roll(job: Job, timeout: float) -> None:
+    """Returns when all processes are there.
+
+    Raises DistributedError, in each that is there, when others are not after `timeout` seconds.
+    """
+    missing = _await_reports(job, timeout) if job.process == 0 else _report(job, timeout)
+    if missing:
+        names = ", ".join(f"{number} ({job.names[number]})" if job.names else str(number) for number in missing)
+        raise DistributedError(
+            f"{len(missing)} of {job.processes} processes did not start within {timeout:g} s: {names}. Start them with the "
+            f"same command, see whether they ended with an error, and whether they can reach {job.coordinator}"
+        )
+
+
+def _await_reports(job: Job, timeout: float) -> list[int]:
+    """The processes that do not report to this one, process 0, in time; the others are told."""
+    deadline, present = time.monotonic() + timeout, dict[int, socket.socket]()
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(_listen(job))
+        while len(present) < job.processes - 1 and (left := deadline - time.monotonic()) > 0:
+            server.settimeout(left)
+            with contextlib.suppress(TimeoutError):
+                connection = stack.enter_context(server.accept()[0])
+                if number := _read_number(connection, job.processes):
+                    present[number] = connection
+        missing = [number for number in range(1, job.processes) if number not in present]
+        for connection in present.values():
+            with contextlib.suppress(OSError):  # it has ended in the meantime, as JAX will find out
+                connection.sendall(f"missing {missing}\n".encode())
+    return missing
+
+
+def _listen(job: Job) -> socket.socket:
+    host, port = job.address
+    try:
+        if socket.has_dualstack_ipv6():
+            return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
+        return socket.create_server(("", port))
+    except OSError as error:
+        raise DistributedError(f"process 0 cannot listen on port {port} of {host}: {error}; choose another port") from error
+
+
+def _read_number(connection: socket.socket, processes: int) -> int | None:
+    """Which process has connected; None if it is none of this run, or this one."""
+    connection.settimeout(_PATIENCE)
+    with contextlib.suppress(OSError), connection.makefile("rb") as lines:
+        found = re.fullmatch(rb"process (\d+) of (\d+)\n", lines.readline(100))
+        if found and int(found[2]) == processes and 0 < int(found[1]) < processes:
+            return int(found[1])
+    return None
+
+
+def _report(job: Job, timeout: float) -> list[int]:
+    """Tells process 0 that this one is there; what it answers when all are, or its time is over: the missing ones."""
+    with _connect(job, timeout) as connection, connection.makefile() as lines:
+        connection.settimeout(timeout + _PATIENCE)
+        try:
+            connection.sendall(f"process {job.process} of {job.processes}\n".encode())
+            answer = lines.readline()
+        except OSError as error:
+            raise DistributedError(f"process 0 at {job.coordinator} did not answer: {error}") from error
+    if not answer:
+        raise DistributedError(
+            f"process 0 at {job.coordinator} ended, or has another number of processes than {job.processes}: see its output"
+        )
+    return [int(number) for number in re.findall(r"\d+", answer)]
+
+
+def _connect(job: Job, timeout: float) -> socket.socket:
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            return socket.create_connection(job.address, timeout=max(_RETRY, deadline - time.monotonic()))
+        except OSError as error:
+            if time.monotonic() + _RETRY > deadline:
+                raise DistributedError(
+                    f"process 0 could not be reached at {job.coordinator} within {timeout:g} s ({error}): start it with the "
+                    "same command, and let the other hosts reach that port"
+                ) from error
+            time.sleep(_RETRY)
+
+
+def _given_job(flags: ProcessFlags, environment: Mapping[str, str]) -> Job | None:
+    """What the flags tell, or else environment variables."""
+    given = {name: getattr(flags, name) for name in _ENVIRONMENT}
+    given = {name: environment.get(_ENVIRONMENT[name]) if value is None else value for name, value in given.items()}
+    if set(given.values()) == {None}:
+        return None
+    try:
+        job = Job(str(given["coordinator"]), int(given["processes"]), int(given["process"]))
+        valid = 0 <= job.process < job.processes and bool(all(job.address))
+    except (TypeError, ValueError):
+        valid = False
+    if not valid:
+        raise DistributedError(
+            f"the processes of a run need an address host:port, their number, and the number of this one below it, got {given}"
+        )
+    return job
+
+
+def _tpu_pod(timeout: float) -> Job | None:
+    """The hosts of the TPU slices that this host is part of; None elsewhere."""
+    cluster = next((cluster for cluster in tpu_clusters() if cluster.is_env_present()), None)
+    if cluster is None or cluster.get_process_count() == 1:
+        return None
+    workers, processes = cluster._get_worker_list_in_slice(), cluster.get_process_count()
+    where = [divmod(number, len(workers)) for number in range(processes)]
+    own_slice = processes == len(workers)  # names of other slices' workers are not known
+    names = tuple(f"worker {w}, {workers[w]}" if own_slice else f"worker {w} of slice {s}" for s, w in where)
+    address = cluster.get_coordinator_address(round(timeout), os.environ.get("JAX_COORDINATOR_PORT"))
+    return Job(address, processes, cluster.get_process_id(), names)

@@ -1,0 +1,75 @@
+"""A JSONL file of results, which a later run goes on with: {"id", "answers"} or {"id", "error"} a line."""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from owl3_jax.inference.requests import Failure, Id, Request
+
+Record = dict[str, Any]
+
+_BEGINNING = b'{"id": '
+
+
+class Results:
+    """The results that are in a file already, and a way to add to them."""
+
+    def __init__(self, path: Path) -> None:
+        """Reads `path` if it exists. A last result that was cut off, as by a crash, is taken out of the file.
+
+        Raises ValueError when a line is something else, or the file could not be made.
+        """
+        if not path.parent.is_dir():
+            raise ValueError(f"there is no folder {path.parent} for the results; make it first")
+        self._path = path
+        self._failed: dict[Id, bool] = {}
+        data = path.read_bytes() if path.exists() else b""
+        *lines, rest = data.split(b"\n")
+        self._note([_record(line, f"line {number} of {path}") for number, line in enumerate(lines, start=1)])
+        if rest and _is_cut_off(rest):
+            os.truncate(path, len(data) - len(rest))
+        elif rest:  # the newline alone is missing
+            self._note([_record(rest, f"line {len(lines) + 1} of {path}")])
+            with path.open("ab") as file:
+                file.write(b"\n")
+
+    def waiting(self, requests: Sequence[Request | Failure]) -> list[Request | Failure]:
+        """Those that have no result yet."""
+        return [request for request in requests if request.id not in self._failed]
+
+    def failures(self, requests: Sequence[Request | Failure]) -> int:
+        """How many have an error as their result."""
+        return sum(self._failed.get(request.id, False) for request in requests)
+
+    def append(self, records: Sequence[Record]) -> None:
+        """Adds lines to the file, all in one write that is on the disk when this returns."""
+        lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+        with self._path.open("ab", buffering=0) as file:
+            file.write(lines.encode("utf-8", errors="backslashreplace"))
+            os.fsync(file.fileno())
+        self._note(records)
+
+    def _note(self, records: Sequence[Record]) -> None:
+        self._failed |= {record["id"]: "error" in record for record in records}
+
+
+def _is_cut_off(line: bytes) -> bool:
+    """Whether it begins as a result and breaks off."""
+    begins = line.startswith(_BEGINNING) or _BEGINNING.startswith(line)
+    try:
+        json.loads(line)
+    except ValueError:
+        return begins
+    return False
+
+
+def _record(line: bytes, name: str) -> Record:
+    try:
+        record = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"{name} is no result: {error}; give --out a new file") from error
+    if not isinstance(record, dict) or type(record.get("id")) not in (str, int) or not record.keys() & {"answers", "error"}:
+        raise ValueError(f"{name} is no result; give --out a new file")
+    return record

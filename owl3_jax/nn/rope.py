@@ -1,0 +1,17 @@
+"""Rotary position embedding."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+
+def rope(x: Float[Array, "*dims D"], positions: Int[Array, "..."], theta: float) -> Float[Array, "*dims D"]:
+    """Rotary position embedding, rotate-halves convention, computed in float32.
+
+    `positions` is broadcast against the leading dims of `x`.
+    """
+    half = x.shape[-1] // 2
+    frequencies = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)  # [D/2]
+    angles = positions[..., None].astype(jnp.float32) * frequencies
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)

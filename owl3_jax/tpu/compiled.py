@@ -1,0 +1,149 @@
+"""Compiling a program, and what the compiler tells about it."""
+
+import functools
+import math
+import re
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from owl3_jax.tpu.collectives import Collective, collectives
+from owl3_jax.tpu.hlo import Module, open_loops, parse
+from owl3_jax.tpu.images import Facts, image_facts
+from owl3_jax.tpu.programs import Program
+from owl3_jax.tpu.topology import Topology
+from owl3_jax.tpu.traffic import bytes_made
+
+GIB = 2**30
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}
+_SIZE = r"([\d.]+)([KMGT]?)"
+
+
+class OutOfMemory(RuntimeError):
+    """A program that needs more memory than a device has; both in bytes of one device."""
+
+    def __init__(self, needed: float, available: float) -> None:
+        super().__init__(f"needs {needed / GIB:.2f} GiB on each device, which has {available / GIB:.2f}")
+        self.needed, self.available = needed, available
+
+
+class Seconds(NamedTuple):
+    """How long it took."""
+
+    lowering: float  # tracing included
+    compiling: float
+    cpu: float  # of both, on all cores: other work on this machine does not add to it
+
+
+class Compiled(NamedTuple):
+    """A program for the devices of a topology; bytes are those of one device."""
+
+    program: Program
+    executable: jax.stages.Compiled
+    seconds: Seconds
+    available: float
+    peak: float  # what the program holds at once, and what lies beside it
+    temporary: float
+    code: float
+    host: float  # in the host's memory
+    moved: float  # from and to HBM, at least
+    collectives: list[Collective]
+    open_loops: int  # `hlo.open_loops`
+    images: Facts | None  # of a train step
+
+
+def compile_for(program: Program, topology: Topology, say: Callable[[str], None] = lambda line: None) -> Compiled:
+    """Compiles ahead of time. Raises OutOfMemory when it does not fit."""
+    began, cpu = time.monotonic(), time.process_time()
+    lowered = program.lower()
+    lower_seconds = time.monotonic() - began
+    say(f"{program.name}: lowered in {lower_seconds:.0f} s, compiling for {topology.describe()} ...")
+    try:
+        executable, module = _compile(lowered)
+    except jax.errors.JaxRuntimeError as error:
+        if needed := _find(rf"\({_SIZE}\) exceeds available HBM", str(error)):
+            raise OutOfMemory(needed, available_bytes(topology)) from error
+        raise
+    seconds = Seconds(lower_seconds, time.monotonic() - began - lower_seconds, time.process_time() - cpu)
+    say(f"compiled in {seconds.compiling:.0f} s")
+    compiled = _examine(program, executable, module, seconds, topology)
+    if compiled.peak > compiled.available:
+        raise OutOfMemory(compiled.peak, compiled.available)
+    return compiled
+
+
+def _compile(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled, Module]:
+    """The executable and the module in it, as libtpu writes it: what it has for v6e and tpu7x, jaxlib 0.10.2 cannot read."""
+    with tempfile.TemporaryDirectory() as directory:
+        executable = lowered.compile(compiler_options={"xla_dump_to": directory, "xla_dump_hlo_as_text": True})
+        files = list(Path(directory).glob("*.after_optimizations.txt"))
+        if not files:
+            raise RuntimeError("the compiler does not show what it has made; is this libtpu the one of constraints.txt?")
+        return executable, parse(max(files, key=lambda file: file.stat().st_size).read_text())
+
+
+def _examine(
+    program: Program, executable: jax.stages.Compiled, module: Module, seconds: Seconds, topology: Topology
+) -> Compiled:
+    memory = executable.memory_analysis()
+    if memory is None:
+        raise RuntimeError("the compiler does not tell what the program needs; is this libtpu the one of constraints.txt?")
+    beside = max(0, sum(device_bytes(tree) for tree in program.held.values()) - memory.argument_size_in_bytes)
+    return Compiled(
+        program,
+        executable,
+        seconds,
+        available_bytes(topology),
+        memory.peak_memory_in_bytes + beside,
+        memory.temp_size_in_bytes,
+        memory.generated_code_size_in_bytes,
+        memory.host_temp_size_in_bytes + memory.host_argument_size_in_bytes,
+        _moved(program, memory, module),
+        collectives(module),
+        open_loops(module),
+        image_facts(module, program.rows) if program.rows else None,
+    )
+
+
+def _moved(program: Program, memory: Any, module: Module) -> float:
+    """Arguments are read, but for tables that are looked up, results written; what is made in between is both."""
+    read = memory.argument_size_in_bytes - device_bytes(program.looked_up)
+    results = memory.output_size_in_bytes - (0 if program.rewrites else memory.alias_size_in_bytes)
+    return read + max(results, 2 * bytes_made(module) - results)
+
+
+def device_bytes(tree: object) -> int:
+    """Bytes of one device's part of abstract arrays; one without a sharding lies on each as a whole."""
+    total = 0
+    for x in jax.tree.leaves(tree):
+        sharding = getattr(x, "sharding", None)
+        shape = sharding.shard_shape(x.shape) if sharding else x.shape
+        total += x.dtype.itemsize * math.prod(shape)
+    return total
+
+
+def available_bytes(topology: Topology) -> float:
+    """Memory of one device that programs can use, as the compiler says when it refuses one that needs 8 TiB."""
+    return _limit(topology.devices[0])
+
+
+@functools.cache
+def _limit(device: jax.Device) -> float:
+    huge = jax.ShapeDtypeStruct((2**23, 2**20), jnp.uint8, sharding=jax.sharding.SingleDeviceSharding(device))
+    try:
+        jax.jit(lambda x: x + 1).lower(huge).compile()
+    except jax.errors.JaxRuntimeError as error:
+        if available := _find(rf"exceeds available HBM \({_SIZE}\)", str(error)):
+            return available
+        raise
+    raise RuntimeError(f"{device.device_kind} has room for 16 TiB?")
+
+
+def _find(pattern: str, text: str) -> float | None:
+    found = re.search(pattern, text)
+    return float(found[1]) * _UNITS[found[2]] if found else None

@@ -1,0 +1,171 @@
+"""The real programs on abstract arguments: shapes, dtypes and shardings, no array."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from owl3_jax.config import ComputeConfig, Config, ModelConfig, Remat
+from owl3_jax.flops import Work, forward_flops, image_cache_flops, train_flops
+from owl3_jax.inference import buckets, programs
+from owl3_jax.inference.caches import empty_images, empty_text
+from owl3_jax.inference.choose import Kind, SamplingRows
+from owl3_jax.inference.runtime import Runtime
+from owl3_jax.inference.sampling import Sampling
+from owl3_jax.models.owl3 import abstract_params
+from owl3_jax.models.qwen2 import Images, Text, TextCache
+from owl3_jax.sharding import batch_sharding, param_shardings
+from owl3_jax.tpu.images import Rows
+from owl3_jax.training.step import abstract_state, example_batch, make_train_step
+
+Name = Literal["train", "encode", "store", "prefill", "decode"]
+
+NEW_TOKENS = 256  # room for an answer
+_TOKENS_PER_IMAGE, _OTHER_TOKENS = 5, 40  # of a prompt: placeholders as the released tokenizers write them, and a question
+
+
+class Program(NamedTuple):
+    """A program that can be compiled, and what is known of it beforehand."""
+
+    name: Name
+    what: str  # that one execution does
+    lower: Callable[[], jax.stages.Lowered]
+    flops: int  # of the model, over all devices
+    computed: int  # with what is computed again to save memory
+    held: dict[str, Any]  # abstract arrays that lie in memory while it runs, by what they are
+    rewrites: bool  # arguments that it takes over are written anew as a whole, not in a few places
+    remat: Remat = "none"
+    microbatches: int = 1
+    rows: Rows | None = None  # of a train step
+    looked_up: Any = None  # of what is held, tables of which a few rows are read
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+    """What is asked: images and text of one prompt, in as many rows as the mesh needs."""
+
+    images: int
+    tokens: int
+
+    @classmethod
+    def with_images(cls, images: int) -> "Prompt":
+        """A question about so many images."""
+        return cls(images, _OTHER_TOKENS + _TOKENS_PER_IMAGE * images)
+
+    def as_text(self, config: ModelConfig) -> "Prompt":
+        """The same prompt for a model that puts image tokens into the text, as LLaVA does."""
+        return Prompt(0, _OTHER_TOKENS + config.vision.tokens_per_image * self.images)
+
+
+def train(config: Config, mesh: Mesh) -> Program:
+    """The train step of a run."""
+    state, data = abstract_state(config, mesh), config.data
+    rows = batch_sharding(mesh)
+    batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows), example_batch(config))
+    work = Work.of_rows(config.model, data.rows, data.tokens_per_row, data.images_per_row)
+    held = {"parameters": state.params, "optimizer": state.opt_state, "batch": batch}
+    lower = lambda: make_train_step(config, mesh).lower(state, batch)
+    flops = functools.partial(train_flops, config.model, work, config.train.trained)
+    remat, parts = config.compute.remat, config.train.microbatches
+    shape = f"{data.rows} rows x ({data.tokens_per_row} tokens, {data.images_per_row} images)"
+    what = f"a step of {shape}, remat {remat}, {parts} {'microbatch' if parts == 1 else 'microbatches'}"
+    return Program("train", what, lower, flops(), flops(remat), held, True, remat, parts, Rows.of(config, mesh))
+
+
+class Inference:
+    """The programs that answer a prompt, on parameters in `compute.dtype`, as `from_pretrained` puts them on a mesh."""
+
+    def __init__(self, config: Config, mesh: Mesh, prompt: Prompt) -> None:
+        tokens = buckets.prefill_slots(prompt.tokens)
+        # So that a prompt with image tokens in its text has positions; no parameter depends on it.
+        positions = max(config.model.max_position_embeddings, tokens + NEW_TOKENS)
+        model = dataclasses.replace(config.model, max_position_embeddings=positions)
+        vocab_multiple, dtype = mesh.shape["tensor"], config.compute.dtype
+        compute = dataclasses.replace(config.compute, param_dtype=dtype, vocab_multiple=vocab_multiple, remat="none")
+        self.prompt, self.runtime = prompt, Runtime(model, compute, _abstract_params(model, compute, mesh), mesh)
+        self.rows = self.runtime.rows(1)
+        slots, blocks, few = buckets.text_slots(tokens), self.runtime.image_blocks(prompt.images), self.runtime.devices
+        self.text: TextCache = self._cache(empty_text, slots, min(slots, few))
+        self.images: Images = self._cache(empty_images, blocks, tuple(min(block, few) for block in blocks))
+
+    def program(self, name: Name) -> Program:
+        """One of `encode`, `store`, `prefill` and `decode`."""
+        build = {"encode": self._encode, "store": self._store, "prefill": self._prefill, "decode": self._decode}[name]
+        lower, what, flops = build()
+        held = {"parameters": self.runtime.params, "text cache": self.text, "image cache": self.images.blocks}
+        text = self.runtime.params["language_model"]
+        table = text["embed_tokens"] if "lm_head" in text and name in ("prefill", "decode") else None
+        return Program(name, what, lower, flops, flops, held, False, looked_up=table)
+
+    def _encode(self):
+        images, side = self.runtime.vision_batch_size, self.runtime.config.vision.image_size
+        pixels = jax.ShapeDtypeStruct((images, side, side, 3), jnp.uint8)
+        config = self.runtime.config
+        flops = forward_flops(config, Work(0, images, 0, 0, 0)) - image_cache_flops(config, images)
+        return self._lower(programs.encode, pixels), f"{images} images", flops
+
+    def _store(self):
+        config, images = self.runtime.config, self.runtime.vision_batch_size
+        shape = (images, config.vision.tokens_per_image, config.hidden_size)
+        features = jax.ShapeDtypeStruct(shape, self.runtime.compute.dtype)
+        places = programs.Places(*[_ids(images)] * 3)
+        lower = self._lower(programs.store, self.images.blocks[0], features, places)
+        return lower, f"{images} images", image_cache_flops(config, images)
+
+    def _prefill(self):
+        length = min(buckets.PREFILL_CHUNK, buckets.prefill_slots(self.prompt.tokens))
+        text = Text(*[_ids(self.rows, length)] * 3)
+        arguments = (text, self.images, self.text, self._hidden_states())
+        lower = self._lower(programs.prefill, *arguments, positions=length, rows=self.rows)
+        return lower, f"the last {length} of {self._described()}", self._flops(length, outputs=0)
+
+    def _decode(self):
+        samplings = [Sampling(max_new_tokens=NEW_TOKENS)] * self.rows
+        limits = jnp.full(self.rows, NEW_TOKENS, jnp.int32)
+        settings = jax.eval_shape(lambda: programs.Settings(SamplingRows.of(samplings), limits, jnp.zeros(2, jnp.int32)))
+        kind, state = Kind.of(samplings), self._decoding(settings, Kind.of(samplings))
+        lower = self._lower(programs.decode, state, self.images, self.text, settings, _ids(), kind=kind, rows=self.rows)
+        return lower, f"one token after {self._described()}", self._flops(1, outputs=1)
+
+    def _decoding(self, settings: programs.Settings, kind: Kind) -> programs.Decoding:
+        arguments = (self._hidden_states(), _ids(self.rows), _ids(self.rows, 0), settings)
+        return self.runtime.run_model(programs.begin.eval_shape, *arguments, kind=kind, capacity=NEW_TOKENS)
+
+    def _hidden_states(self) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((self.rows, self.runtime.config.hidden_size), self.runtime.compute.dtype)
+
+    def _lower(self, program: Any, *arguments: Any, **options: Any) -> Callable[[], jax.stages.Lowered]:
+        return lambda: self.runtime.run_model(program.lower, *arguments, **options)
+
+    def _cache(self, empty: Any, slots: Any, few: Any) -> Any:
+        """The abstract cache that `empty` makes, lying as one of `few` slots does: that one compiles whatever fits."""
+        config, compute = self.runtime.config, self.runtime.compute
+        lower = lambda slots: self.runtime.run(empty.lower, config, compute, self.rows, slots)
+        shardings = lower(few).compile().output_shardings
+        place = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+        return jax.tree.map(place, lower(slots).out_info, shardings)
+
+    def _flops(self, tokens: int, outputs: int) -> int:
+        """Of so many positions at the end of the prompt, in all rows."""
+        seen = tokens * self.prompt.images * self.runtime.config.vision.tokens_per_image
+        pairs = tokens * self.prompt.tokens - tokens * (tokens - 1) // 2
+        return self.rows * forward_flops(self.runtime.config, Work(tokens, 0, pairs, seen, outputs))
+
+    def _described(self) -> str:
+        rows = f", in {self.rows} rows" if self.rows > 1 else ""
+        return f"{self.prompt.tokens} tokens with {self.prompt.images} images{rows}"
+
+
+def _abstract_params(config: ModelConfig, compute: ComputeConfig, mesh: Mesh) -> Any:
+    boxed = abstract_params(config, compute)
+    place = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+    return jax.tree.map(place, nn.unbox(boxed), param_shardings(boxed, mesh))
+
+
+def _ids(*shape: int) -> Any:
+    return jax.ShapeDtypeStruct(shape, jnp.int32)

@@ -1,0 +1,152 @@
+"""What a compiled program needs of a chip, as numbers and as text."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jax.sharding import Mesh
+
+from owl3_jax.tpu.compiled import GIB, Compiled, OutOfMemory, device_bytes
+from owl3_jax.tpu.images import Facts
+from owl3_jax.tpu.programs import Program
+from owl3_jax.tpu.topology import Topology
+
+Report = dict[str, Any]  # as JSON can hold it; GiB, operations and seconds of one chip
+
+
+def make_report(compiled: Compiled, topology: Topology, mesh: Mesh) -> Report:
+    """Everything of a program that fits."""
+    program, chip, n = compiled.program, topology.chip, topology.chip.devices
+    gib = lambda size: n * size / GIB
+    sent = lambda net: n * sum(c.bytes for c in compiled.collectives if c.network == net and not c.conditional)
+    moved = n * compiled.moved
+    seconds = {
+        "compute": program.computed / topology.chips / chip.flops,
+        "HBM": moved / chip.hbm,
+        "ICI": sent("ICI") / chip.ici,
+        "DCN": sent("DCN") / chip.dcn,
+    }
+    held = {name: gib(device_bytes(tree)) for name, tree in program.held.items()}
+    return {
+        **_heading(program, topology, mesh),
+        "fits": True,
+        "compile_seconds": compiled.seconds._asdict(),
+        "available_gib": gib(compiled.available),
+        "peak_gib": gib(compiled.peak),
+        "memory_gib": {**held, "temporary": gib(compiled.temporary), "code": gib(compiled.code), "host": gib(compiled.host)},
+        "collectives": [{**c._asdict(), "bytes": n * c.bytes} for c in compiled.collectives],
+        "open_loops": compiled.open_loops,
+        "images": compiled.images and _images(compiled.images),
+        "model_flops": program.flops / topology.chips,
+        "computed_flops": program.computed / topology.chips,
+        "hbm_bytes": moved,
+        "flops_per_byte": program.computed / topology.chips / moved,
+        "seconds_at_least": seconds,
+        "step_seconds_at_least": max(seconds.values()),
+        "mfu_at_most": program.flops / topology.chips / chip.flops / max(seconds.values()),
+    }
+
+
+def _images(facts: Facts) -> Report:
+    """Arrays as text, the gathered ones with their bytes on a device."""
+    gathered = lambda x: x and {"array": str(x.array), "bytes": x.array.bytes, "name": x.name}
+    return {
+        "scores": facts.scores and str(facts.scores),
+        "largest_gathered": gathered(facts.largest),
+        "images_gathered": gathered(facts.of_images),
+        "features_bytes": facts.features.bytes,
+    }
+
+
+def make_failure(error: OutOfMemory, program: Program, topology: Topology, mesh: Mesh) -> Report:
+    """What is known of a program that does not fit."""
+    gib = lambda size: topology.chip.devices * size / GIB
+    held = {name: gib(device_bytes(tree)) for name, tree in program.held.items()}
+    return {
+        **_heading(program, topology, mesh),
+        "fits": False,
+        "available_gib": gib(error.available),
+        "peak_gib": gib(error.needed),
+        "memory_gib": held,
+        "model_flops": program.flops / topology.chips,
+    }
+
+
+def _heading(program: Program, topology: Topology, mesh: Mesh) -> Report:
+    return {
+        "program": program.name,
+        "what": program.what,
+        "topology": topology.name,
+        "slices": topology.slices,
+        "chips": topology.chips,
+        "mesh": dict(mesh.shape),
+        "remat": program.remat,
+        "microbatches": program.microbatches,
+    }
+
+
+def describe(report: Report) -> str:
+    """The report as text."""
+    axes = " x ".join(f"{name} {size}" for name, size in report["mesh"].items())
+    slices = f"{report['slices']} x " if report["slices"] > 1 else ""
+    lines = [
+        f"{report['program']}: {report['what']}",
+        f"{slices}{report['topology']}, {report['chips']} chips, mesh {axes}; per chip:",
+        "",
+        *(f"{name:<20}{size:9.2f} GiB" for name, size in report["memory_gib"].items() if size >= 0.005),
+        f"{'peak':<20}{report['peak_gib']:9.2f} GiB of {report['available_gib']:.2f}, {_verdict(report)}",
+    ]
+    return "\n".join([*lines, *(_speed(report) if report["fits"] else [])])
+
+
+def _verdict(report: Report) -> str:
+    missing = report["peak_gib"] - report["available_gib"]
+    return "fits" if report["fits"] else f"does not fit: {missing:.2f} GiB too much"
+
+
+def _speed(report: Report) -> list[str]:
+    seconds, bound = report["seconds_at_least"], report["step_seconds_at_least"]
+    shares = [f"{name} {_duration(value)} ({value / bound:.0%})" for name, value in seconds.items() if value]
+    return [
+        "",
+        *_collective_lines(report["collectives"]),
+        *(_image_lines(report["images"]) if report["images"] else []),
+        *(
+            ["loops whose trips XLA does not tell, counted as one trip: " + str(report["open_loops"])]
+            * bool(report["open_loops"])
+        ),
+        "",
+        f"model                {_number(report['model_flops'])}FLOP by formula",
+        f"computed             {_number(report['computed_flops'])}FLOP, what remat repeats included",
+        f"HBM, at least        {_number(report['hbm_bytes'])}B; {report['flops_per_byte']:.0f} operations a byte",
+        f"time, at least       {_duration(bound)}: {', '.join(shares)}",
+        f"MFU, at most         {report['mfu_at_most']:.0%}",
+    ]
+
+
+def _collective_lines(collectives: Sequence[Mapping[str, Any]]) -> list[str]:
+    return [
+        f"{c['kind']:<20}{c['times']:6} times, {_number(c['bytes']):>7}B sent over {c['network']}"
+        + (", in branches: at most" if c["conditional"] else "")
+        for c in collectives
+    ]
+
+
+def _image_lines(images: Report) -> list[str]:
+    shown = lambda x: f"{_number(x['bytes'])}B, {x['array']} {x['name']}".rstrip() if x else "none"
+    return [
+        "",
+        f"scores of images     {images['scores'] or 'none'}",
+        f"largest gathered     {shown(images['largest_gathered'])}",
+        f"images gathered      {shown(images['images_gathered'])}; features of all are {_number(images['features_bytes'])}B",
+    ]
+
+
+def _number(value: float) -> str:
+    """Three digits and an SI prefix: 12.3 T"""
+    power = max(0, min(5, int(math.log10(value) // 3))) if value else 0
+    return f"{value / 1000**power:.3g} {('', 'k', 'M', 'G', 'T', 'P')[power]}"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1e3:.3g} ms"

@@ -1,0 +1,145 @@
+"""Splash's kernels, interpreted on the CPU, against plain XLA; merging."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from owl3_jax.attention.backends import choose_backend, splash_blocks, xla
+from owl3_jax.attention.inputs import BlockInputs, OutputGradient
+from owl3_jax.attention.parts import MASKED, merge
+from owl3_jax.attention.visibility import Visibility, visibility
+from tests.tolerances import KERNEL_BFLOAT16, KERNEL_FLOAT32
+
+TEXT_OF_SAMPLE = (70, 50)  # two packed samples, then padding up to T
+T, B = 137, 2
+
+
+def packed_text() -> tuple[jax.Array, jax.Array]:
+    """Positions and segments of B equal rows."""
+    positions = np.concatenate([np.arange(n) for n in (*TEXT_OF_SAMPLE, T - sum(TEXT_OF_SAMPLE))])
+    segments = np.repeat([1, 2, 0], [*TEXT_OF_SAMPLE, T - sum(TEXT_OF_SAMPLE)])
+    return tuple(jnp.asarray(x, jnp.int32)[None].repeat(B, 0) for x in (positions, segments))
+
+
+def over_text() -> Visibility:
+    return visibility(*packed_text(), *packed_text())
+
+
+def over_images(tokens: int) -> Visibility:
+    """The first row's samples have one and two images, the second row's text sees none of its three."""
+    positions = jnp.array([[9, 5, 30, 0], [99, 60, 60, 0]], jnp.int32)
+    segments = jnp.array([[1, 2, 2, 0], [1, 2, 2, 0]], jnp.int32)
+    return visibility(*packed_text(), positions, segments, inclusive=False).over_tokens(tokens * positions.shape[1])
+
+
+class Case(NamedTuple):
+    heads: int
+    key_heads: int
+    head_size: int
+    visible: Visibility | None
+    keys: int
+
+
+CASES = {
+    "text of 7B": Case(7, 1, 128, over_text(), T),
+    "images of 1B": Case(6, 2, 64, over_images(41), 4 * 41),
+    "images of two blocks": Case(2, 1, 128, over_images(331), 4 * 331),
+    "vision": Case(2, 2, 72, None, 131),
+}
+
+
+def vectors(case: Case, dtype):
+    keys = jax.random.split(jax.random.key(0), 5)
+    draw = lambda i, *shape: jax.random.normal(keys[i], (B, *shape), jnp.float32).astype(dtype)
+    queries, d_out = (draw(i, case.heads, T, case.head_size) for i in (0, 1))
+    k, v = (draw(i, case.key_heads, case.keys, case.head_size) for i in (2, 3))
+    return queries, k, v, d_out, jax.random.normal(keys[4], (B, case.heads, T))
+
+
+@jax.jit(static_argnums=0)
+def gradients(backend, q, k, v, visible, d_out, d_lse):
+    """Output and log-sum-exp, then the gradients of q, k and v through both."""
+    inputs = BlockInputs(q, k, v, visible)
+    chosen = choose_backend(backend, inputs)
+    out, lse = chosen.attend(inputs)
+    shift = d_lse - jnp.sum(out * d_out.astype(jnp.float32), axis=-1)
+    return out, lse, *chosen.gradients(inputs, OutputGradient(lse, shift, d_out))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", CASES)
+def test_kernels_equal_plain_xla(name, dtype):
+    case = CASES[name]
+    q, k, v, d_out, d_lse = vectors(case, jnp.dtype(dtype))
+    sees = np.ones((B, T), bool) if case.visible is None else np.asarray(case.visible.sees)
+    kernel, plain = (gradients(backend, q, k, v, case.visible, d_out, d_lse) for backend in ("pallas", "xla"))
+    assert [x.dtype for x in kernel] == [x.dtype for x in plain]
+    # Of the log-sum-exp of nothing only the size matters.
+    kernel, plain = ((out, jnp.where(sees[:, None], lse, 0), *grads) for out, lse, *grads in (kernel, plain))
+    tolerance = KERNEL_FLOAT32 if dtype == "float32" else KERNEL_BFLOAT16
+    for part, *pair in zip(("out", "lse", "d_q", "d_k", "d_v"), kernel, plain, strict=True):
+        a, b = (np.asarray(x.astype(jnp.float32)) for x in pair)
+        assert np.abs(a - b).max() <= tolerance * np.abs(b).max() > 0, part
+    by_position = lambda x: np.moveaxis(np.asarray(x), 2, 1)
+    assert not np.any(by_position(kernel[0])[~sees]), "output where nothing is seen"
+    assert not np.any(by_position(kernel[2])[~sees]), "gradient where nothing is seen"
+
+
+def test_a_row_that_sees_no_image_has_no_gradient():
+    visible = over_images(41)
+    assert visible.sees.any(axis=1).tolist() == [True, False]
+    q, k, v, d_out, d_lse = vectors(CASES["images of 1B"], jnp.float32)
+    _, lse, *grads = gradients("pallas", q, k, v, visible, d_out, d_lse)
+    assert all(not np.any(np.asarray(g)[1]) for g in grads)
+    assert np.all(np.asarray(lse)[1] == MASKED)
+
+
+def test_only_blocks_that_may_be_seen_are_computed():
+    """Three samples of 300 tokens over their own text in blocks of 256 keys."""
+    positions, segments = np.tile(np.arange(300), 3), np.repeat([1, 2, 3], 300)
+    row = [jnp.asarray(x, jnp.int32)[None] for x in (positions, segments)]
+    visible = jax.tree.map(lambda x: x[0], visibility(*row, *row))
+    blocks = splash_blocks.Blocks.of(900, 900, visible)._replace(queries=256, keys=256)
+    seen = np.pad(np.asarray(visibility(*row, *row).dense()[0]), (0, 124)).reshape(4, 256, 4, 256).any(axis=(1, 3))
+    limits, ids = jnp.pad(visible.limits, (0, 124)), jnp.pad(visible.segment_ids, (0, 124))
+    needed = splash_blocks._needed(limits, splash_blocks.SegmentIds(ids, ids), 256, 256)
+    np.testing.assert_array_equal(needed, seen)
+    assert seen.tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 1]]
+    np.testing.assert_array_equal(
+        splash_blocks._read(jnp.asarray(seen), 1), [[0] * 4, [0, 1, 1, 1], [1, 1, 2, 2], [2, 2, 2, 3]]
+    )
+    np.testing.assert_array_equal(blocks.mask_info(by_keys=True).q_sequence, blocks.limits)
+
+
+@pytest.mark.parametrize(
+    ("size", "blocks"), [(1, (128, 128)), (729, (384, 768)), (4096, (512, 1024)), (7 * 729, (512, 1024)), (600, (384, 768))]
+)
+def test_blocks_are_large_and_pad_little(size, blocks):
+    assert splash_blocks.Blocks.of(size, size, None)[:2] == blocks
+
+
+def test_few_positions_do_not_use_the_kernel():
+    def traced(T, backend):
+        inputs = BlockInputs(jnp.zeros((1, 2, T, 8)), *[jnp.zeros((1, 1, 300, 8))] * 2, None)
+        return str(jax.make_jaxpr(choose_backend(backend, inputs).attend)(inputs))
+
+    assert "pallas_call" not in traced(127, "auto")
+    assert "pallas_call" in traced(128, "auto")
+    assert "pallas_call" not in traced(128, "xla")
+    assert "pallas_call" in traced(1, "pallas")
+
+
+def test_merge_of_two_parts_equals_attention_over_all_keys():
+    q, k, v, *_ = vectors(CASES["images of 1B"], jnp.float32)
+    visible = over_images(41)
+    whole = xla.attend(BlockInputs(q, k, v, visible))
+    parts = [
+        xla.attend(BlockInputs(q, k[:, :, start:stop], v[:, :, start:stop], visible.part(start, stop - start)))
+        for start, stop in ((0, 100), (100, 4 * 41))
+    ]
+    merged = merge(*parts)
+    np.testing.assert_allclose(merged[0], whole[0], atol=1e-6)
+    np.testing.assert_allclose(merged[1], whole[1], rtol=1e-6)

@@ -1,0 +1,61 @@
+import json
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from owl3_jax.inference.requests import Failure
+from owl3_jax.inference.results import Results
+
+RECORDS = [{"id": 1, "answers": [{"text": "é\n\ud800"}]}, {"id": "1", "error": "why"}, {"id": 2, "answers": []}]
+REQUESTS = [Failure(record["id"], "") for record in RECORDS]
+
+
+def test_results_are_found_again(tmp_path):
+    path = tmp_path / "out.jsonl"
+    results = Results(path)
+    assert results.waiting(REQUESTS) == REQUESTS and not path.exists()
+    results.append(RECORDS[:2])
+    for each in (results, Results(path)):
+        assert each.waiting(REQUESTS) == REQUESTS[2:]
+        assert each.failures(REQUESTS) == 1 and each.failures(REQUESTS[:1]) == 0
+
+
+@settings(deadline=None, max_examples=40)
+@given(cut=st.integers(0, 200))
+def test_wherever_the_file_was_cut_off_whole_lines_stay_and_the_rest_waits(tmp_path_factory, cut):
+    path: Path = tmp_path_factory.mktemp("cut") / "out.jsonl"
+    Results(path).append(RECORDS)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:cut])
+    results = Results(path)
+    lines = sum(end.start() <= cut for end in re.finditer(b"\n", whole))  # a line that lacks its newline alone is whole
+    assert results.waiting(REQUESTS) == REQUESTS[lines:]
+    results.append(RECORDS[lines:])
+    assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("line", ["{", "[]", '{"id": 1}', '{"answers": []}', json.dumps({"id": 1, "prompt": "a"}), ""])
+def test_another_file_is_refused_and_left_as_it_is(tmp_path, line):
+    path = tmp_path / "out.jsonl"
+    path.write_text(f'{{"id": 1, "error": ""}}\n{line}\n{{')
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=r"line 2 of .*out\.jsonl is no result"):
+        Results(path)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("text", ['{"hidden_size": 896}', "[1, 2]", "no results", '{"id": 1, "prompt": "a"}', '{"ids": 1'])
+def test_another_file_of_one_line_is_refused_and_left_as_it_is(tmp_path, text):
+    path = tmp_path / "config.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"line 1 of .*config\.json is no result"):
+        Results(path)
+    assert path.read_text() == text
+
+
+def test_a_folder_that_is_missing_is_told_before_anything_is_answered(tmp_path):
+    with pytest.raises(ValueError, match=f"there is no folder {tmp_path}/missing for the results"):
+        Results(tmp_path / "missing" / "out.jsonl")
