@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from owl3_jax.inference import buckets, programs
-from owl3_jax.inference.choose import Kind, SamplingRows
+from owl3_jax.inference.choose import SamplingOps, SamplingRows
 from owl3_jax.inference.context import Context
 from owl3_jax.inference.sampling import Sampling
 from owl3_jax.inference.text_stream import TextStream
@@ -51,13 +51,13 @@ class Answers:
         self._stop_ids = tokenizer.stop_ids
         self._wants_logprobs = [s.logprobs for s in per_answer]
         self._limits = np.repeat(token_limits(context, prompts, sampling), samples)
-        self._kind = Kind.of(sampling)
+        self._ops = SamplingOps.of(sampling)
         self._settings = programs.Settings(
             SamplingRows.of(per_answer, numbers), jnp.array(self._limits), jnp.array(self._stop_ids, np.int32)
         )
         self._ids: list[list[int]] = [[] for _ in self._streams]
         capacity = buckets.text_slots(int(self._limits.max()))
-        self._state = context.begin(self._settings, self._kind, capacity=capacity, prompts=prompts)
+        self._state = context.begin(self._settings, self._ops, capacity=capacity, prompts=prompts)
 
     def stream(self, every: int = 1) -> Iterator[list[str]]:
         """The new text of every row, again and again, after each `every` tokens."""
@@ -88,7 +88,7 @@ class Answers:
     def _decode(self, tokens: int) -> None:
         state = self._state._replace(done=self._state.done | np.array([stream.stopped for stream in self._streams]))
         limit = min(int(state.written) + tokens, int(self._limits.max()))
-        self._state = self._context.decode(state, self._settings, self._kind, limit)
+        self._state = self._context.decode(state, self._settings, self._ops, limit)
 
     def _read(self) -> list[str]:
         """Fetches the newest tokens; returns the text that they complete."""

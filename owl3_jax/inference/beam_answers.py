@@ -7,7 +7,7 @@ import numpy as np
 
 from owl3_jax.inference import beams, buckets
 from owl3_jax.inference.answers import Answer, Answers, make_answer, push_until_stop, token_limits
-from owl3_jax.inference.choose import Kind, SamplingRows
+from owl3_jax.inference.choose import SamplingOps, SamplingRows
 from owl3_jax.inference.context import Context, seen_tokens
 from owl3_jax.inference.sampling import Sampling
 from owl3_jax.inference.text_stream import TextStream
@@ -54,7 +54,7 @@ class BeamAnswers:
         return [()] * (len(self._prompts) * self._sampling[0].n)
 
     def _search(self) -> beams.Hypotheses:
-        context, width, kind = self._context, self._sampling[0].num_beams, Kind.of(self._sampling)
+        context, width, ops = self._context, self._sampling[0].num_beams, SamplingOps.of(self._sampling)
         limits = token_limits(context, self._prompts, self._sampling)
         settings = beams.BeamSettings(
             SamplingRows.of([sampling for sampling in self._sampling for _ in range(width)]),
@@ -62,8 +62,8 @@ class BeamAnswers:
             jnp.array(limits),
             jnp.array(self._tokenizer.stop_ids, np.int32),
         )
-        prompts = seen_tokens(self._prompts, context.rows, kind)
-        sizes = {"kind": kind, "beams": width, "capacity": buckets.text_slots(int(limits.max()))}
+        prompts = seen_tokens(self._prompts, context.rows, ops)
+        sizes = {"ops": ops, "beams": width, "capacity": buckets.text_slots(int(limits.max()))}
         inputs = (context.last, context.tokens.astype(np.int32), context.text, context.images, prompts, settings)
         found: beams.Hypotheses = context.runtime.run_model(beams.search, *inputs, positions=width, rows=context.rows, **sizes)
         return found
@@ -73,5 +73,5 @@ def answers_to(
     context: Context, prompts: Sequence[Sequence[int]], sampling: Sequence[Sampling], tokenizer: ChatTokenizer
 ) -> Answers | BeamAnswers:
     """Answers under way to the prompts that a context has read, by sampling or by beam search."""
-    kind = BeamAnswers if sampling[0].num_beams > 1 else Answers
-    return kind(context, prompts, sampling, tokenizer)
+    form = BeamAnswers if sampling[0].num_beams > 1 else Answers
+    return form(context, prompts, sampling, tokenizer)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from owl3_jax.inference.caches import constrain_text
-from owl3_jax.inference.choose import Kind, SamplingRows, adjust, mark_seen
+from owl3_jax.inference.choose import SamplingOps, SamplingRows, adjust, mark_seen
 from owl3_jax.inference.programs import Params
 from owl3_jax.models.owl3 import Owl3
 from owl3_jax.models.qwen2 import Images, Text, TextCache
@@ -80,7 +80,7 @@ class _Search(NamedTuple):
         return cls(jnp.zeros((), jnp.int32), positions, done, first, nothing, seen, cache)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "kind", "beams", "capacity"))
+@functools.partial(jax.jit, static_argnames=("model", "ops", "beams", "capacity"))
 def search(
     model: Owl3,
     params: Params,
@@ -91,7 +91,7 @@ def search(
     prompt: Int[Array, "B T"],
     settings: BeamSettings,
     *,
-    kind: Kind,
+    ops: SamplingOps,
     beams: int,
     capacity: int,
 ) -> Hypotheses:
@@ -101,35 +101,35 @@ def search(
         last: hidden state of each prompt's last position.
         positions: of the answers' first tokens.
         past: the prompts' text.
-        prompt: tokens that count as seen, -1 is padding; read if `kind.penalty`.
+        prompt: tokens that count as seen, -1 is padding; read if `ops.penalty`.
         settings: a prompt with `max_new_tokens` 0 is padding.
     """
     apply: Callable[..., Any] = functools.partial(model.apply, {"params": params})
     spread = functools.partial(jnp.repeat, repeats=beams, axis=0)
     logits = spread(apply(last[:, None], method="logits")[:, 0])
-    seen = mark_seen(jnp.zeros(logits.shape, bool), spread(prompt), spread(prompt) >= 0) if kind.penalty else None
+    seen = mark_seen(jnp.zeros(logits.shape, bool), spread(prompt), spread(prompt) >= 0) if ops.penalty else None
     done = settings.max_new_tokens <= 0
     cache = constrain_text(TextCache.empty(model.config, model.compute, len(logits), capacity))
-    start = _Search.start(cache, positions - 1, done, seen, beams, capacity, kind.logprobs)
+    start = _Search.start(cache, positions - 1, done, seen, beams, capacity, ops.logprobs)
 
     def step(state: _Search) -> _Search:
         newest = state.running.tokens[:, :, state.written - 1].reshape(-1, 1)
         used = jnp.where(state.done, 0, 1)  # a prompt that is done goes on as padding
         text = Text(newest, spread(state.positions)[:, None], spread(used)[:, None])
         x, extended = apply(text, images, state.cache, past, method="extend")
-        state, origin = _advance(state, apply(x, method="logits")[:, 0], settings, kind)
+        state, origin = _advance(state, apply(x, method="logits")[:, 0], settings, ops)
         return state._replace(cache=_follow(extended, origin))
 
-    first, _ = _advance(start, logits, settings, kind)
+    first, _ = _advance(start, logits, settings, ops)
     return jax.lax.while_loop(lambda state: ~state.done.all(), step, first).finished
 
 
 def _advance(
-    state: _Search, logits: Float[Array, "R V"], settings: BeamSettings, kind: Kind
+    state: _Search, logits: Float[Array, "R V"], settings: BeamSettings, ops: SamplingOps
 ) -> tuple[_Search, Int[Array, "B W"]]:
     """The search with one more token, and the beam that each running one continues."""
     B, W = state.running.scores.shape
-    candidates, origin, ended = _candidates(state, logits, settings, kind)
+    candidates, origin, ended = _candidates(state, logits, settings, ops)
     scores, chosen = jax.lax.top_k(jnp.where(ended, _NEVER, candidates.scores), W)
     running, origin = candidates.pick(chosen)._replace(scores=scores), _pick(origin, chosen)
     finished = _collect(state, candidates, ended, settings.length_penalty)
@@ -144,7 +144,7 @@ def _advance(
 
 
 def _candidates(
-    state: _Search, logits: Float[Array, "R V"], settings: BeamSettings, kind: Kind
+    state: _Search, logits: Float[Array, "R V"], settings: BeamSettings, ops: SamplingOps
 ) -> tuple[Hypotheses, Int[Array, "B W2"], Bool[Array, "B W2"]]:
     """The best continuations of all running beams, the beams that they continue, and whether they end there.
 
@@ -153,7 +153,7 @@ def _candidates(
     B, W = state.running.scores.shape
     V, many = logits.shape[1], W * (1 + settings.stop_ids.shape[0])
     own = jax.nn.log_softmax(logits.astype(jnp.float32))
-    scores = adjust(own, state.seen, state.written, settings.stop_ids, settings.sampling, kind)
+    scores = adjust(own, state.seen, state.written, settings.stop_ids, settings.sampling, ops)
     scores, index = jax.lax.top_k((scores.reshape(B, W, V) + state.running.scores[..., None]).reshape(B, W * V), many)
     origin, token = index // V, (index % V).astype(jnp.int32)
     longer = state.running.pick(origin)

@@ -38,7 +38,7 @@ class SamplingRows(NamedTuple):
         return cls(**floats, **integers, keys=keys)
 
 
-class Kind(NamedTuple):
+class SamplingOps(NamedTuple):
     """What a compiled program must be able to do (static): a batch of greedy rows pays for nothing else."""
 
     sample: bool  # draw tokens
@@ -47,7 +47,7 @@ class Kind(NamedTuple):
     logprobs: bool
 
     @classmethod
-    def of(cls, samplings: Sequence[Sampling]) -> "Kind":
+    def of(cls, samplings: Sequence[Sampling]) -> "SamplingOps":
         """What these settings ask for."""
         return cls(
             sample=any(sampling.temperature > 0 for sampling in samplings),
@@ -63,27 +63,27 @@ def choose(
     step: Int[Array, ""],
     stop_ids: Int[Array, " X"],
     rows: SamplingRows,
-    kind: Kind,
+    ops: SamplingOps,
 ) -> tuple[Int[Array, " R"], Float[Array, " R"] | None]:
-    """The next token of each row, and its log-probability if `kind.logprobs`.
+    """The next token of each row, and its log-probability if `ops.logprobs`.
 
     Args:
         logits: of the next token.
-        seen: tokens of the prompt and the answer so far (`mark_seen`); needed if `kind.penalty`.
+        seen: tokens of the prompt and the answer so far (`mark_seen`); needed if `ops.penalty`.
         step: tokens of the answer so far.
         stop_ids: tokens that end an answer.
         rows: the settings of each row. Rows of temperature 0 take the most likely token, the lowest of equals.
-        kind: static, and at least `Kind.of` of all rows.
+        ops: static, and at least `SamplingOps.of` of all rows.
 
     Returns:
         int32 tokens, and float32 log-probabilities by the model alone, whatever the settings.
     """
-    scores = adjust(logits.astype(jnp.float32), seen, step, stop_ids, rows, kind)
+    scores = adjust(logits.astype(jnp.float32), seen, step, stop_ids, rows, ops)
     token = scores.argmax(axis=-1)
-    if kind.sample:
+    if ops.sample:
         draw = lambda key, row: jax.random.categorical(jax.random.fold_in(key, step), row)
         token = jnp.where(rows.temperature > 0, jax.vmap(draw)(rows.keys, keep_likely(scores, rows)), token)
-    return token.astype(jnp.int32), log_probability(logits, token) if kind.logprobs else None
+    return token.astype(jnp.int32), log_probability(logits, token) if ops.logprobs else None
 
 
 def adjust(
@@ -92,15 +92,15 @@ def adjust(
     step: Int[Array, ""],
     stop_ids: Int[Array, " X"],
     rows: SamplingRows,
-    kind: Kind,
+    ops: SamplingOps,
 ) -> Float[Array, "R V"]:
     """Scores after the repetition penalty and the minimum length; the other arguments are those of `choose`."""
-    if kind.penalty:
+    if ops.penalty:
         if seen is None:
             raise ValueError("a repetition penalty needs `seen`, the tokens so far: see mark_seen")
         penalty = rows.repetition_penalty[:, None]
         scores = jnp.where(seen, jnp.where(scores < 0, scores * penalty, scores / penalty), scores)
-    if kind.minimum:
+    if ops.minimum:
         is_stop = jnp.zeros(scores.shape[1], jnp.bool_).at[stop_ids].set(True)
         scores = jnp.where((step < rows.min_new_tokens)[:, None] & is_stop, -jnp.inf, scores)
     return scores

@@ -11,7 +11,7 @@ import numpy as np
 
 from owl3_jax.inference import buckets, programs
 from owl3_jax.inference.caches import append_text, empty_images, empty_text, grow_images, grow_text, image_bytes, text_bytes
-from owl3_jax.inference.choose import Kind
+from owl3_jax.inference.choose import SamplingOps
 from owl3_jax.inference.memory import check_fits
 from owl3_jax.inference.runtime import Runtime
 from owl3_jax.models.qwen2 import Images, Text, TextCache
@@ -126,7 +126,7 @@ class Context:
     def begin(
         self,
         settings: programs.Settings,
-        kind: Kind,
+        ops: SamplingOps,
         *,
         capacity: int,
         prompts: Sequence[Sequence[int]] = (),
@@ -135,15 +135,15 @@ class Context:
 
         `prompts` are all tokens of each row, looked at for the repetition penalty.
         """
-        inputs = (self.last, self.tokens.astype(np.int32), seen_tokens(prompts, self.rows, kind), settings)
-        state: programs.Decoding = self.runtime.run_model(programs.begin, *inputs, kind=kind, capacity=capacity)
+        inputs = (self.last, self.tokens.astype(np.int32), seen_tokens(prompts, self.rows, ops), settings)
+        state: programs.Decoding = self.runtime.run_model(programs.begin, *inputs, ops=ops, capacity=capacity)
         return state
 
-    def decode(self, state: programs.Decoding, settings: programs.Settings, kind: Kind, limit: int) -> programs.Decoding:
+    def decode(self, state: programs.Decoding, settings: programs.Settings, ops: SamplingOps, limit: int) -> programs.Decoding:
         """Goes on with answers of `begin` until all are done or have `limit` tokens."""
         inputs = (state, self.images, self.text, settings, np.int32(limit))
         sizes = {"rows": self.rows, "positions": len(settings.max_new_tokens) // self.rows}  # answers share their row's images
-        further: programs.Decoding = self.runtime.run_model(programs.decode, *inputs, kind=kind, **sizes)
+        further: programs.Decoding = self.runtime.run_model(programs.decode, *inputs, ops=ops, **sizes)
         return further
 
     def absorb(self, state: programs.Decoding) -> np.ndarray:
@@ -172,7 +172,7 @@ class Context:
     def _store(self, features: jax.Array, places: programs.Places) -> None:
         """Writes images to the blocks that they belong to."""
         images, blocks = self.images, list(self.images.blocks)
-        positions, segment_ids = self.runtime.run(programs.announce, images.positions, images.segment_ids, places)
+        positions, segment_ids = self.runtime.run(programs.mark_images, images.positions, images.segment_ids, places)
         number, slots = np.divmod(places.slots, blocks[0].images)
         for touched in sorted(set(number[places.rows < self.rows].tolist())):
             rows = np.where(number == touched, places.rows, np.int32(self.rows))
@@ -189,9 +189,9 @@ class Context:
                 self.image_counts[row] += 1
 
 
-def seen_tokens(prompts: Sequence[Sequence[int]], rows: int, kind: Kind) -> np.ndarray:
+def seen_tokens(prompts: Sequence[Sequence[int]], rows: int, ops: SamplingOps) -> np.ndarray:
     """What a penalty has to know of the prompts: [B, T] int32, -1 behind the end of each row; [B, 0] where there is none."""
-    if not kind.penalty:
+    if not ops.penalty:
         return np.zeros((rows, 0), np.int32)
     padded = np.full((rows, buckets.text_slots(max(map(len, prompts)))), -1, np.int32)
     for row, ids in enumerate(prompts):

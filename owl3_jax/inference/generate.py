@@ -7,7 +7,7 @@ import numpy as np
 
 from owl3_jax.batch import Batch
 from owl3_jax.inference import buckets, programs
-from owl3_jax.inference.choose import Kind, SamplingRows
+from owl3_jax.inference.choose import SamplingOps, SamplingRows
 from owl3_jax.inference.context import Context, NewImages
 from owl3_jax.inference.runtime import Runtime
 from owl3_jax.inference.sampling import Sampling
@@ -25,9 +25,9 @@ def generate(runtime: Runtime, batch: Batch, *, max_new_tokens: int, stop_ids: S
     rows = [Sampling(max_new_tokens=max_new_tokens)] * context.rows
     limits = jnp.full(context.rows, max_new_tokens, jnp.int32)
     settings = programs.Settings(SamplingRows.of(rows), limits, jnp.asarray(stop_ids, jnp.int32))
-    kind = Kind.of(rows)
-    state = context.begin(settings, kind, capacity=max_new_tokens)
-    done = context.decode(state, settings, kind, max_new_tokens)
+    ops = SamplingOps.of(rows)
+    state = context.begin(settings, ops, capacity=max_new_tokens)
+    done = context.decode(state, settings, ops, max_new_tokens)
     return np.asarray(done.answer)
 
 

@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from owl3_jax.batch import AnyArray, Batch
 from owl3_jax.inference.caches import append_text, constrain_block, constrain_text
-from owl3_jax.inference.choose import Kind, SamplingRows, choose, mark_seen
+from owl3_jax.inference.choose import SamplingOps, SamplingRows, choose, mark_seen
 from owl3_jax.models.hyper import ImageCache
 from owl3_jax.models.owl3 import Outputs, Owl3
 from owl3_jax.models.qwen2 import Images, Text, TextCache
@@ -81,7 +81,7 @@ def store(model: Owl3, params: Params, block: ImageCache, features: Float[Array,
 
 
 @functools.partial(jax.jit, donate_argnums=(0, 1))
-def announce(
+def mark_images(
     positions: Int[Array, "B I"], segment_ids: Int[Array, "B I"], places: Places
 ) -> tuple[Int[Array, "B I"], Int[Array, "B I"]]:
     """Positions and segments of an image cache with J more images."""
@@ -104,7 +104,7 @@ def prefill(
     return jnp.where(tokens[:, None] > 0, newest, last), append_text(past, chunk)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "kind", "capacity"))
+@functools.partial(jax.jit, static_argnames=("model", "ops", "capacity"))
 def begin(
     model: Owl3,
     params: Params,
@@ -113,7 +113,7 @@ def begin(
     prompt: Int[Array, "B T"],
     settings: Settings,
     *,
-    kind: Kind,
+    ops: SamplingOps,
     capacity: int,
 ) -> Decoding:
     """The first token of each of R answers, n to each of B prompts, with room for A = `capacity` tokens.
@@ -123,7 +123,7 @@ def begin(
     spread = functools.partial(jnp.repeat, repeats=settings.max_new_tokens.shape[0] // last.shape[0], axis=0)
     logits = spread(_apply(model, params, "logits", last[:, None])[:, 0])
     R, V = logits.shape
-    seen = mark_seen(jnp.zeros((R, V), bool), spread(prompt), spread(prompt) >= 0) if kind.penalty else None
+    seen = mark_seen(jnp.zeros((R, V), bool), spread(prompt), spread(prompt) >= 0) if ops.penalty else None
     zero = jnp.zeros((), jnp.int32)
     start = Decoding(
         written=zero,
@@ -131,14 +131,14 @@ def begin(
         positions=spread(positions) - 1,
         done=settings.max_new_tokens <= 0,
         answer=jnp.zeros((R, capacity), jnp.int32),
-        logprobs=jnp.zeros((R, capacity), jnp.float32) if kind.logprobs else None,
+        logprobs=jnp.zeros((R, capacity), jnp.float32) if ops.logprobs else None,
         seen=seen,
         cache=constrain_text(TextCache.empty(model.config, model.compute, R, capacity)),
     )
-    return _write_token(start, logits, settings, kind)
+    return _write_token(start, logits, settings, ops)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "kind"), donate_argnames="state")
+@functools.partial(jax.jit, static_argnames=("model", "ops"), donate_argnames="state")
 def decode(
     model: Owl3,
     params: Params,
@@ -148,7 +148,7 @@ def decode(
     settings: Settings,
     limit: Int[Array, ""],
     *,
-    kind: Kind,
+    ops: SamplingOps,
 ) -> Decoding:
     """Goes on until every row is done or the answers have `limit` tokens. Answers to one prompt share its row of `past`."""
 
@@ -157,13 +157,13 @@ def decode(
         text = Text(state.token[:, None], state.positions[:, None], jnp.where(state.done, 0, 1)[:, None])
         x, cache = _apply(model, params, "extend", text, images, state.cache, past)
         logits = _apply(model, params, "logits", x)[:, 0]
-        return _write_token(state._replace(cache=cache), logits, settings, kind)
+        return _write_token(state._replace(cache=cache), logits, settings, ops)
 
     return jax.lax.while_loop(lambda state: (state.written < limit) & ~state.done.all(), step, state)
 
 
-def _write_token(state: Decoding, logits: Float[Array, "R V"], settings: Settings, kind: Kind) -> Decoding:
-    token, logprob = choose(logits, state.seen, state.written, settings.stop_ids, settings.sampling, kind)
+def _write_token(state: Decoding, logits: Float[Array, "R V"], settings: Settings, ops: SamplingOps) -> Decoding:
+    token, logprob = choose(logits, state.seen, state.written, settings.stop_ids, settings.sampling, ops)
     token = jnp.where(state.done, 0, token)
     write = lambda old, new: jax.lax.dynamic_update_slice(old, new[:, None].astype(old.dtype), (0, state.written))
     stopped = jnp.isin(token, settings.stop_ids) | (state.written + 1 >= settings.max_new_tokens)

@@ -14,7 +14,7 @@ from owl3_jax.config import ComputeConfig, Config, ModelConfig, Remat
 from owl3_jax.flops import Work, forward_flops, image_cache_flops, train_flops
 from owl3_jax.inference import buckets, programs
 from owl3_jax.inference.caches import empty_images, empty_text
-from owl3_jax.inference.choose import Kind, SamplingRows
+from owl3_jax.inference.choose import SamplingOps, SamplingRows
 from owl3_jax.inference.runtime import Runtime
 from owl3_jax.inference.sampling import Sampling
 from owl3_jax.models.owl3 import abstract_params
@@ -128,13 +128,13 @@ class Inference:
         samplings = [Sampling(max_new_tokens=NEW_TOKENS)] * self.rows
         limits = jnp.full(self.rows, NEW_TOKENS, jnp.int32)
         settings = jax.eval_shape(lambda: programs.Settings(SamplingRows.of(samplings), limits, jnp.zeros(2, jnp.int32)))
-        kind, state = Kind.of(samplings), self._decoding(settings, Kind.of(samplings))
-        lower = self._lower(programs.decode, state, self.images, self.text, settings, _ids(), kind=kind, rows=self.rows)
+        ops, state = SamplingOps.of(samplings), self._decoding(settings, SamplingOps.of(samplings))
+        lower = self._lower(programs.decode, state, self.images, self.text, settings, _ids(), ops=ops, rows=self.rows)
         return lower, f"one token after {self._described()}", self._flops(1, outputs=1)
 
-    def _decoding(self, settings: programs.Settings, kind: Kind) -> programs.Decoding:
+    def _decoding(self, settings: programs.Settings, ops: SamplingOps) -> programs.Decoding:
         arguments = (self._hidden_states(), _ids(self.rows), _ids(self.rows, 0), settings)
-        return self.runtime.run_model(programs.begin.eval_shape, *arguments, kind=kind, capacity=NEW_TOKENS)
+        return self.runtime.run_model(programs.begin.eval_shape, *arguments, ops=ops, capacity=NEW_TOKENS)
 
     def _hidden_states(self) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((self.rows, self.runtime.config.hidden_size), self.runtime.compute.dtype)

@@ -13,7 +13,7 @@ import numpy as np
 from owl3_jax.config import ComputeConfig, DType, ModelConfig
 from owl3_jax.convert.table import params_to_official
 from owl3_jax.inference import buckets, programs
-from owl3_jax.inference.choose import Kind, SamplingRows
+from owl3_jax.inference.choose import SamplingOps, SamplingRows
 from owl3_jax.inference.context import Context
 from owl3_jax.inference.runtime import Params, Runtime
 from owl3_jax.inference.sampling import Sampling
@@ -91,17 +91,17 @@ class Ours:
             context.add_features(row, starts.tolist(), self._chunks(images))
         context.add_text([ids.tolist()] * rows)
         samplings = [Sampling(max_new_tokens=new_tokens)] * rows
-        self._kind = Kind.of(samplings)
+        self._ops = SamplingOps.of(samplings)
         limits = jnp.full(rows, new_tokens, jnp.int32)
         never = jnp.zeros(0, jnp.int32)  # no stop id: every row goes on
         self._answers = programs.Settings(SamplingRows.of(samplings), limits, never)
-        self._state = context.begin(self._answers, self._kind, capacity=new_tokens)
+        self._state = context.begin(self._answers, self._ops, capacity=new_tokens)
         jax.block_until_ready(self._state.token)
 
     def decode(self, tokens: int) -> None:
         """Further tokens of every row, in one call."""
         limit = int(self._state.written) + tokens
-        self._state = self._context.decode(self._state, self._answers, self._kind, limit)
+        self._state = self._context.decode(self._state, self._answers, self._ops, limit)
         jax.block_until_ready(self._state.token)
 
     def newest_tokens(self) -> np.ndarray:

@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 from transformers.generation import logits_process
 
-from owl3_jax.inference.choose import Kind, SamplingRows, adjust, choose, keep_likely, log_probability, mark_seen
+from owl3_jax.inference.choose import SamplingOps, SamplingRows, adjust, choose, keep_likely, log_probability, mark_seen
 from owl3_jax.inference.sampling import NAMED, Sampling
 from tests.tolerances import LOG_PROBABILITY, PROBABILITY
 
 V = 53
 STOP_IDS = jnp.array([7, 11])
-GREEDY = Kind(sample=False, penalty=False, minimum=False, logprobs=False)
-ALL = Kind(sample=True, penalty=True, minimum=True, logprobs=True)
+GREEDY = SamplingOps(sample=False, penalty=False, minimum=False, logprobs=False)
+ALL = SamplingOps(sample=True, penalty=True, minimum=True, logprobs=True)
 SEEDS = st.integers(0, 2**31)
 OPTIONS = st.fixed_dictionaries(
     {
@@ -30,8 +30,8 @@ OPTIONS = st.fixed_dictionaries(
         "seed": st.integers(0, 9),
     }
 )
-CHOOSE = jax.jit(choose, static_argnames="kind")
-ADJUST = jax.jit(adjust, static_argnames="kind")
+CHOOSE = jax.jit(choose, static_argnames="ops")
+ADJUST = jax.jit(adjust, static_argnames="ops")
 KEEP = jax.jit(keep_likely)
 
 
@@ -43,9 +43,9 @@ def seen_of(seed: int, rows: int) -> jax.Array:
     return jnp.asarray(np.random.default_rng(seed).random((rows, V)) < 0.3)
 
 
-def tokens_of(logits, samplings, *, samples=None, seen=None, step=0, kind=None):
-    rows, kind = SamplingRows.of(samplings, samples), kind or Kind.of(samplings)
-    return np.asarray(CHOOSE(logits, seen, jnp.int32(step), STOP_IDS, rows, kind)[0]).tolist()
+def tokens_of(logits, samplings, *, samples=None, seen=None, step=0, ops=None):
+    rows, ops = SamplingRows.of(samplings, samples), ops or SamplingOps.of(samplings)
+    return np.asarray(CHOOSE(logits, seen, jnp.int32(step), STOP_IDS, rows, ops)[0]).tolist()
 
 
 def in_transformers(sampling: Sampling, seen: np.ndarray, step: int) -> list[logits_process.LogitsProcessor]:
@@ -119,7 +119,7 @@ def test_tokens_are_drawn_as_often_as_their_probability_says(sampling):
     tiled = jnp.tile(logits, (draws, 1))
     over_samples = tokens_of(tiled, [sampling] * draws, samples=range(draws))
     over_seeds = tokens_of(tiled, [sampling.with_options(seed=seed) for seed in range(draws)], step=3)
-    one_row = lambda step: CHOOSE(logits, None, step, STOP_IDS, SamplingRows.of([sampling]), Kind.of([sampling]))[0][0]
+    one_row = lambda step: CHOOSE(logits, None, step, STOP_IDS, SamplingRows.of([sampling]), SamplingOps.of([sampling]))[0][0]
     over_steps = jax.jit(lambda steps: jax.lax.map(one_row, steps))(jnp.arange(draws))
     for tokens in (over_samples, over_seeds, over_steps):
         counts = np.bincount(tokens, minlength=V)
@@ -133,7 +133,7 @@ def test_tokens_are_drawn_as_often_as_their_probability_says(sampling):
 def test_a_row_does_not_depend_on_the_others(seed, options, data):
     R, samplings = len(options), [Sampling(**row) for row in options]
     logits, seen, samples = logits_of(seed, R), seen_of(seed, R), list(range(R))
-    whole = tokens_of(logits, samplings, samples=samples, seen=seen, step=2, kind=ALL)
+    whole = tokens_of(logits, samplings, samples=samples, seen=seen, step=2, ops=ALL)
     order = data.draw(st.lists(st.sampled_from(samples), min_size=1, unique=True))
     chosen, numbers = [samplings[row] for row in order], [samples[row] for row in order]
     index = jnp.array(order)
@@ -163,7 +163,7 @@ def test_log_probabilities_are_the_models_own():
     logits, seen = logits_of(2, 3), jnp.ones((3, V), jnp.bool_)
     samplings = [Sampling(logprobs=True), NAMED["chat"], Sampling(repetition_penalty=3.0, min_new_tokens=4)]
     rows = SamplingRows.of(samplings)
-    token, log_probabilities = CHOOSE(logits, seen, jnp.int32(0), STOP_IDS, rows, Kind.of(samplings))
+    token, log_probabilities = CHOOSE(logits, seen, jnp.int32(0), STOP_IDS, rows, SamplingOps.of(samplings))
     expected = torch.from_numpy(np.array(logits, np.float64)).log_softmax(-1).numpy()[np.arange(3), np.asarray(token)]
     np.testing.assert_allclose(log_probabilities, expected, atol=LOG_PROBABILITY, rtol=0)
     assert log_probability(logits.astype(jnp.bfloat16), token).dtype == jnp.float32
@@ -172,21 +172,21 @@ def test_log_probabilities_are_the_models_own():
 
 def test_a_penalty_without_the_tokens_so_far_is_refused():
     with pytest.raises(ValueError, match="needs `seen`"):
-        tokens_of(logits_of(0, 1), [Sampling()], kind=ALL)
+        tokens_of(logits_of(0, 1), [Sampling()], ops=ALL)
 
 
 def test_a_program_holds_what_its_rows_ask_for():
-    assert Kind.of([Sampling()]) == GREEDY
+    assert SamplingOps.of([Sampling()]) == GREEDY
     options = [{"temperature": 1.0}, {"repetition_penalty": 1.1}, {"min_new_tokens": 1}, {"logprobs": True}]
     for index, option in enumerate(options):
-        assert Kind.of([Sampling(), Sampling().with_options(**option)]) == tuple(i == index for i in range(4))
-    assert Kind.of([Sampling().with_options(**option) for option in options]) == ALL
+        assert SamplingOps.of([Sampling(), Sampling().with_options(**option)]) == tuple(i == index for i in range(4))
+    assert SamplingOps.of([Sampling().with_options(**option) for option in options]) == ALL
 
 
 def test_greedy_rows_draw_nothing():
     rows = SamplingRows.of([Sampling()])
-    jaxpr = lambda kind: str(
-        jax.make_jaxpr(lambda logits: choose(logits, None, jnp.int32(0), STOP_IDS, rows, kind))(logits_of(0, 1))
+    jaxpr = lambda ops: str(
+        jax.make_jaxpr(lambda logits: choose(logits, None, jnp.int32(0), STOP_IDS, rows, ops))(logits_of(0, 1))
     )
     assert "argmax" in jaxpr(GREEDY)
     assert "random" in jaxpr(GREEDY._replace(sample=True))

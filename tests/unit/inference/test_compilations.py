@@ -61,7 +61,7 @@ def test_a_stream_and_a_whole_answer_share_their_programs():
 
 def test_many_requests_compile_no_more_than_docs_inference_says():
     r, t, i, c, e, a, k = 2, 1, 2, 2, 2, 1, 2  # sizes of batches, texts, images, chunks, encoder batches, answers; kinds
-    bounds = {"encode": e, "announce": r * i * e, "store": r * i * e, "prefill": r * t * i * c}
+    bounds = {"encode": e, "mark_images": r * i * e, "store": r * i * e, "prefill": r * t * i * c}
     bounds |= {"begin": r * a * k, "decode": r * t * i * a * k, "empty_text": r * t, "empty_images": r * i}
     ours = engine_of_its_own()
     with counted() as compiled:
