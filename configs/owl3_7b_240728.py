@@ -1,6 +1,7 @@
 """mPLUG-Owl3 7B-240728, at its released size: bfloat16 activations, FSDP over all devices."""
 
-from owl3_jax.config import NAMED_SIZES, ComputeConfig, Config, DataConfig, MeshConfig
+from owl3_jax.config import ComputeConfig, Config, DataConfig, MeshConfig
+from owl3_jax.released import NAMED_SIZES
 
 
 def get_config() -> Config:

@@ -382,33 +382,3 @@ MESH_PRESETS: dict[MeshPreset, MeshConfig] = {
     "serve4": MeshConfig(tensor=4),
     "serve4-context": MeshConfig(data=1, tensor=4, context=-1),
 }
-
-NAMED_SIZES: dict[str, ModelConfig] = {
-    "7b-240728": ModelConfig(),
-    "7b-241101": ModelConfig(
-        form="joint",
-        vocab_size=151651,
-        hyper_layers=(7, 15, 23, 26),
-        vision=VisionConfig(image_size=378),
-    ),
-    "1b-241014": ModelConfig(
-        form="static",
-        hidden_size=896,
-        intermediate_size=4864,
-        num_hidden_layers=24,
-        num_attention_heads=14,
-        num_key_value_heads=2,
-        hyper_layers=(6, 13, 20, 22),
-        tie_word_embeddings=True,
-    ),
-    # Where this checkpoint's four hyper layers stand is not published: its config.json decides when it is loaded.
-    "2b-241014": ModelConfig(
-        form="static",
-        hidden_size=1536,
-        intermediate_size=8960,
-        num_hidden_layers=28,
-        num_attention_heads=12,
-        num_key_value_heads=2,
-        tie_word_embeddings=True,
-    ),
-}

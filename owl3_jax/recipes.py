@@ -10,17 +10,8 @@ Batches are synthetic, of the real shapes.
 
 import dataclasses
 
-from owl3_jax.config import (
-    MESH_PRESETS,
-    NAMED_SIZES,
-    ComputeConfig,
-    Config,
-    DataConfig,
-    MeshPreset,
-    OptimizerConfig,
-    Remat,
-    TrainConfig,
-)
+from owl3_jax.config import MESH_PRESETS, ComputeConfig, Config, DataConfig, MeshPreset, OptimizerConfig, Remat, TrainConfig
+from owl3_jax.released import NAMED_SIZES
 
 _PROJECTOR, _HYPER_LAYERS, _LANGUAGE_MODEL = "vision2text_model/.*", "language_model/hyper_layers/.*", "language_model/.*"
 VOCAB_MULTIPLE = 128  # for any tensor axis to divide 151,851 words

@@ -30,7 +30,8 @@ from inference_benchmark import (
 )
 from roofline import measure_matmul_rate, measure_memory_bandwidth
 
-from owl3_jax.config import NAMED_SIZES, DType, ModelConfig
+from owl3_jax.config import DType, ModelConfig
+from owl3_jax.released import NAMED_SIZES
 
 SIZES = {"1b": "1b-241014", "2b": "2b-241014", "7b": "7b-240728", "7b-joint": "7b-241101"}
 

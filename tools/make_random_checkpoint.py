@@ -17,11 +17,12 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
-from owl3_jax.config import NAMED_SIZES, DType, ModelConfig, VisionConfig
+from owl3_jax.config import DType, ModelConfig, VisionConfig
 from owl3_jax.convert.converted import new_directory
 from owl3_jax.convert.official import parameter_shapes
 from owl3_jax.convert.table import official_names, official_shape, row_shape
 from owl3_jax.formats.weight_writer import TensorSpec, WeightWriter
+from owl3_jax.released import NAMED_SIZES
 
 Size = Literal["1b-241014", "2b-241014", "7b-240728", "7b-241101"]
 

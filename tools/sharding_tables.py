@@ -14,9 +14,10 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from owl3_jax.config import MESH_PRESETS, NAMED_SIZES, ComputeConfig, MeshPreset, ModelConfig
+from owl3_jax.config import MESH_PRESETS, ComputeConfig, MeshPreset, ModelConfig
 from owl3_jax.models.owl3 import abstract_params
 from owl3_jax.recipes import VOCAB_MULTIPLE
+from owl3_jax.released import NAMED_SIZES
 from owl3_jax.sharding import abstract_mesh, describe, optimizer_shardings, param_shardings
 
 DIRECTORY = Path(__file__).parents[1] / "tests/shardings"

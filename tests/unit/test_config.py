@@ -5,7 +5,6 @@ from typing import Any
 import pytest
 
 from owl3_jax.config import (
-    NAMED_SIZES,
     Config,
     ConfigError,
     DataConfig,
@@ -17,6 +16,7 @@ from owl3_jax.config import (
     VisionConfig,
     load_json_tree,
 )
+from owl3_jax.released import NAMED_SIZES
 
 
 @pytest.mark.parametrize("name", NAMED_SIZES)

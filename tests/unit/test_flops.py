@@ -3,10 +3,11 @@
 import jax
 import pytest
 
-from owl3_jax.config import NAMED_SIZES, ComputeConfig, VisionConfig
+from owl3_jax.config import ComputeConfig, VisionConfig
 from owl3_jax.flops import Work, forward_flops, image_cache_flops, train_flops
 from owl3_jax.inference import programs
 from owl3_jax.models.owl3 import Owl3
+from owl3_jax.released import NAMED_SIZES
 from tests.tiny import model_config, single
 
 SEVEN_B = NAMED_SIZES["7b-240728"]

@@ -10,11 +10,12 @@ import jax
 import numpy as np
 import pytest
 
-from owl3_jax.config import NAMED_SIZES, Config
+from owl3_jax.config import Config
 from owl3_jax.convert.directories import to_hugging_face
 from owl3_jax.convert.load import load_params
 from owl3_jax.host.command_line import load_config, parse
 from owl3_jax.models.owl3 import abstract_params
+from owl3_jax.released import NAMED_SIZES
 from owl3_jax.sharding import make_mesh
 from owl3_jax.training.checkpoint import SavedRunError
 from owl3_jax.training.frozen import split_params

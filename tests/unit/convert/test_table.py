@@ -10,7 +10,7 @@ from flax.traverse_util import flatten_dict
 from hypothesis import given
 from hypothesis import strategies as st
 
-from owl3_jax.config import NAMED_SIZES, ComputeConfig
+from owl3_jax.config import ComputeConfig
 from owl3_jax.convert.official import parameter_shapes
 from owl3_jax.convert.table import (
     TABLE,
@@ -26,6 +26,7 @@ from owl3_jax.convert.table import (
     to_official,
 )
 from owl3_jax.models.owl3 import abstract_params
+from owl3_jax.released import NAMED_SIZES
 from tests.tiny import FORMS, model_config
 from tests.unit.convert.checkpoints import golden_tensors
 

@@ -11,9 +11,10 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from owl3_jax.batch import Batch
-from owl3_jax.config import NAMED_SIZES, ComputeConfig
+from owl3_jax.config import ComputeConfig
 from owl3_jax.models.owl3 import Owl3, abstract_params, text_of
 from owl3_jax.models.qwen2 import Images, Text, TextCache
+from owl3_jax.released import NAMED_SIZES
 from tests.tiny import COMPUTE, FORMS, init, model_config, pack, pad, single, stack
 
 ATOL = 1e-4  # logits of scale 20; measured 3.2e-5 in float32 where the sums run in another order

@@ -16,8 +16,8 @@ from inference_benchmark import (
 from inference_benchmark.floors import decode_bytes
 from torch_baseline import TorchOwl3
 
-from owl3_jax.config import NAMED_SIZES
 from owl3_jax.flops import prefill_flops
+from owl3_jax.released import NAMED_SIZES
 from tests.tiny import FORMS, model_config
 
 ONE_B = NAMED_SIZES["1b-241014"]
