@@ -32,16 +32,16 @@ def attend_in_chunks(plan: Plan, inputs: AttentionInputs) -> Part:
     q = inputs.q
     chunks, cut = _chunks(plan, inputs)
 
-    def attend(chunk: _Chunk) -> Part:
+    def attend_chunk(chunk: _Chunk) -> Part:
         block = _as_block(q, chunk)
         return choose_backend(plan.backend, block).attend(block)
 
     if chunks == 1:
-        return attend(cut(0))
+        return attend_chunk(cut(0))
 
     def step(merged: Part, number: Int[Array, ""]) -> tuple[Part, None]:
         chunk = cut(number)
-        some = lambda: merge(merged, attend(chunk))
+        some = lambda: merge(merged, attend_chunk(chunk))
         seen = True if chunk.visible is None else chunk.visible.dense().any()
         return jax.lax.cond(seen, some, lambda: merged), None
 
