@@ -10,7 +10,7 @@ from pathlib import Path
 from owl3_jax import Owl3Checkpoint
 from owl3_jax.cli.model_flags import FAILURES
 from owl3_jax.host.files import write_text
-from owl3_jax.host.images_bar import images_bar
+from owl3_jax.host.progress import reading_images
 from owl3_jax.host.signals import StopSignal
 from owl3_jax.inference.sampling import Sampling
 from owl3_jax.processing.chat import Chunk
@@ -119,11 +119,11 @@ class Conversation:
         """The pieces of the answer. Raises ValueError when a signal comes before all images are read."""
 
         def advance(images: int, total: int) -> None:
-            show(images, total)
+            bar.advance(images, total)
             if stop.received:
                 raise ValueError("stopped while images were read")
 
-        with images_bar() as show:
+        with reading_images() as bar:
             images, videos = _paths("image", media), _paths("video", media)
             placed = with_placeholders(question, [kind for kind, _ in media])
             yield from self._session.stream(placed, images, videos, sampling=self._sampling, advance=advance)

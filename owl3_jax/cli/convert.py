@@ -18,10 +18,10 @@ from typing import Annotated
 
 import jax
 import tyro
-from tqdm import tqdm
 
 from owl3_jax.config import DType
 from owl3_jax.convert.directories import to_hugging_face, to_orbax
+from owl3_jax.host.progress import SECONDS_BETWEEN_LINES, Progress
 from owl3_jax.processing.processor import Processor
 
 
@@ -51,13 +51,9 @@ def main() -> None:
 def convert(flags: Flags) -> None:
     """The conversion itself, under a progress bar."""
     convert_directory = to_hugging_face if flags.to_hf else to_orbax
-    with tqdm(unit="B", unit_scale=True, dynamic_ncols=True) as bar:
-
-        def advance(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done)
-
-        convert_directory(flags.source, flags.to, dtype=flags.dtype, advance=advance)
+    line = "converted {done} of {total}"
+    with Progress(None, "B", file=sys.stderr, lines_every=SECONDS_BETWEEN_LINES, line=line) as bar:
+        convert_directory(flags.source, flags.to, dtype=flags.dtype, advance=bar.advance)
 
 
 def find_processor(source: Path) -> Processor | None:

@@ -25,10 +25,9 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from tqdm import tqdm
 
 from owl3_jax.cli.model_flags import FAILURES, ModelFlags, load_model, parse
-from owl3_jax.host.images_bar import images_bar
+from owl3_jax.host.progress import SECONDS_BETWEEN_LINES, Progress, reading_images
 from owl3_jax.inference.batcher import answer_requests
 from owl3_jax.inference.engine import Engine
 from owl3_jax.inference.requests import Failure, Request, read_requests
@@ -102,8 +101,8 @@ def print_stream(engine: Engine, prompt: Prepared, sampling: Sampling) -> None:
     """The one answer, piece by piece. One that is cut short ends its line too."""
     begun = False
     try:
-        with images_bar() as advance:
-            for piece in engine.stream(prompt, sampling, advance=advance):
+        with reading_images() as bar:
+            for piece in engine.stream(prompt, sampling, advance=bar.advance):
                 print(piece, end="", flush=True)
                 begun = True
     except FAILURES:
@@ -114,8 +113,8 @@ def print_stream(engine: Engine, prompt: Prepared, sampling: Sampling) -> None:
 
 def print_answers(engine: Engine, prompt: Prepared, sampling: Sampling) -> None:
     """All answers, numbered if there are several."""
-    with images_bar() as advance:
-        answers = engine.generate([prompt], sampling, advance=advance)[0]
+    with reading_images() as bar:
+        answers = engine.generate([prompt], sampling, advance=bar.advance)[0]
     for number, answer in enumerate(answers, start=1):
         print(f"[{number}] {answer.text.strip()}" if len(answers) > 1 else answer.text.strip())
         if answer.logprobs is not None:
@@ -126,19 +125,26 @@ def answer_file(jsonl: Path, out: Path, flags: Flags, sampling: Sampling) -> Non
     """Appends the results that are not in the file `out` yet. Exits with 1 when there are errors among all of them."""
     requests, results = read_requests(jsonl, sampling), Results(out)
     waiting = results.waiting(requests)
-    with tqdm(total=len(requests), initial=len(requests) - len(waiting), unit="request", dynamic_ncols=True) as bar:
+    with _requests_bar(len(requests), len(requests) - len(waiting)) as bar:
         try:
             for records in answer_waiting(waiting, flags):
                 results.append(records)
-                bar.update(len(records))
+                bar.advance(len(records))
         except KeyboardInterrupt:
             bar.close()
-            print(f"stopped with {bar.n} of {bar.total} results in {out}; the same command goes on from there", file=sys.stderr)
+            print(
+                f"stopped with {bar.done} of {bar.total} results in {out}; the same command goes on from there", file=sys.stderr
+            )
             sys.exit(130)
     if failed := results.failures(requests):
         sys.exit(
             f"error: {failed} of {len(requests)} requests failed, see {out}; without these lines they would be tried again"
         )
+
+
+def _requests_bar(total: int, done: int) -> Progress:
+    line = "answered {done}/{total} {unit}s"
+    return Progress(total, "request", done=done, file=sys.stderr, lines_every=SECONDS_BETWEEN_LINES, line=line)
 
 
 def answer_waiting(waiting: Sequence[Request | Failure], flags: Flags) -> Iterator[list[Record]]:

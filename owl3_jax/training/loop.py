@@ -23,6 +23,7 @@ from owl3_jax.data.pipeline import make_train_iterator
 from owl3_jax.data.prepare import prepare_dataset
 from owl3_jax.data.unreadable import UnreadableImages
 from owl3_jax.host.files import write_text
+from owl3_jax.host.progress import Progress
 from owl3_jax.host.signals import StopSignal
 from owl3_jax.models.owl3 import abstract_params
 from owl3_jax.processing.processor import Processor
@@ -30,8 +31,7 @@ from owl3_jax.processing.tokenizer import ChatTokenizer
 from owl3_jax.training import compiled_step
 from owl3_jax.training.checkpoint import Checkpoints
 from owl3_jax.training.frozen import split_params
-from owl3_jax.training.metrics import MetricsFiles, Window
-from owl3_jax.training.progress import Progress
+from owl3_jax.training.metrics import MetricsFiles, Window, format_values
 from owl3_jax.training.step import (
     Metrics,
     TrainState,
@@ -107,7 +107,7 @@ def train(config: Config, workdir: Path, compiled: Path | None = None) -> TrainS
         start = checkpoints.latest_step() or 0
         state = checkpoints.restore(start, abstract_state(config, mesh), iterator) if start else init_state(config, mesh)
         files = stack.enter_context(MetricsFiles(workdir, start)) if is_first else None
-        progress = stack.enter_context(Progress(start, config.train.steps, silent=not is_first))
+        progress = stack.enter_context(Progress(config.train.steps, "step", done=start, silent=not is_first))
         stop = stack.enter_context(StopSignal())
         run = _Run(config, workdir, compiled, mesh, iterator, unreadable, checkpoints, files, progress, stop)
         _say_what_runs(run, state, start)
@@ -180,7 +180,7 @@ def _require_finite(run: _Run, state: TrainState, taken: _Taken | None) -> None:
 
 def _report(run: _Run, step: int, window: Window) -> None:
     values = window.take() | {"unreadable_images": float(run.unreadable.count)}
-    run.progress.report(step, values)
+    run.progress.note(format_values(values))
     if run.files is not None:
         run.files.write(step, values)
     run.checkpoints.check_for_errors()

@@ -12,7 +12,7 @@ import pytest
 
 import owl3_jax
 from owl3_jax.cli.conversation import COMMANDS, Conversation
-from owl3_jax.host import images_bar as progress
+from owl3_jax.host import progress
 from owl3_jax.inference import programs
 from owl3_jax.inference.sampling import Sampling
 from tests.e2e.tools import make_checkpoint, run, run_here, save_photos
