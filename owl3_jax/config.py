@@ -362,23 +362,3 @@ def load_json_tree(cls: type, tree: dict[str, Any]) -> Any:
         else:
             values[name] = tuple(value) if isinstance(value, list) else value
     return cls(**values)
-
-
-MeshPreset = Literal[
-    "data", "zero1", "fsdp", "fsdp16", "tensor2", "tensor4", "context4", "multislice", "serve2", "serve4", "serve4-context"
-]
-
-MESH_PRESETS: dict[MeshPreset, MeshConfig] = {
-    "data": MeshConfig(),
-    "zero1": MeshConfig(shard_optimizer=True),
-    "fsdp": MeshConfig(data=1, fsdp=-1),
-    "fsdp16": MeshConfig(fsdp=16),  # where the width has no larger divisor, or gathering over all devices takes too long
-    "tensor2": MeshConfig(data=1, fsdp=-1, tensor=2),
-    "tensor4": MeshConfig(data=1, fsdp=-1, tensor=4),
-    "context4": MeshConfig(data=1, fsdp=-1, context=4),
-    "multislice": MeshConfig(data=1, fsdp=-1, slices=2),
-    # For inference: nothing is gathered for each new token.
-    "serve2": MeshConfig(tensor=2),
-    "serve4": MeshConfig(tensor=4),
-    "serve4-context": MeshConfig(data=1, tensor=4, context=-1),
-}

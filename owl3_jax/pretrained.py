@@ -23,6 +23,7 @@ from owl3_jax.processing.chat import Message
 from owl3_jax.processing.images import ImageSource
 from owl3_jax.processing.processor import Prepared, Processor, Sample
 from owl3_jax.processing.video import VideoSource
+from owl3_jax.sharding import devices_along
 
 Params = dict[str, Any]
 
@@ -58,7 +59,7 @@ def from_pretrained(
     on_cpu = jax.default_backend() == "cpu"
     compute = ComputeConfig(
         scan_layers=not on_cpu,
-        vocab_multiple=mesh.shape["tensor"] if mesh else 1,
+        vocab_multiple=devices_along("vocab", mesh) if mesh else 1,
         weight_dtype=weight_dtype,
         cache_dtype=cache_dtype,
     )

@@ -8,7 +8,7 @@ parallelism and their mixtures are only different `MeshConfig`s.
 import contextlib
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -64,6 +64,26 @@ RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
 )
 
 
+MeshPreset = Literal[
+    "data", "zero1", "fsdp", "fsdp16", "tensor2", "tensor4", "context4", "multislice", "serve2", "serve4", "serve4-context"
+]
+
+MESH_PRESETS: dict[MeshPreset, MeshConfig] = {
+    "data": MeshConfig(),
+    "zero1": MeshConfig(shard_optimizer=True),
+    "fsdp": MeshConfig(data=1, fsdp=-1),
+    "fsdp16": MeshConfig(fsdp=16),  # where the width has no larger divisor, or gathering over all devices takes too long
+    "tensor2": MeshConfig(data=1, fsdp=-1, tensor=2),
+    "tensor4": MeshConfig(data=1, fsdp=-1, tensor=4),
+    "context4": MeshConfig(data=1, fsdp=-1, context=4),
+    "multislice": MeshConfig(data=1, fsdp=-1, slices=2),
+    # For inference: nothing is gathered for each new token.
+    "serve2": MeshConfig(tensor=2),
+    "serve4": MeshConfig(tensor=4),
+    "serve4-context": MeshConfig(data=1, tensor=4, context=-1),
+}
+
+
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """The mesh over `devices` (default: all), with all four axes; -1 takes what the others leave.
 
@@ -109,9 +129,59 @@ def use_mesh(mesh: Mesh) -> Iterator[None]:
         yield
 
 
+def partition_spec(names: tuple[str | None, ...], shape: tuple[int, ...]) -> PartitionSpec | None:
+    """How the mesh and the rules in force split an array with dims of these logical names; None where none are set.
+
+    Raises ValueError for a name that no rule has.
+    """
+    mesh, rules = jax.sharding.get_abstract_mesh(), nn.get_logical_axis_rules()
+    if mesh.empty or not rules:
+        return None
+    unknown = set(names) - {None} - {name for name, _ in rules}
+    if unknown:
+        raise ValueError(f"{names}: no rule for {', '.join(map(str, unknown))}; name a dim as owl3_jax.sharding.RULES does")
+    return without_uneven_axes(nn.logical_to_mesh_axes(names) or PartitionSpec(), shape, mesh)
+
+
+def without_uneven_axes(spec: PartitionSpec, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> PartitionSpec:
+    """`spec` with only those axes, larger than one, that divide their dims; of several for one dim the first ones that do."""
+    return PartitionSpec(*(_dividing_axes(axes, size, mesh) for axes, size in zip(spec, shape, strict=True)))
+
+
+def _dividing_axes(axes: MeshAxes, size: int, mesh: Mesh | AbstractMesh) -> MeshAxes:
+    kept: list[str] = []
+    for axis in _names(axes):
+        if size % (mesh.shape[axis] * math.prod(mesh.shape[other] for other in kept)):
+            break
+        kept += [axis] if mesh.shape[axis] > 1 else []
+    return tuple(kept) if len(kept) > 1 else kept[0] if kept else None
+
+
+def devices_along(name: str, mesh: AnyMesh | None = None) -> int:
+    """Devices that a dim of this logical name is split over: by `mesh` and `RULES`, or by the mesh and the rules in force."""
+    shape = (jax.sharding.get_abstract_mesh() if mesh is None else mesh).shape
+    axes = (nn.logical_to_mesh_axes((name,), None if mesh is None else RULES) or (None,))[0]
+    return math.prod(shape.get(axis, 1) for axis in _names(axes))
+
+
+def _names(axes: MeshAxes) -> tuple[str, ...]:
+    return (axes,) if isinstance(axes, str) else axes or ()
+
+
+def constrain(x: Shaped[Array, "..."], names: tuple[str | None, ...]) -> Shaped[Array, "..."]:
+    """Splits an activation by the logical names of its dims; does nothing where no mesh and rules are set.
+
+    A mesh axis that does not divide its dim (the one text position of a decoding step, say) leaves it whole.
+
+    Raises ValueError for a name that no rule has.
+    """
+    spec = partition_spec(names, x.shape)
+    return x if spec is None else jax.lax.with_sharding_constraint(x, spec)
+
+
 def rows_divisor(mesh: Mesh) -> int:
     """The number of rows of a batch must be a multiple of this."""
-    return mesh.shape["data"] * mesh.shape["fsdp"]
+    return devices_along("batch", mesh)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -191,7 +261,7 @@ def optimizer_shardings(params: Any, shapes: Any, mesh: AnyMesh) -> Any:
 
 
 def _with_free_axes(spec: PartitionSpec, shape: tuple[int, ...], mesh: AnyMesh) -> PartitionSpec:
-    dims = [(axes,) if isinstance(axes, str) else axes or () for axes in (*spec, *[None] * (len(shape) - len(spec)))]
+    dims = [_names(axes) for axes in (*spec, *[None] * (len(shape) - len(spec)))]
     parts = lambda axes: math.prod(mesh.shape[axis] for axis in axes)
     for axis in AXES:
         if mesh.shape[axis] == 1 or any(axis in axes for axes in dims):
@@ -217,48 +287,3 @@ def describe(boxed_params: Any, mesh: AnyMesh, shardings: Any = None) -> list[st
     ]
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     return ["  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]) for row in rows]
-
-
-def partition_spec(names: tuple[str | None, ...], shape: tuple[int, ...]) -> PartitionSpec | None:
-    """How the mesh and the rules in force split an array with dims of these logical names; None where none are set.
-
-    Raises ValueError for a name that no rule has.
-    """
-    mesh, rules = jax.sharding.get_abstract_mesh(), nn.get_logical_axis_rules()
-    if mesh.empty or not rules:
-        return None
-    unknown = set(names) - {None} - {name for name, _ in rules}
-    if unknown:
-        raise ValueError(f"{names}: no rule for {', '.join(map(str, unknown))}; name a dim as owl3_jax.sharding.RULES does")
-    return without_uneven_axes(nn.logical_to_mesh_axes(names) or PartitionSpec(), shape, mesh)
-
-
-def without_uneven_axes(spec: PartitionSpec, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> PartitionSpec:
-    """`spec` with only those axes, larger than one, that divide their dims; of several for one dim the first ones that do."""
-    return PartitionSpec(*(_dividing_axes(axes, size, mesh) for axes, size in zip(spec, shape, strict=True)))
-
-
-def _dividing_axes(axes: MeshAxes, size: int, mesh: Mesh | AbstractMesh) -> MeshAxes:
-    kept: list[str] = []
-    for axis in (axes,) if isinstance(axes, str) else axes or ():
-        if size % (mesh.shape[axis] * math.prod(mesh.shape[other] for other in kept)):
-            break
-        kept += [axis] if mesh.shape[axis] > 1 else []
-    return tuple(kept) if len(kept) > 1 else kept[0] if kept else None
-
-
-def devices_along(name: str) -> int:
-    """Devices that a dim of this logical name is split over, by the mesh and the rules in force."""
-    mesh, axes = jax.sharding.get_abstract_mesh(), (nn.logical_to_mesh_axes((name,)) or (None,))[0]
-    return math.prod(mesh.shape.get(axis, 1) for axis in ((axes,) if isinstance(axes, str) else axes or ()))
-
-
-def constrain(x: Shaped[Array, "..."], names: tuple[str | None, ...]) -> Shaped[Array, "..."]:
-    """Splits an activation by the logical names of its dims; does nothing where no mesh and rules are set.
-
-    A mesh axis that does not divide its dim (the one text position of a decoding step, say) leaves it whole.
-
-    Raises ValueError for a name that no rule has.
-    """
-    spec = partition_spec(names, x.shape)
-    return x if spec is None else jax.lax.with_sharding_constraint(x, spec)

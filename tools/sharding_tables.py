@@ -14,11 +14,11 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from owl3_jax.config import MESH_PRESETS, ComputeConfig, MeshPreset, ModelConfig
+from owl3_jax.config import ComputeConfig, ModelConfig
 from owl3_jax.models.owl3 import abstract_params
 from owl3_jax.recipes import VOCAB_MULTIPLE
 from owl3_jax.released import NAMED_SIZES
-from owl3_jax.sharding import abstract_mesh, describe, optimizer_shardings, param_shardings
+from owl3_jax.sharding import MESH_PRESETS, MeshPreset, abstract_mesh, describe, optimizer_shardings, param_shardings
 
 DIRECTORY = Path(__file__).parents[1] / "tests/shardings"
 COMPUTE = ComputeConfig(vocab_multiple=VOCAB_MULTIPLE)

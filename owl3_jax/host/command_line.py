@@ -15,7 +15,8 @@ from typing import Annotated, Any, NoReturn, TypeVar
 
 import tyro
 
-from owl3_jax.config import MESH_PRESETS, Config, ConfigError, MeshConfig, MeshPreset
+from owl3_jax.config import Config, ConfigError, MeshConfig
+from owl3_jax.sharding import MESH_PRESETS, MeshPreset
 
 Flags = TypeVar("Flags")
 

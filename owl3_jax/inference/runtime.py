@@ -17,7 +17,7 @@ from owl3_jax.inference import buckets, programs
 from owl3_jax.inference.caches import image_bytes
 from owl3_jax.inference.feature_cache import FeatureCache, key_of
 from owl3_jax.models.owl3 import Owl3
-from owl3_jax.sharding import rows_divisor, use_mesh
+from owl3_jax.sharding import devices_along, rows_divisor, use_mesh
 
 Params = programs.Params
 
@@ -51,7 +51,7 @@ class Runtime:
 
     def image_slots(self, images: int) -> int:
         """Slots of an image cache for so many images: a bucket that the mesh can spread evenly."""
-        spread = self.mesh.shape["context"] if self.mesh else 1
+        spread = devices_along("image", self.mesh) if self.mesh else 1
         return -(-buckets.image_slots(images) // spread) * spread
 
     def image_blocks(self, images: int) -> tuple[int, ...]:
@@ -110,7 +110,7 @@ class Runtime:
 
     def _images_per_block(self) -> int:
         """A power of two times the devices that images are spread over."""
-        spread = self.mesh.shape["context"] if self.mesh else 1
+        spread = devices_along("image", self.mesh) if self.mesh else 1
         layers = len(self.config.hyper_layers)
         return spread * 2 ** int(math.log2(max(1, _BLOCK_BYTES * layers // image_bytes(self.config, self.compute, 1, spread))))
 

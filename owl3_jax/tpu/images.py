@@ -8,6 +8,7 @@ from typing import NamedTuple
 from jax.sharding import Mesh
 
 from owl3_jax.config import Config
+from owl3_jax.sharding import devices_along
 from owl3_jax.tpu.hlo import Array, Module, arrays
 
 _GATHERS = ("all-gather", "all-reduce")  # XLA gathers by sums of padded parts, too
@@ -25,7 +26,8 @@ class Rows(NamedTuple):
     @classmethod
     def of(cls, config: Config, mesh: Mesh) -> "Rows":
         """Those of a run."""
-        data, model, context, tokens = config.data, config.model, mesh.shape["context"], config.model.vision.tokens_per_image
+        data, model, tokens = config.data, config.model, config.model.vision.tokens_per_image
+        context = devices_along("image", mesh)
         images = data.rows // config.train.microbatches * data.images_per_row
         features = Array("bf16" if config.compute.dtype == "bfloat16" else "f32", (images, tokens, model.hidden_size))
         width = max(model.hidden_size, model.vision.hidden_size)

@@ -19,7 +19,7 @@ from owl3_jax.inference.runtime import Runtime
 from owl3_jax.inference.sampling import Sampling
 from owl3_jax.models.owl3 import abstract_params
 from owl3_jax.models.qwen2 import Images, Text, TextCache
-from owl3_jax.sharding import batch_sharding, param_shardings
+from owl3_jax.sharding import batch_sharding, devices_along, param_shardings
 from owl3_jax.tpu.images import Rows
 from owl3_jax.training.step import abstract_state, example_batch, make_train_step
 
@@ -85,7 +85,7 @@ class Inference:
         # So that a prompt with image tokens in its text has positions; no parameter depends on it.
         positions = max(config.model.max_position_embeddings, tokens + NEW_TOKENS)
         model = dataclasses.replace(config.model, max_position_embeddings=positions)
-        vocab_multiple, dtype = mesh.shape["tensor"], config.compute.dtype
+        vocab_multiple, dtype = devices_along("vocab", mesh), config.compute.dtype
         compute = dataclasses.replace(config.compute, param_dtype=dtype, vocab_multiple=vocab_multiple, remat="none")
         self.prompt, self.runtime = prompt, Runtime(model, compute, _abstract_params(model, compute, mesh), mesh)
         self.rows = self.runtime.rows(1)

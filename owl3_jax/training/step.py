@@ -18,6 +18,7 @@ from owl3_jax.config import Config, ConfigError
 from owl3_jax.models.owl3 import abstract_params, initial_params
 from owl3_jax.sharding import (
     batch_sharding,
+    devices_along,
     optimizer_shardings,
     param_shardings,
     replicated,
@@ -156,6 +157,6 @@ def _check_rows(config: Config, mesh: Mesh) -> None:
     if config.data.rows % (divisor * parts):
         times = f" times train.microbatches ({parts})" if parts > 1 else ""
         raise ConfigError(f"data.rows {config.data.rows} is no multiple of the mesh's data x fsdp axes ({divisor}){times}")
-    tensor, heads = mesh.shape["tensor"], config.model.num_key_value_heads
+    tensor, heads = devices_along("kv_heads", mesh), config.model.num_key_value_heads
     if heads % tensor:
         raise ConfigError(f"mesh.tensor {tensor} does not divide model.num_key_value_heads {heads}")

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from owl3_jax.config import MESH_PRESETS
-from owl3_jax.sharding import make_mesh, processes_of, rows_of_process
+from owl3_jax.sharding import MESH_PRESETS, make_mesh, processes_of, rows_of_process
 from owl3_jax.tpu.topology import get_topology
 
 pytest.importorskip("libtpu", reason="it knows the topologies")

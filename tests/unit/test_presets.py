@@ -7,9 +7,9 @@ import jax
 import pytest
 from sharding_tables import DIRECTORY, tables
 
-from owl3_jax.config import MESH_PRESETS, ConfigError, MeshConfig, MeshPreset
+from owl3_jax.config import ConfigError, MeshConfig
 from owl3_jax.released import NAMED_SIZES
-from owl3_jax.sharding import abstract_mesh, make_mesh
+from owl3_jax.sharding import MESH_PRESETS, MeshPreset, abstract_mesh, make_mesh
 
 HOW_TO = "the tables in tests/shardings are not those of the rules: run `python tools/sharding_tables.py` and review the diff"
 
