@@ -11,7 +11,11 @@ from the 1B. Its four hyper layers are not published; the entry has those of 7B-
 that a checkpoint's tensor names imply. Loading a checkpoint uses its own config.json, never this table.
 """
 
+from typing import Literal
+
 from owl3_jax.config import ModelConfig, VisionConfig
+
+Size = Literal["1b-241014", "2b-241014", "7b-240728", "7b-241101"]
 
 _SIGLIP = VisionConfig(
     hidden_size=1152,
@@ -32,7 +36,7 @@ _SIGLIP_378 = VisionConfig(  # 27 patches a side, as at 384, without the 6 pixel
     layer_norm_eps=1e-6,
 )
 
-NAMED_SIZES: dict[str, ModelConfig] = {
+NAMED_SIZES: dict[Size, ModelConfig] = {
     "7b-240728": ModelConfig(
         form="gated",
         vocab_size=151851,

@@ -23,7 +23,6 @@ from owl3_jax.training.loop import train
 from owl3_jax.training.step import abstract_state
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-SIZES = {"7b": "7b-240728", "2b": "2b-241014", "1b": "1b-241014"}
 # rows, tokens, images, peak and last learning rate, steps, warm-up steps (3 % of them): the table of the paper
 PAPER = {
     1: (2048, 768, 1, 1e-3, 1e-5, 20_000, 600),
@@ -33,15 +32,15 @@ PAPER = {
 
 
 def stage(number: int, size: str) -> Config:
-    return load_config(CONFIGS / f"stage{number}_{size}.py")
+    return load_config(f"{CONFIGS}/stage{number}.py:{size}")
 
 
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", NAMED_SIZES)
 @pytest.mark.parametrize("number", PAPER)
 def test_a_stage_has_the_numbers_of_the_paper(number, size):
     config = stage(number, size)
     data, optimizer = config.data, config.optimizer
-    assert config.model == NAMED_SIZES[SIZES[size]]
+    assert config.model == NAMED_SIZES[size]
     shape, rates = (data.rows, data.tokens_per_row, data.images_per_row), (optimizer.learning_rate, optimizer.end_learning_rate)
     assert (*shape, *rates, config.train.steps, optimizer.warmup_steps) == PAPER[number]
 
@@ -56,7 +55,7 @@ PROJECTOR_AND_HYPER_LAYERS = (1152 * 3584 + 3584) + 4 * (3584 * 1024 + 1024) + 6
 
 @pytest.mark.parametrize(("number", "language_model"), [(1, 0.0), (2, 7.614e9), (3, 7.614e9)])
 def test_what_a_stage_trains_of_7b(number, language_model):
-    config = stage(number, "7b")
+    config = stage(number, "7b-240728")
     trained, frozen = split_params(nn.unbox(abstract_params(config.model, config.compute)), config.train.trained)
     assert count(trained) - PROJECTOR_AND_HYPER_LAYERS == pytest.approx(language_model, rel=1e-4)
     assert "vision_model" in frozen and "vision_model" not in trained
@@ -64,7 +63,7 @@ def test_what_a_stage_trains_of_7b(number, language_model):
 
 def test_the_state_of_stage_1_of_7b_is_small():
     """12 bytes a trained parameter, with its moments, and 2 a frozen one."""
-    config = stage(1, "7b")
+    config = stage(1, "7b-240728")
     state = abstract_state(config, make_mesh(config.mesh))
     size = sum(x.dtype.itemsize * x.size for x in jax.tree.leaves((state.params, state.opt_state)) if x.ndim)
     frozen = count(state.params) - PROJECTOR_AND_HYPER_LAYERS
@@ -105,7 +104,7 @@ def tiny(name: str) -> Config:
 
 
 def test_stage_1_runs_and_leaves_a_checkpoint_like_any_other(tmp_path, capsys):
-    config = tiny("stage1_1b.py")
+    config = tiny("stage1.py:1b-241014")
     state = train(config, tmp_path / "run")
     frozen = count(split_params(state.params, config.train.trained)[1])
     printed = capsys.readouterr().out

@@ -147,3 +147,61 @@ def test_a_file_that_is_no_python_is_named(tmp_path: Path) -> None:
     path.write_text("{}")
     with pytest.raises(ConfigError, match=r"config\.json is no Python file"):
         load_config(path)
+
+
+CHOOSING = """
+from typing import Literal
+
+from owl3_jax.config import Config, TrainConfig
+
+
+def get_config(size: Literal["7", "8"]) -> Config:
+    return Config(train=TrainConfig(steps=int(size)))
+"""
+
+
+@pytest.mark.parametrize("as_text", [str, Path])
+def test_a_config_may_take_an_argument(tmp_path: Path, as_text: type) -> None:
+    path = tmp_path / "run.py"
+    path.write_text(CHOOSING)
+    assert load_config(as_text(f"{path}:8")).train.steps == 8
+    config, _ = parse(Flags, ["--config", f"{path}:8", "--workdir", "x", "--config.train.log_every=3"])
+    assert (config.train.steps, config.train.log_every) == (8, 3)
+
+
+def test_a_default_argument_may_be_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "run.py"
+    path.write_text(CHOOSING.replace('["7", "8"]', '["7", "8"] = "7"'))
+    assert [load_config(f"{path}{argument}").train.steps for argument in ("", ":8")] == [7, 8]
+
+
+def test_a_file_whose_name_has_a_colon_is_meant_as_a_whole(tmp_path: Path) -> None:
+    (tmp_path / "run.py").write_text(CHOOSING)
+    (tmp_path / "run.py:8.py").write_text(CONFIG)
+    assert load_config(tmp_path / "run.py:8.py").train.steps == 77
+
+
+@pytest.mark.parametrize(
+    ("text", "argument", "message"),
+    [
+        (CONFIG, ":7", r"takes no argument, got '7': give --config .*run\.py$"),
+        (CHOOSING, "", r"needs an argument, one of 7, 8: give --config .*run\.py:ARGUMENT$"),
+        (CHOOSING, ":9", r"does not know the argument '9'; it takes one of 7, 8$"),
+        (CHOOSING.replace('Literal["7", "8"]', "str"), "", r"needs an argument: give --config .*run\.py:ARGUMENT$"),
+    ],
+)
+def test_a_wrong_argument_is_an_error(tmp_path: Path, capsys, text: str, argument: str, message: str) -> None:
+    path = tmp_path / "run.py"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        load_config(f"{path}{argument}")
+    with pytest.raises(SystemExit, match="2"):
+        parse(Flags, ["--config", f"{path}{argument}", "--workdir", "x"])
+    assert capsys.readouterr().err.startswith("error: get_config() of ")
+
+
+def test_help_says_where_configs_come_from(capsys) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        parse(Flags, ["--help"])
+    printed = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "--config PATH[:ARGUMENT]" in printed and "none are installed with the package" in printed

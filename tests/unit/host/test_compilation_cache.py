@@ -13,7 +13,7 @@ from owl3_jax.host.compilation_cache import use_compilation_cache
 PROGRAM = """
 import jax, jax.numpy as jnp
 from jax._src import monitoring
-from owl3_jax.compilation_cache import use_compilation_cache
+from owl3_jax.host.compilation_cache import use_compilation_cache
 
 found = []
 monitoring.register_event_listener(lambda event, **_: found.append(event.rpartition("/")[2]))

@@ -15,8 +15,8 @@ from owl3_jax.host.distributed import DistributedError, Job, ProcessFlags, call_
 
 PROGRAM = """
 import sys
-from owl3_jax.compilation_cache import use_compilation_cache
-from owl3_jax.distributed import ProcessFlags, start_processes
+from owl3_jax.host.compilation_cache import use_compilation_cache
+from owl3_jax.host.distributed import ProcessFlags, start_processes
 use_compilation_cache()  # first, as in train.py: it must not ask for devices
 start_processes(ProcessFlags(sys.argv[1], 2, int(sys.argv[2]), timeout=120.0))
 import jax
@@ -46,7 +46,7 @@ def roll(address: str, present: list[int], processes: int, timeout: float = 1.0,
 
 
 def test_two_processes_become_one_run(address):
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "XLA_FLAGS": ""}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3]), "XLA_FLAGS": ""}
     commands = [[sys.executable, "-c", PROGRAM, address, str(process)] for process in range(2)]
     running = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for command in commands]
     printed = [process.communicate(timeout=240)[0].splitlines() for process in running]
@@ -55,7 +55,7 @@ def test_two_processes_become_one_run(address):
 
 SHARDING_PROGRAM = """
 import sys
-from owl3_jax.distributed import ProcessFlags, start_processes
+from owl3_jax.host.distributed import ProcessFlags, start_processes
 start_processes(ProcessFlags(sys.argv[1], 2, int(sys.argv[2]), timeout=120.0))
 import jax
 import numpy as np
@@ -77,7 +77,7 @@ print(index, count)
 @pytest.mark.parametrize(("tensor", "parts"), [(1, ["0 2", "1 2"]), (4, ["0 1", "0 1"])])
 def test_each_process_makes_the_rows_that_its_devices_hold(address, tensor, parts):
     """Two processes of two devices each: of their own rows, or where `tensor` goes over both of the same ones."""
-    flags = {"PYTHONPATH": str(Path(__file__).parents[2]), "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    flags = {"PYTHONPATH": str(Path(__file__).parents[3]), "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
     commands = [[sys.executable, "-c", SHARDING_PROGRAM, address, str(process), str(tensor)] for process in range(2)]
     running = [subprocess.Popen(command, env=os.environ | flags, stdout=subprocess.PIPE, text=True) for command in commands]
     assert [process.communicate(timeout=240)[0].splitlines()[-1:] for process in running] == [[part] for part in parts]
