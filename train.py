@@ -1,47 +1,11 @@
-"""Trains a model, or goes on where an earlier run in the same workdir stopped.
+"""Trains a model, or resumes an earlier run in the same workdir. The same as `owl3 train`.
 
     python train.py --config configs/digits.py --workdir runs/digits --config.train.steps=100
 
 Compiled programs are kept in the user's cache directory, or in JAX_COMPILATION_CACHE_DIR, for the next start.
 """
 
-import dataclasses
-import sys
-from pathlib import Path
-
-import jax
-
-from owl3_jax.config import ConfigError
-from owl3_jax.host import command_line
-from owl3_jax.host.compilation_cache import use_compilation_cache
-from owl3_jax.host.distributed import DistributedError, ProcessFlags, start_processes
-from owl3_jax.training.checkpoint import SavedRunError
-from owl3_jax.training.compiled_step import CompiledStepError
-from owl3_jax.training.loop import NonFiniteError, train
-
-
-@dataclasses.dataclass(frozen=True)
-class Flags:
-    """Trains the model of a config in a workdir, or resumes the run that is there."""
-
-    workdir: Path  # checkpoints, metrics and the resolved config of this run
-    distributed: ProcessFlags = dataclasses.field(default_factory=ProcessFlags)
-    profiler_port: int | None = None  # on which each process serves profiles while it runs
-    compiled: Path | None = None  # train step of tools/compile_tpu.py --save; it is executed, so take only your own
-
-
-def main() -> None:
-    """Reads the command line and trains."""
-    config, flags = command_line.parse(Flags)
-    use_compilation_cache()
-    try:
-        start_processes(flags.distributed)
-        if flags.profiler_port:
-            jax.profiler.start_server(flags.profiler_port)
-        train(config, flags.workdir, flags.compiled)
-    except (ConfigError, SavedRunError, CompiledStepError, DistributedError, NonFiniteError, OSError) as error:
-        sys.exit(f"error: {error}")
-
+from owl3_jax.cli.train import main
 
 if __name__ == "__main__":
     main()

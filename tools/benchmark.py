@@ -30,10 +30,10 @@ from inference_benchmark import (
 )
 from roofline import measure_matmul_rate, measure_memory_bandwidth
 
-from owl3_jax.config import DType, ModelConfig
-from owl3_jax.released import NAMED_SIZES
+from owl3_jax.config import DType
+from owl3_jax.released import NAMED_SIZES, Size
 
-SIZES = {"1b": "1b-241014", "2b": "2b-241014", "7b": "7b-240728", "7b-joint": "7b-241101"}
+SIZES: dict[str, Size] = {"1b": "1b-241014", "2b": "2b-241014", "7b": "7b-240728", "7b-joint": "7b-241101"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +63,7 @@ def main() -> None:
 
 def inference(flags: Inference) -> None:
     """Measures, prints, and writes."""
-    config: ModelConfig = NAMED_SIZES[SIZES[flags.size]]
+    config = NAMED_SIZES[SIZES[flags.size]]
     flops_per_s = measure_matmul_rate(flags.dtype)
     settings = Settings(config, flags.dtype, flags.vision_batch_size, most_tokens(flags.repeats))
     ours = Ours(settings)

@@ -9,22 +9,21 @@ tensor at a time.
 import dataclasses
 import json
 import math
+import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import tyro
-from tqdm import tqdm
 
 from owl3_jax.config import DType, ModelConfig, VisionConfig
 from owl3_jax.convert.converted import new_directory
 from owl3_jax.convert.official import parameter_shapes
 from owl3_jax.convert.table import official_names, official_shape, row_shape
+from owl3_jax.formats.config_json import config_json_of
 from owl3_jax.formats.weight_writer import TensorSpec, WeightWriter
-from owl3_jax.released import NAMED_SIZES
-
-Size = Literal["1b-241014", "2b-241014", "7b-240728", "7b-241101"]
+from owl3_jax.host.progress import Progress
+from owl3_jax.released import NAMED_SIZES, Size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,14 +44,16 @@ def main() -> None:
     random = np.random.default_rng(flags.seed)
     with (
         new_directory(flags.to) as directory,
-        tqdm(total=sum(spec.nbytes for spec in specs), unit="B", unit_scale=True) as bar,
+        Progress(sum(spec.nbytes for spec in specs), "B", file=sys.stderr) as bar,
     ):
-        (directory / "config.json").write_text(json.dumps(config.to_hf() | {"torch_dtype": flags.dtype}, indent=2) + "\n")
+        (directory / "config.json").write_text(
+            json.dumps(config_json_of(config) | {"torch_dtype": flags.dtype}, indent=2) + "\n"
+        )
         writer = WeightWriter(directory, specs)
         for spec in specs:
             values = random.standard_normal(math.prod(spec.shape), np.float32) * 0.02
             writer.write(spec.name, values.astype(spec.dtype).reshape(spec.shape))
-            bar.update(spec.nbytes)
+            bar.advance(spec.nbytes)
 
 
 def tensor_specs(config: ModelConfig, dtype: np.dtype) -> Iterator[TensorSpec]:

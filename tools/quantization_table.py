@@ -1,4 +1,4 @@
-"""Shows what int8 weights and caches cost: how far logits move from those of float32, on a checkpoint's own prompts.
+"""Measures the cost of int8 weights and caches: how far logits move from those of float32, on a checkpoint's own prompts.
 
     python tools/quantization_table.py --checkpoint DIR --jsonl requests.jsonl
     python tools/quantization_table.py --checkpoint runs/digits --images 8
@@ -10,15 +10,16 @@
 
 The float32 model answers every prompt greedily. Each variant then reads prompts and answers through its caches, and at each
 token of the answers its distribution of the next one is compared: KL divergence from float32's in nats, mean and largest, and
-how often both have the same likeliest token. `answers` counts those that the variant gives alike by itself. `weights` is what
-the parameters take, `image` what the caches take for each image.
+how often both have the same likeliest token. `answers` counts the answers that are the same when the variant decodes by itself.
+`weights` is the size of the parameters, `image` that of the caches of one image.
 
-A line of requests.jsonl is as `tools/generate.py` reads it. Without `--jsonl` the prompts are questions about held-out
+A line of requests.jsonl is as `owl3 generate` reads it. Without `--jsonl` the prompts are questions about held-out
 handwritten digits, for a checkpoint that was trained on them. docs/inference.md shows the output.
 """
 
 import dataclasses
 import functools
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -28,10 +29,10 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 from jaxtyping import Array, Float
-from tqdm import tqdm
 
 from owl3_jax import Owl3Checkpoint, from_pretrained
 from owl3_jax.evaluation.prompts import draw_scene, draw_target, make_prompt
+from owl3_jax.host.progress import Progress
 from owl3_jax.inference import buckets, programs
 from owl3_jax.inference.caches import image_bytes
 from owl3_jax.inference.context import Context
@@ -84,7 +85,8 @@ def main() -> None:
     for name, options in [("float32", {"dtype": "float32"}), *((name, VARIANTS[name]) for name in flags.variants)]:
         owl = from_pretrained(flags.checkpoint, **options)
         prompts = list(read_prompts(flags, owl.processor))
-        measured = measure(owl, tqdm(prompts, desc=name, leave=False), reference, flags.max_new_tokens)
+        with Progress(len(prompts), "prompt", description=name, file=sys.stderr, keep=False) as bar:
+            measured = measure(owl, prompts, reference, flags.max_new_tokens, bar)
         reference = reference or measured
         print(f"{name:<14}{line(measured, reference)}", flush=True)
 
@@ -111,12 +113,15 @@ def digit_prompts(flags: Flags, processor: Processor) -> Iterator[Prepared]:
         yield processor.prepare(prompt.messages, [load_image(image.encoded, image.name) for image in prompt.images])
 
 
-def measure(owl: Owl3Checkpoint, prompts: Sequence[Prepared], reference: Measured | None, max_new_tokens: int) -> Measured:
+def measure(
+    owl: Owl3Checkpoint, prompts: Sequence[Prepared], reference: Measured | None, max_new_tokens: int, bar: Progress
+) -> Measured:
     """What the checkpoint makes of the prompts; its logits are those at the reference's answers, if there is one."""
     answers, logits = [], []
     for index, prompt in enumerate(prompts):
         answers.append(owl.engine.generate([prompt], Sampling(max_new_tokens=max_new_tokens))[0][0].ids)
         logits.append(answer_logits(owl, prompt, reference.answers[index] if reference else answers[-1]))
+        bar.advance()
     weights = sum(x.nbytes for x in jax.tree.leaves(owl.params))
     return Measured(answers, logits, weights, image_bytes(owl.config, owl.runtime.compute, rows=1, slots=1))
 

@@ -1,1 +1,41 @@
-"""."""
+"""The command `owl3`: one module for each subcommand, imported when it is called, so that `owl3 --help` answers at once."""
+
+import difflib
+import importlib
+import sys
+from collections.abc import Sequence
+
+SUBCOMMANDS = {
+    "train": "train the model of a config in a workdir, or resume the run that is there",
+    "eval": "score the model of a workdir",
+    "generate": "answer a prompt about images and videos, or a file of them",
+    "chat": "talk about images and videos in the terminal",
+    "convert": "convert a released checkpoint to what this project reads, or back",
+    "parity": "compare the model's numbers with those of another implementation",
+    "compile": "compile a run for TPUs that are not there, and say what it needs of each chip",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs a subcommand with the arguments after its name; those of the process by default.
+
+    Without one it lists them. An unknown one exits with code 2.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_help())
+        return
+    name, *rest = arguments
+    if name not in SUBCOMMANDS:
+        nearest = difflib.get_close_matches(name, SUBCOMMANDS, n=1, cutoff=0.0)[0]
+        print(f"error: no subcommand {name!r}; the nearest is {nearest!r}, and owl3 --help lists all", file=sys.stderr)
+        sys.exit(2)
+    importlib.import_module(f"owl3_jax.cli.{name}").main(rest)
+
+
+def _help() -> str:
+    width = max(map(len, SUBCOMMANDS))
+    lines = [f"  {name:<{width}}   {what}" for name, what in SUBCOMMANDS.items()]
+    return "\n".join(
+        ["usage: owl3 SUBCOMMAND ...", "", "mPLUG-Owl3 in JAX.", "", *lines, "", "owl3 SUBCOMMAND --help lists flags."]
+    )

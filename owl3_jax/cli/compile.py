@@ -1,18 +1,19 @@
-"""Compiles a run for TPUs that are not there, and says what it needs of each chip.
+"""Compiles a run for TPUs that are not there, and reports what it needs of each chip.
 
-    python tools/compile_tpu.py --config configs/owl3_1b_241014.py --topology v5e:4x4
-    python tools/compile_tpu.py --config configs/stage3_7b.py --topology v5e:16x16 --num-slices 2 --json report.json
-    python tools/compile_tpu.py --config configs/stage3_7b.py --topology v5e:16x16 --search
-    python tools/compile_tpu.py --config configs/owl3_7b_240728.py --topology v5p:1x1x1 --program prefill --images 4096
+    owl3 compile --config configs/released.py:1b-241014 --topology v5e:4x4
+    owl3 compile --config configs/stage3.py:7b-240728 --topology v5e:16x16 --num-slices 2 --json report.json
+    owl3 compile --config configs/stage3.py:7b-240728 --topology v5e:16x16 --search
+    owl3 compile --config configs/released.py:7b-240728 --topology v5p:1x1x1 --program prefill --images 4096
 
-The compiler is the one that runs on a TPU (libtpu, `pip install 'owl3_jax[tpu]'`), the program is the one that train.py and the
-engine run, fields of the config are overridden as in train.py. Exits with 3 when the program does not fit. docs/tpu.md explains
-the lines of the report.
+The compiler is the one used on a TPU (libtpu, `pip install 'owl3_jax[tpu]'`), the program is the one that `owl3 train` and the
+engine run, and fields of the config are overridden as for `owl3 train`. Exits with 3 when the program does not fit. docs/tpu.md
+explains the lines of the report.
 """
 
 import dataclasses
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from jax.sharding import Mesh
@@ -37,16 +38,16 @@ class Flags:
 
     topology: str  # of one slice, as v5e:4x4
     num_slices: int | None = None  # joined by the data-centre network; config.mesh.slices by default
-    program: Name = "train"  # train.py's step, or one of the programs that answer a prompt
+    program: Name = "train"  # the train step, or one of the programs that answer a prompt
     images: int = 400  # of the prompt
     search: bool = False  # find the largest batch for each remat policy
-    save: Path | None = None  # write the compiled train step for `train.py --compiled`
+    save: Path | None = None  # write the compiled train step, for `owl3 train --compiled`
     json: Path | None = None  # write the report
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Compiles what the command line asks for."""
-    config, flags = command_line.parse(Flags)
+    config, flags = command_line.parse(Flags, argv, prog="owl3 compile")
     slices = flags.num_slices or config.mesh.slices
     config = dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, slices=slices))
     try:
@@ -96,7 +97,3 @@ def _search(config: Config, flags: Flags, topology: Topology, mesh: Mesh) -> tup
 
 def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
-
-
-if __name__ == "__main__":
-    main()

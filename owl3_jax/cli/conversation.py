@@ -8,10 +8,10 @@ from collections.abc import Generator, Sequence
 from pathlib import Path
 
 from owl3_jax import Owl3Checkpoint
-from owl3_jax.cli.model_flags import FAILURES
 from owl3_jax.host.files import write_text
 from owl3_jax.host.progress import reading_images
 from owl3_jax.host.signals import StopSignal
+from owl3_jax.inference.memory import FAILURES
 from owl3_jax.inference.sampling import Sampling
 from owl3_jax.processing.chat import Chunk
 from owl3_jax.processing.images import load_image
@@ -21,8 +21,8 @@ from owl3_jax.processing.video import open_video
 COMMANDS = {
     "/image": "PATH  attach an image to the next question",
     "/video": "PATH  attach a video file, or a folder of frames",
-    "/save": "PATH   write the conversation so far, as a line that generate.py takes by --jsonl",
-    "/reset": "       begin anew",
+    "/save": "PATH   write the conversation so far, as a line for `owl3 generate --jsonl`",
+    "/reset": "       start over",
     "/help": "        list the commands",
     "/quit": "        leave",
 }
@@ -34,7 +34,7 @@ _DIM = "\033[2m{}\033[0m"
 
 
 class Conversation:
-    """Takes lines, prints answers and what became of commands."""
+    """Takes lines, prints answers and the outcome of commands."""
 
     def __init__(self, owl: Owl3Checkpoint, sampling: Sampling) -> None:
         self.is_over = False
@@ -47,7 +47,7 @@ class Conversation:
         self._new_media: list[Medium] = []  # of the next question
 
     def take(self, line: str) -> None:
-        """Answers a question or follows a command. Failures are told; the conversation goes on."""
+        """Answers a question or follows a command. Failures are printed; the conversation continues."""
         try:
             if line.startswith("/"):
                 self._follow(*line.split(maxsplit=1))
@@ -61,7 +61,7 @@ class Conversation:
         if command not in COMMANDS:
             raise ValueError(f"no command {command}; /help lists them")
         if (command in PATH_COMMANDS) != bool(argument):
-            raise ValueError(f"{command} takes {'a path' if command in PATH_COMMANDS else 'nothing behind it'}")
+            raise ValueError(f"{command} takes {'a path' if command in PATH_COMMANDS else 'no argument'}")
         if command in PATH_COMMANDS:
             follow = {"/image": self._attach_image, "/video": self._attach_video, "/save": self._save}[command]
             follow(_expand(argument))
@@ -79,7 +79,7 @@ class Conversation:
         print(f"{path.name}: {image.width} x {image.height}")
 
     def _attach_video(self, path: Path) -> None:
-        """Attaches a video whose chosen frames can all be decoded: damage would be known too late for the question."""
+        """Attaches a video whose chosen frames can all be decoded: damage found later would spoil the question."""
         frames = sum(1 for _ in open_video(path, self._owl.processor.video_sampling, str(path)).frames())
         self._new_media.append(("video", path))
         print(f"{path.name}: {frames} frames")

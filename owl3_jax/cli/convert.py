@@ -1,18 +1,19 @@
 """Converts a released checkpoint to what this project reads, or back.
 
-    python tools/convert_checkpoint.py --from mPLUG-Owl3-7B-240728 --to checkpoints/7b-240728 --dtype bfloat16
-    python tools/convert_checkpoint.py --from checkpoints/7b-240728 --to back --to-hf
-    python tools/convert_checkpoint.py --from runs/digits --to exported --to-hf
+    owl3 convert --from mPLUG-Owl3-7B-240728 --to checkpoints/7b-240728 --dtype bfloat16
+    owl3 convert --from checkpoints/7b-240728 --to back --to-hf
+    owl3 convert --from runs/digits --to exported --to-hf
 
-The first makes an orbax checkpoint with config, tokenizer and processor settings beside it, the second a Hugging Face
-directory, tensor by tensor and bit by bit what it came from if no dtype was chosen, the third such a directory from the last
-checkpoint of a training run. Needs no accelerator, no PyTorch (but for `.bin` weights), and memory for one parameter.
+The first makes an orbax checkpoint with config, tokenizer and processor settings next to it; the second a Hugging Face
+directory, equal to its origin tensor by tensor and bit by bit if no dtype was chosen; the third such a directory from the last
+checkpoint of a training run. Needs no accelerator, no PyTorch (except for `.bin` weights), and memory for one parameter.
 """
 
 import dataclasses
 import shutil
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -30,14 +31,14 @@ class Flags:
     """Converts a checkpoint directory, official or our own, to the other kind."""
 
     source: Annotated[Path, tyro.conf.arg(name="from")]  # an official directory; with --to-hf, a converted one or a run's
-    to: Path  # a new directory; it appears when all of it is written
+    to: Path  # a new directory; it appears once it is complete
     to_hf: bool = False  # to Hugging Face's layout
-    dtype: DType | None = None  # of the parameters; as they are by default
+    dtype: DType | None = None  # of the parameters; unchanged by default
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Converts what the command line names."""
-    flags = tyro.cli(Flags, description=__doc__)
+    flags = tyro.cli(Flags, args=argv, description=__doc__, prog="owl3 convert")
     jax.config.update("jax_platforms", "cpu")  # nothing here is computed: leave the accelerator alone
     try:
         processor = find_processor(flags.source)
@@ -57,7 +58,7 @@ def convert(flags: Flags) -> None:
 
 
 def find_processor(source: Path) -> Processor | None:
-    """The processor of a checkpoint; None, with a word on it, for weights without a tokenizer."""
+    """The processor of a checkpoint; None, with a message, for weights without a tokenizer."""
     try:
         return Processor.from_pretrained(source)
     except FileNotFoundError as error:
@@ -66,11 +67,7 @@ def find_processor(source: Path) -> Processor | None:
 
 
 def write_settings(processor: Processor, directory: Path) -> None:
-    """processor.json alone: the tokenizer's files stay as they were copied."""
+    """Writes processor.json alone: the tokenizer's files stay as they were copied."""
     with tempfile.TemporaryDirectory() as place:
         processor.save(place)
         shutil.copyfile(Path(place) / "processor.json", directory / "processor.json")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,21 +1,21 @@
 """Answers a prompt, or a file of them, with a checkpoint.
 
-    python tools/generate.py --checkpoint DIR --image a.jpg --image b.jpg --prompt "What differs?"
-    python tools/generate.py --checkpoint DIR --video film.mp4 --prompt "What happens?" --max-frames 32
-    python tools/generate.py --checkpoint DIR --jsonl requests.jsonl --out results.jsonl --batch-size 8
+    owl3 generate --checkpoint DIR --image a.jpg --image b.jpg --prompt "What differs?"
+    owl3 generate --checkpoint DIR --video film.mp4 --prompt "What happens?" --max-frames 32
+    owl3 generate --checkpoint DIR --jsonl requests.jsonl --out results.jsonl --batch-size 8
 
-Images and videos stand where the prompt has `<|image|>` and `<|video|>`, else before it, in the order of their flags. One
-answer is printed as it comes; several (`--n`), beams and log-probabilities when they are complete.
+Images and videos go where the prompt has `<|image|>` and `<|video|>`, else before it, in the order of their flags. One answer
+is printed as it is generated; several (`--n`), beams and log-probabilities when they are complete.
 
-A line of requests.jsonl, whose relative paths start at its folder, and of results.jsonl:
+A line of requests.jsonl, whose relative paths are relative to its folder, and of results.jsonl:
 
     {"id": "q1", "prompt": "What is this?", "images": ["cat.jpg"], "sampling": {"max_new_tokens": 20}}
     {"id": "q1", "answers": [{"text": "A cat.", "finish_reason": "stop", "tokens": 4}]}
 
-`messages` may stand for `prompt`, `videos` beside `images`; in a prompt without placeholders the images come first. Without
-`id` a request is called by the number of its line. Prompts of similar size share a batch, so that results come in another
-order. Run again, the command goes on where it was stopped. A request that fails gets `error` for `answers`, and the exit code
-is 1.
+A request may have `messages` in place of `prompt`, and `videos` as well as `images`; in a prompt without placeholders the
+images come first. Without `id` a request is named by its line number. Prompts of similar size share a batch, so results are in
+another order. Run again, the command continues where it was stopped. A request that fails gets `error` in place of `answers`,
+and the exit code is 1.
 """
 
 import dataclasses
@@ -26,10 +26,11 @@ from typing import Annotated
 
 import tyro
 
-from owl3_jax.cli.model_flags import FAILURES, ModelFlags, load_model, parse
+from owl3_jax.cli.model_flags import ModelFlags, load_model, parse
 from owl3_jax.host.progress import SECONDS_BETWEEN_LINES, Progress, reading_images
 from owl3_jax.inference.batcher import answer_requests
 from owl3_jax.inference.engine import Engine
+from owl3_jax.inference.memory import FAILURES
 from owl3_jax.inference.requests import Failure, Request, read_requests
 from owl3_jax.inference.results import Record, Results
 from owl3_jax.inference.sampling import Sampling
@@ -44,7 +45,7 @@ class Flags:
     """Answers a prompt about images and videos, or a file of such requests."""
 
     model: Annotated[ModelFlags, tyro.conf.arg(name="")]
-    prompt: str | None = None  # the question; <|image|> and <|video|> mark where images and videos stand in it
+    prompt: str | None = None  # the question; <|image|> and <|video|> mark the places of images and videos
     images: Annotated[_Repeated, tyro.conf.arg(name="image")] = ()  # an image file
     videos: Annotated[_Repeated, tyro.conf.arg(name="video")] = ()  # a video file, or a folder of frames
     jsonl: Path | None = None  # requests, one a line, instead of a prompt
@@ -65,24 +66,25 @@ class Flags:
             raise ValueError(f"--batch-size must be at least 1, got {self.batch_size}")
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Answers what the command line asks. Exits with 1 after a failure, with 130 when interrupted."""
-    flags, sampling = parse(Flags, sampling="greedy")
+    argv = list(sys.argv[1:] if argv is None else argv)
+    flags, sampling = parse(Flags, sampling="greedy", argv=argv, prog="owl3 generate")
     try:
         if flags.jsonl and flags.out:
             answer_file(flags.jsonl, flags.out, flags, sampling)
         else:
-            answer_prompt(flags, sampling)
+            answer_prompt(flags, sampling, media_order(argv))
     except FAILURES as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit(130)
 
 
-def answer_prompt(flags: Flags, sampling: Sampling) -> None:
-    """Prints the answer to the one prompt of the command line."""
+def answer_prompt(flags: Flags, sampling: Sampling, order: Sequence[Kind]) -> None:
+    """Prints the answer to the one prompt of the command line, whose images and videos were given in this order."""
     owl = load_model(flags.model)
-    question = with_placeholders(flags.prompt or "", media_order(sys.argv[1:]))
+    question = with_placeholders(flags.prompt or "", order)
     prompt = owl.processor.prepare(question, flags.images, flags.videos)
     if sampling.n == sampling.num_beams == 1 and not sampling.logprobs:
         print_stream(owl.engine, prompt, sampling)
@@ -91,14 +93,14 @@ def answer_prompt(flags: Flags, sampling: Sampling) -> None:
 
 
 def media_order(argv: Sequence[str]) -> list[Kind]:
-    """What each flag of the command line that names an image or a video names; the flags themselves keep two lists."""
+    """The kind of medium that each flag naming one names, in their order; the parsed flags are two lists."""
     flags: dict[str, Kind] = {"--image": "image", "--video": "video"}
     names = [word.partition("=")[0] for word in argv]
     return [flags[name] for name in names if name in flags]
 
 
 def print_stream(engine: Engine, prompt: Prepared, sampling: Sampling) -> None:
-    """The one answer, piece by piece. One that is cut short ends its line too."""
+    """The one answer, piece by piece. One that is interrupted ends its line too."""
     begun = False
     try:
         with reading_images() as bar:
@@ -133,7 +135,8 @@ def answer_file(jsonl: Path, out: Path, flags: Flags, sampling: Sampling) -> Non
         except KeyboardInterrupt:
             bar.close()
             print(
-                f"stopped with {bar.done} of {bar.total} results in {out}; the same command goes on from there", file=sys.stderr
+                f"stopped with {bar.done} of {bar.total} results in {out}; the same command continues from there",
+                file=sys.stderr,
             )
             sys.exit(130)
     if failed := results.failures(requests):
@@ -159,7 +162,3 @@ def answer_waiting(waiting: Sequence[Request | Failure], flags: Flags) -> Iterat
             continue
         yield [record for record in records if "error" not in record]
         raise ValueError(f"request {failed[0]['id']}: {failed[0]['error']}")
-
-
-if __name__ == "__main__":
-    main()

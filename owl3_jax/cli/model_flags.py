@@ -1,4 +1,4 @@
-"""The command line of the tools that answer, and the model that it asks for."""
+"""The command line of subcommands that load a model, and the model that it asks for."""
 
 import argparse
 import dataclasses
@@ -6,24 +6,22 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import jax
 import tyro
 from jax.sharding import Mesh
 
 import owl3_jax
-from owl3_jax.config import DType, MeshConfig
+from owl3_jax.config import DType, FrameRule, MeshConfig
+from owl3_jax.host.command_line import exit_with_usage_error
 from owl3_jax.host.compilation_cache import use_compilation_cache
-from owl3_jax.inference.memory import OutOfMemory, explain_out_of_memory
+from owl3_jax.inference.memory import explain_out_of_memory
 from owl3_jax.inference.sampling import Sampling
-from owl3_jax.processing.video_sampling import Rule
 from owl3_jax.sharding import make_mesh
 
 SamplingName = Literal["greedy", "evaluation", "chat", "beam"]
 Flags = TypeVar("Flags")
-
-FAILURES = (ValueError, OSError, OutOfMemory)  # what a prompt, a file or a checkpoint can be at fault for
 
 _ONE_DEVICE = MeshConfig(data=1)
 _CROPS = tyro.conf.create_mutex_group(required=False)
@@ -42,7 +40,7 @@ class ModelFlags:
     crop: Annotated[bool, _CROPS, _Switch] = False  # see images in crops too; by default as the checkpoint was trained
     no_crop: Annotated[bool, _CROPS, _Switch] = False  # see images whole
     max_frames: int | None = None  # most frames of a video; the checkpoint's own number by default
-    frame_rule: Rule | None = None  # which frames: about one a second, or the middles of equal parts
+    frame_rule: FrameRule | None = None  # which frames: about one a second, or the middles of equal parts
 
     def __post_init__(self) -> None:
         if self.max_frames is not None and self.max_frames < 1:
@@ -57,20 +55,24 @@ class SamplingFlags:
     generation_config: Annotated[bool, _Switch] = False  # take the checkpoint's generation_config.json instead
 
 
-def parse(flags_type: type[Flags], *, sampling: SamplingName, argv: Sequence[str] | None = None) -> tuple[Flags, Sampling]:
-    """The tool's own flags, and how tokens are chosen.
+def parse(
+    flags_type: type[Flags], *, sampling: SamplingName, argv: Sequence[str] | None = None, prog: str | None = None
+) -> tuple[Flags, Sampling]:
+    """The subcommand's own flags, and how tokens are chosen.
 
     Args:
-        flags_type: a dataclass; each field is a flag, its comment the help text, its docstring the tool's.
+        flags_type: a dataclass; each field is a flag, its comment the help text, its docstring the subcommand's.
         sampling: the named settings that are the default.
-        argv: the arguments, without the tool's name; those of the process if None.
+        argv: the arguments, without the subcommand's name; those of the process if None.
+        prog: the command's name in its help; the script's by default.
 
     A wrong command line prints what was wrong and exits with code 2.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         default = _default_sampling(argv, sampling)
-        return tyro.cli(_assembler(flags_type, SamplingFlags(sampling), default), args=argv, description=flags_type.__doc__)
+        assemble = _assembler(flags_type, SamplingFlags(sampling), default)
+        return tyro.cli(assemble, args=argv, description=flags_type.__doc__, prog=prog)
     except (ValueError, OSError) as error:
         exit_with_usage_error(error)
 
@@ -84,22 +86,18 @@ def _assembler(
         flags: Annotated[flags_type, tyro.conf.arg(name="")],
         source: Annotated[SamplingFlags, tyro.conf.arg(name="")] = default_source,
         options: Annotated[Sampling, tyro.conf.arg(name="")] = default,
-    ) -> Any:
+    ) -> Any:  # tyro looks for the value of a type variable here, and warns
         del source  # it gave the defaults of `options`
         return flags, options
 
     return assemble
 
 
-def exit_with_usage_error(error: Exception) -> NoReturn:
-    """Prints what was wrong with the command line and exits with code 2."""
-    print(f"error: {error}", file=sys.stderr)
-    sys.exit(2)
-
-
 def load_model(flags: ModelFlags) -> owl3_jax.Owl3Checkpoint:
-    """The checkpoint on its devices, with a processor that follows the flags. Raises what `from_pretrained` does, and
-    OutOfMemory."""
+    """The checkpoint on its devices, with a processor that follows the flags.
+
+    Raises OutOfMemory, and what `from_pretrained` raises.
+    """
     use_compilation_cache()
     with explain_out_of_memory("the weights need less with --dtype bfloat16, --weight-dtype int8, or a mesh of more devices"):
         owl = owl3_jax.from_pretrained(

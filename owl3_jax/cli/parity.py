@@ -1,8 +1,8 @@
-"""Checks that this model gives the numbers that another implementation gave, or gives now.
+"""Checks that this model computes the same numbers as another implementation.
 
-Against recorded cases (a .npz file; `owl3_jax.convert.cases` says what is in it):
+Against recorded cases (a .npz file, described in `owl3_jax.convert.cases`):
 
-    python tools/check_parity.py --checkpoint tests/golden/tiny-241101 --cases tests/golden/tiny-241101.npz
+    owl3 parity --checkpoint tests/golden/tiny-241101 --cases tests/golden/tiny-241101.npz
 
     case    tensor              difference    scale
     case3   image_embeds           3.8e-06     8.84  ok
@@ -11,13 +11,13 @@ Against recorded cases (a .npz file; `owl3_jax.convert.cases` says what is in it
     11 of 11 agree within 0.0001
 
 Against the official PyTorch model, on the inputs of such a file or on images and prompts of your own. transformers loads it
-with the code that lies beside its weights, so this runs that code; it needs torch and the versions that the code asks for:
+with the code stored with its weights, so this runs that code; it needs torch and the versions that the code requires:
 
-    python tools/check_parity.py --checkpoint DIR --cases FILE.npz --against-official DIR
-    python tools/check_parity.py --checkpoint DIR --images a.jpg b.jpg --prompts "What differs?" --against-official DIR
+    owl3 parity --checkpoint DIR --cases FILE.npz --against-official DIR
+    owl3 parity --checkpoint DIR --images a.jpg b.jpg --prompts "What differs?" --against-official DIR
 
-Every prompt gets all images, put before its text if it has no `<|image|>`. `--save-cases FILE.npz` keeps what the official
-model gave, to be compared with later, without torch.
+Every prompt gets all images, placed before its text if it has no `<|image|>`. `--save-cases FILE.npz` saves the official
+model's outputs, for later comparisons without torch.
 
 Logits are also compared as distributions of the next token: KL divergence in nats and how many of the ten likeliest
 tokens are shared, both averaged over positions. Exits with 1 when a difference exceeds `--atol` or a greedy token differs.
@@ -25,7 +25,7 @@ tokens are shared, both averaged over positions. Exits with 1 when a difference 
 
 import dataclasses
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +33,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
+from jaxtyping import Int
 
 from owl3_jax.config import ComputeConfig, DType, Form, ModelConfig
 from owl3_jax.convert.cases import Case, pad_cases, read_cases, write_cases
 from owl3_jax.convert.comparison import Row, compare
-from owl3_jax.convert.load import load_config, load_params
-from owl3_jax.inference.generate import generate
+from owl3_jax.convert.load import load_params
+from owl3_jax.formats.checkpoint import load_config
+from owl3_jax.inference import buckets, programs
+from owl3_jax.inference.choose import SamplingOps, SamplingRows
+from owl3_jax.inference.context import Context, NewImages
 from owl3_jax.inference.runtime import Runtime
+from owl3_jax.inference.sampling import Sampling
 from owl3_jax.models.owl3 import Owl3
 from owl3_jax.models.siglip import normalize_pixels
 from owl3_jax.processing.processor import Processor
@@ -57,7 +62,7 @@ class Flags:
     images: tuple[Path, ...] = ()  # of every prompt
     crop: bool = False  # whether images are seen in crops too
     against_official: Path | None = None  # a directory with official weights and code, instead of what the cases expect
-    save_cases: Path | None = None  # where to write what the official model gives
+    save_cases: Path | None = None  # where to write the official model's outputs
     atol: float = 1e-4
     dtype: DType = "float32"  # to compute in
     max_new_tokens: int = 12  # of greedy decoding with --against-official
@@ -71,9 +76,9 @@ class Flags:
             raise ValueError("only --cases has outputs to compare with; --prompts and --save-cases need --against-official DIR")
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Prints the table and exits with 1 when something differs."""
-    flags = tyro.cli(Flags)
+    flags = tyro.cli(Flags, args=argv, prog="owl3 parity")
     try:
         rows = list(check(flags))
     except (ValueError, OSError) as error:
@@ -129,8 +134,21 @@ class OurModel:
         found = {"image_embeds": outputs.image_features[0], "hidden_states": outputs.hidden_states[:, 0]}
         found = {name: value.astype(np.float32) for name, value in found.items()} | {"logits": outputs.logits[0]}
         if max_new_tokens:
-            found["greedy"] = generate(self._runtime, batch, max_new_tokens=max_new_tokens, stop_ids=())[0]
+            found["greedy"] = _greedy_tokens(self._runtime, case, max_new_tokens)
         return found
+
+
+def _greedy_tokens(runtime: Runtime, case: Case, max_new_tokens: int) -> Int[np.ndarray, " A"]:
+    """The likeliest continuation, which no stop id ends, by the cached programs that `Engine` runs; this needs no tokenizer."""
+    images, tokens = len(case.image_starts), len(case.input_ids)
+    context = Context.empty(runtime, 1, images=images, tokens=buckets.prefill_slots(tokens), new_tokens=max_new_tokens)
+    context.add_images([NewImages(0, case.image_starts.tolist(), case.pixel_values)])
+    context.add_text([case.input_ids.tolist()])
+    sampling = [Sampling(max_new_tokens=max_new_tokens)]
+    limits, no_stop_ids = jnp.full(1, max_new_tokens, jnp.int32), jnp.zeros(0, jnp.int32)
+    settings, ops = programs.Settings(SamplingRows.of(sampling), limits, no_stop_ids), SamplingOps.of(sampling)
+    state = context.begin(settings, ops, capacity=max_new_tokens)
+    return np.asarray(context.decode(state, settings, ops, max_new_tokens).answer[0])
 
 
 class OfficialModel:
@@ -145,7 +163,7 @@ class OfficialModel:
         self._model = AutoModel.from_pretrained(directory, trust_remote_code=True, **options).eval()
 
     def run(self, case: Case, max_new_tokens: int) -> Outputs:
-        """What the official model gives, as a case expects it; greedy decoding may stop early."""
+        """The official model's outputs, as a case expects them; greedy decoding may stop early."""
         torch, to_numpy = self._torch, lambda tensor: tensor.float().numpy()
         inputs: dict[str, Any] = {"input_ids": torch.from_numpy(case.input_ids.astype(np.int64))[None]}
         inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])  # otherwise the id 0, which is "!", is masked
@@ -162,14 +180,10 @@ class OfficialModel:
         return found | {"logits": to_numpy(outputs.logits[0]), "greedy": answer[0, len(case.input_ids) :].numpy()}
 
     def _media_offset(self, case: Case) -> Any:
-        """Where the images stand: their starts (joint form), or for each position [0, images that start before it]."""
+        """Positions of the images: their starts (joint form), or for each position [0, images that start before it]."""
         torch, starts = self._torch, case.image_starts.astype(np.int64)
         if self._form == "joint":
             return [torch.from_numpy(starts)]
         before = (np.arange(len(case.input_ids))[:, None] > starts).sum(axis=1)
         counts = before if len(starts) else np.full(len(case.input_ids), -1_000_000)
         return torch.from_numpy(np.stack([np.zeros_like(counts), counts], axis=1))[None]
-
-
-if __name__ == "__main__":
-    main()

@@ -112,7 +112,7 @@ def test_failures_leave_the_conversation_as_it_was(owl, place, tmp_path, capsys)
     *_, last = printed = capsys.readouterr().out.splitlines()
     assert [line.startswith("error: ") for line in printed] == [False] + [True] * 7
     assert "write ./~ for a file" in printed[5]
-    assert "torn.mp4" in printed[1] and printed[2:4] == ["error: /save takes a path", "error: /quit takes nothing behind it"]
+    assert "torn.mp4" in printed[1] and printed[2:4] == ["error: /save takes a path", "error: /quit takes no argument"]
     assert last.endswith("; the question is forgotten, with what was attached to it")
     conversation.take(QUESTION)
     assert capsys.readouterr().out.strip() == owl.session().ask(QUESTION, sampling=SAMPLING).strip()

@@ -155,7 +155,7 @@ class Slice(Pod):
 @pytest.mark.parametrize(("cluster", "names"), [(Slice, ("worker 0, host-0", "worker 1, host-1")), (Pod, None)])
 def test_a_tpu_pod_is_found_and_environment_variables_come_first(monkeypatch, cluster, names):
     called = []
-    monkeypatch.setattr(distributed, "_TPU_CLUSTERS", (cluster,))
+    monkeypatch.setattr(distributed, "tpu_clusters", lambda: (cluster,))
     monkeypatch.setattr(distributed, "call_roll", lambda job, timeout: called.append((job, timeout)))
     monkeypatch.setattr(distributed.jax.distributed, "initialize", lambda *args, **options: called.append(args))
     start_processes(ProcessFlags(timeout=7.0))
