@@ -1,0 +1,7 @@
+"""The tree of a model's parameters."""
+
+from typing import Any
+
+# Nested dicts whose leaves are arrays, their shapes, or what is said of them (logical names, shardings). Any, since a recursive
+# type would make every `params["language_model"]["norm"]` a union; flax types its trees so too.
+Params = dict[str, Any]
