@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from PIL import Image
 
 import owl3_jax
-from tests.e2e.tools import make_checkpoint, run_here
+from tests.e2e.tools import make_checkpoint, run_script_here
 
 
 def test_the_table_compares_int8_with_float32(tmp_path, monkeypatch, capsys):
@@ -15,7 +15,7 @@ def test_the_table_compares_int8_with_float32(tmp_path, monkeypatch, capsys):
     requests = tmp_path / "requests.jsonl"
     requests.write_text(json.dumps({"prompt": "Which is red?", "images": ["red.png", "red.png"]}))
     argv = ("--checkpoint", checkpoint, "--jsonl", requests, "--max-new-tokens", 3, "--variants", "both")
-    assert run_here(monkeypatch, "quantization_table.py", *argv) == 0
+    assert run_script_here(monkeypatch, "quantization_table.py", *argv) == 0
     header, *rows = capsys.readouterr().out.splitlines()
     assert header.split() == ["weights", "image", "KL", "mean", "KL", "max", "top-1", "answers"]
     floats, both = (row.split()[1:] for row in rows)

@@ -1,15 +1,17 @@
-"""The tools as they are called, on a golden checkpoint of random weights whose answers are words without sense."""
+"""`owl3` as it is called, on a golden checkpoint of random weights whose answers are words without sense."""
 
 import json
 import runpy
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
+from owl3_jax.cli import main
 from owl3_jax.data.digits.tokenizer import make_tokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -35,18 +37,27 @@ def save_photos(directory: Path) -> list[Path]:
     return paths
 
 
-def run(name: str, *argv: object, stdin: str = "") -> subprocess.CompletedProcess[str]:
-    """`python tools/NAME ...` in a process of its own."""
-    command = [sys.executable, str(ROOT / "tools" / name), *map(str, argv)]
+def run(*argv: object, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    """`owl3 ...` in a process of its own."""
+    command = [sys.executable, "-c", "import owl3_jax.cli; owl3_jax.cli.main()", *map(str, argv)]
     return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=300)
 
 
-def run_here(monkeypatch, name: str, *argv: object) -> int | str | None:
+def run_here(*argv: object) -> int | str | None:
     """The same in this process, where compiled programs are shared; returns what it exits with."""
-    monkeypatch.syspath_prepend(ROOT / "tools")
+    return exit_code(lambda: main(list(map(str, argv))))
+
+
+def run_script_here(monkeypatch, name: str, *argv: object) -> int | str | None:
+    """`python tools/NAME ...` in this process."""
     monkeypatch.setattr(sys, "argv", [name, *map(str, argv)])
+    return exit_code(lambda: runpy.run_path(str(ROOT / "tools" / name), run_name="__main__"))
+
+
+def exit_code(call: Callable[[], object]) -> int | str | None:
+    """What a call exits with; 0 if it returns."""
     try:
-        runpy.run_path(str(ROOT / "tools" / name), run_name="__main__")
+        call()
     except SystemExit as exit_:
         return exit_.code
     return 0

@@ -1,4 +1,4 @@
-"""`tools/chat.py`: a conversation by lines of standard input, and what the keys and commands do."""
+"""`owl3 chat`: a conversation by lines of standard input, and what the keys and commands do."""
 
 import io
 import json
@@ -41,7 +41,7 @@ def owl(place) -> owl3_jax.Owl3Checkpoint:
 def test_a_conversation_by_standard_input(place, owl, tmp_path):
     photo = place / "flower with blank.png"
     lines = [f"/image {photo}", QUESTION, "/image missing.jpg", "", "/nope", "How many?", f"/save {tmp_path}/a.json", "/reset"]
-    done = run("chat.py", "--checkpoint", place / "checkpoint", *OPTIONS, stdin="\n".join([*lines, QUESTION]))
+    done = run("chat", "--checkpoint", place / "checkpoint", *OPTIONS, stdin="\n".join([*lines, QUESTION]))
     assert done.returncode == 0, done.stderr
     session = owl.session()
     answers = [session.ask(QUESTION, [photo], crop=False, sampling=SAMPLING), session.ask("How many?", sampling=SAMPLING)]
@@ -187,13 +187,13 @@ def test_help_names_every_command_and_quit_leaves(owl, capsys):
 
 
 @pytest.mark.parametrize("argv", [("--n", 2), ("--sampling", "beam"), ("--logprobs",)])
-def test_one_answer_is_streamed(place, monkeypatch, capsys, argv):
-    assert run_here(monkeypatch, "chat.py", "--checkpoint", place / "checkpoint", *argv) == 2
+def test_one_answer_is_streamed(place, capsys, argv):
+    assert run_here("chat", "--checkpoint", place / "checkpoint", *argv) == 2
     assert "n and num_beams must be 1" in capsys.readouterr().err
 
 
-def test_a_directory_without_a_checkpoint_is_an_error(monkeypatch, tmp_path):
-    assert str(run_here(monkeypatch, "chat.py", "--checkpoint", tmp_path)).startswith(f"error: {tmp_path}")
+def test_a_directory_without_a_checkpoint_is_an_error(tmp_path):
+    assert str(run_here("chat", "--checkpoint", tmp_path)).startswith(f"error: {tmp_path}")
 
 
 def test_control_c_at_the_prompt_goes_on_and_control_d_leaves(place, owl, monkeypatch, capsys):
@@ -206,7 +206,7 @@ def test_control_c_at_the_prompt_goes_on_and_control_d_leaves(place, owl, monkey
         return key
 
     monkeypatch.setattr("builtins.input", press)
-    assert run_here(monkeypatch, "chat.py", "--checkpoint", place / "checkpoint", *OPTIONS) == 0
+    assert run_here("chat", "--checkpoint", place / "checkpoint", *OPTIONS) == 0
     hint, answer = capsys.readouterr().out.strip().splitlines()
     assert hint == "Ctrl-D or /quit leaves" and answer.strip() == owl.session().ask(QUESTION, sampling=SAMPLING).strip()
     assert next(keys, None) is None

@@ -1,4 +1,4 @@
-"""`tools/generate.py`: one prompt, and files of them that are stopped and gone on with."""
+"""`owl3 generate`: one prompt, and files of them that are stopped and gone on with."""
 
 import json
 import re
@@ -35,9 +35,9 @@ def owl(place) -> owl3_jax.Owl3Checkpoint:
 
 
 @pytest.fixture
-def generate(place, monkeypatch):
-    """Runs the tool in this process."""
-    return lambda *argv: run_here(monkeypatch, "generate.py", "--checkpoint", place / "checkpoint", *OPTIONS, *argv)
+def generate(place):
+    """Runs the subcommand in this process."""
+    return lambda *argv: run_here("generate", "--checkpoint", place / "checkpoint", *OPTIONS, *argv)
 
 
 def write_requests(path: Path, *requests: dict | str) -> Path:
@@ -56,7 +56,7 @@ def texts(path: Path) -> dict[int | str, list[str]]:
 def test_a_prompt_about_two_images_is_answered_on_stdout(place, owl):
     images = [place / "flower with blank.png", place / "china.jpg"]
     flags = [word for image in images for word in ("--image", image)]
-    done = run("generate.py", "--checkpoint", place / "checkpoint", *flags, "--prompt", QUESTION, *OPTIONS, "--temperature", 1)
+    done = run("generate", "--checkpoint", place / "checkpoint", *flags, "--prompt", QUESTION, *OPTIONS, "--temperature", 1)
     assert done.returncode == 0, done.stderr
     answers = [owl.generate(QUESTION, order, **SAME, temperature=1.0) for order in (images, images[::-1])]
     assert done.stdout.strip() == answers[0] != answers[1]
@@ -106,7 +106,7 @@ def test_a_file_of_requests_goes_on_where_it_was_cut_off(place, owl, generate):
     )
     out = place / "results.jsonl"
     argv = ("--jsonl", requests, "--out", out, "--max-frames", 2, "--batch-size", 2)
-    first = run("generate.py", "--checkpoint", place / "checkpoint", *OPTIONS, *argv)
+    first = run("generate", "--checkpoint", place / "checkpoint", *OPTIONS, *argv)
     assert first.returncode == 1 and re.search("error: 2 of 6 requests failed, see .*results.jsonl", first.stderr)
     results = read(out)
     assert "missing.jpg" in results.pop("lost")["error"] and "line 6: no valid JSON" in results.pop(6)["error"]

@@ -1,0 +1,47 @@
+"""The command `owl3`: what it lists, how fast, and what it says about a name that is wrong."""
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import owl3_jax.cli
+from owl3_jax.cli import SUBCOMMANDS, main
+
+FILES = {path.stem for path in Path(owl3_jax.cli.__file__).parent.glob("*.py")}
+
+
+@pytest.mark.parametrize("argv", [[], ["--help"], ["-h"]])
+def test_it_lists_the_subcommands(argv, capsys):
+    main(argv)
+    printed = capsys.readouterr().out
+    assert [line.split()[0] for line in printed.splitlines() if line.startswith("  ")] == list(SUBCOMMANDS)
+
+
+@pytest.mark.parametrize(("name", "nearest"), [("generat", "generate"), ("parit", "parity"), ("evaluate", "eval")])
+def test_an_unknown_subcommand_exits_with_2_and_the_nearest_name(name, nearest, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main([name])
+    assert f"no subcommand '{name}'; the nearest is '{nearest}'" in capsys.readouterr().err
+
+
+def test_it_passes_arguments_on(monkeypatch):
+    module, given = importlib.import_module("owl3_jax.cli.convert"), []
+    monkeypatch.setattr(module, "main", given.append)
+    main(["convert", "--from", "a"])
+    assert given == [["--from", "a"]]
+
+
+def test_listing_them_imports_nothing_heavy():
+    program = "import sys, owl3_jax.cli; owl3_jax.cli.main(['--help']); print(*{m.partition('.')[0] for m in sys.modules})"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert not {"jax", "numpy", "tyro", "flax"} & set(done.stdout.splitlines()[-1].split())
+
+
+@pytest.mark.parametrize("name", SUBCOMMANDS)
+def test_every_subcommand_has_its_own_help(name, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main([name, "--help"])
+    assert f"usage: owl3 {name} [-h]" in " ".join(capsys.readouterr().out.split())
