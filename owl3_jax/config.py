@@ -1,22 +1,37 @@
 """Every setting of a run, as frozen dataclasses that check themselves.
 
 `ModelConfig` is the architecture (what a checkpoint fixes), `ComputeConfig` how it is computed
-(dtypes, memory), the rest describes a training or evaluation run. A file in `configs/` builds one
-`Config`; `owl3_jax.command_line` overrides single fields of it.
+(dtypes, memory), `ProcessorConfig` what the model reads; the rest describes a training or evaluation
+run. A file in `configs/` builds one `Config`; `owl3_jax.host.command_line` overrides single fields of it.
 """
 
 import dataclasses
 import re
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, Protocol, TypeVar, cast, runtime_checkable
 
 Form = Literal["gated", "static", "joint"]
 Remat = Literal["none", "dots", "minimal", "full", "offload"]
 DType = Literal["float32", "bfloat16"]
 AttentionBackend = Literal["auto", "xla", "pallas"]
+ChatStyle = Literal["chatml", "plain"]
+MediaStyle = Literal["words", "markers"]
+FrameRule = Literal["per_second", "middle"]
+
+JsonTree = dict[str, Any]  # Any: the values of a JSON object, which are checked where they are read
 
 
 class ConfigError(ValueError):
     """A setting that cannot work, with the field's name and what would."""
+
+
+@runtime_checkable
+class _Dataclass(Protocol):
+    """An instance of any dataclass."""
+
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[object]]]
+
+
+_T = TypeVar("_T")  # a dataclass
 
 
 def _require(condition: bool, message: str) -> None:
@@ -24,7 +39,7 @@ def _require(condition: bool, message: str) -> None:
         raise ConfigError(message)
 
 
-def _require_positive(config: Any, *names: str) -> None:
+def _require_positive(config: object, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
         _require(value > 0, f"{type(config).__name__}.{name} must be positive, got {value}")
@@ -36,24 +51,6 @@ def _is_regex(pattern: str) -> bool:
     except re.error:
         return False
     return True
-
-
-def _plain_fields(cls: type, tree: dict[str, Any]) -> dict[str, Any]:
-    """The numbers and switches in `tree` that `cls` has a field for; JSON may write 1000000 for 1e6."""
-    kinds = {field.name: field.type for field in dataclasses.fields(cls) if field.type in (int, float, bool)}
-    return {name: float(tree[name]) if kind is float else tree[name] for name, kind in kinds.items() if name in tree}
-
-
-def _refuse_other_computations(tree: dict[str, Any]) -> None:
-    """Raises ConfigError when a config.json asks for what other models of the Qwen2 family compute, and this one does not."""
-    rope = tree.get("rope_scaling") or tree.get("rope_parameters") or {}
-    _require(
-        rope.get("rope_type", rope.get("type", "default")) == "default",
-        f"rope_scaling {rope} is not supported; without it the model reads up to max_position_embeddings positions as trained",
-    )
-    _require(not tree.get("use_sliding_window"), "use_sliding_window is not supported: every layer sees the whole text")
-    activation = tree.get("hidden_act", "silu")
-    _require(activation == "silu", f"hidden_act {activation!r} is not supported: the MLP is SwiGLU, with silu")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,36 +128,6 @@ class ModelConfig:
             f"hyper_layers {layers} must be increasing numbers from 1 to num_hidden_layers ({self.num_hidden_layers})",
         )
         _require(self.form in ("gated", "static", "joint"), f"form must be gated, static or joint, got {self.form!r}")
-
-    @classmethod
-    def from_hf(cls, tree: dict[str, Any], form: Form) -> "ModelConfig":
-        """The architecture from a released checkpoint's config.json.
-
-        config.json does not tell the form; the checkpoint's tensor names do (`owl3_jax.convert`). Settings that it leaves out
-        are those of 7B-240728, keys that are unknown here are ignored.
-
-        Raises ConfigError for settings that ask for another computation.
-        """
-        _refuse_other_computations(tree)
-        tree = {**(tree.get("rope_parameters") or {}), **tree}  # where newer configs keep rope_theta
-        return cls(
-            form=form,
-            hyper_layers=tuple(tree["hyper_layers"]),
-            vision=VisionConfig(**_plain_fields(VisionConfig, tree.get("vision_config") or {})),
-            **_plain_fields(cls, tree),
-        )
-
-    def to_hf(self) -> dict[str, Any]:
-        """What an official config.json says of this architecture; `from_hf`, told the form, undoes it."""
-        tree = dataclasses.asdict(self)
-        vision = tree.pop("vision")
-        return {
-            "architectures": ["mPLUGOwl3Model"],
-            "model_type": "mplugowl3",
-            **{name: value for name, value in tree.items() if name != "form"},
-            "hyper_layers": list(self.hyper_layers),
-            "vision_config": {"model_type": "siglip_vision_model", **vision},
-        }
 
     @property
     def head_dim(self) -> int:
@@ -302,8 +269,10 @@ class EvalConfig:
     batch_shapes: int = 5  # at most so many different ones; each is compiled once
     samples_shown: int = 8  # on the contact sheet
     seed: int = 0
+    tasks: tuple[str, ...] = ("exact_match", "distractor_resistance")  # names in owl3_jax.evaluation.tasks
 
     def __post_init__(self) -> None:
+        _require(bool(self.tasks), "eval.tasks is empty: name at least one task")
         _require_positive(self, "questions", "distractor_questions", "distractor_draws", "max_new_tokens")
         _require_positive(self, "images_per_batch", "batch_shapes", "samples_shown")
         for name in ("exact_match_images", "distractor_images"):
@@ -334,27 +303,29 @@ class Config:
         _require(self.compute.cache_dtype is None, "compute.cache_dtype must be None in a run: int8 is for from_pretrained")
 
 
-def field_differences(saved: Any, wanted: Any, name: str) -> list[str]:
+def field_differences(saved: _Dataclass, wanted: _Dataclass, name: str) -> list[str]:
     """One line for each field that differs: `model.hidden_size: 64 there, 128 in this run`, the dataclasses being a `model`."""
     lines = []
     for field in dataclasses.fields(wanted):
         path, before, now = f"{name}.{field.name}", getattr(saved, field.name), getattr(wanted, field.name)
-        if dataclasses.is_dataclass(now):
+        if isinstance(now, _Dataclass):
             lines += field_differences(before, now, path)
         elif before != now:
             lines.append(f"{path}: {before!r} there, {now!r} in this run")
     return lines
 
 
-def load_json_tree(cls: type, tree: dict[str, Any]) -> Any:
+def load_json_tree(cls: type[_T], tree: JsonTree) -> _T:
     """The dataclass `cls` from the plain dict that `dataclasses.asdict` and JSON made of it.
 
-    Raises ConfigError when a field is unknown or missing.
+    A field that the dict lacks keeps its default: the dict may be older than the field.
+
+    Raises ConfigError when a field is unknown or a value cannot work.
     """
-    fields = {field.name: field for field in dataclasses.fields(cls)}
+    fields = {field.name: field for field in dataclasses.fields(cast(type[_Dataclass], cls))}
     unknown = sorted(set(tree) - set(fields))
     _require(not unknown, f"{cls.__name__} has no field {', '.join(unknown)}; it has {', '.join(fields)}")
-    values = {}
+    values: JsonTree = {}
     for name, value in tree.items():
         kind = fields[name].type
         if isinstance(kind, type) and dataclasses.is_dataclass(kind):

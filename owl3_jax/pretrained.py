@@ -11,7 +11,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from owl3_jax.config import ComputeConfig, DType, ModelConfig
-from owl3_jax.convert.load import load_config, load_params
+from owl3_jax.convert.load import load_params
+from owl3_jax.formats.checkpoint import load_config
 from owl3_jax.inference.engine import Engine, forward
 from owl3_jax.inference.feature_cache import FeatureCache
 from owl3_jax.inference.quantize import weight_quantizer
@@ -19,13 +20,12 @@ from owl3_jax.inference.runtime import Runtime
 from owl3_jax.inference.sampling import Sampling
 from owl3_jax.inference.session import Session
 from owl3_jax.models.qwen2 import unstack_layers
+from owl3_jax.params import Params
 from owl3_jax.processing.chat import Message
 from owl3_jax.processing.images import ImageSource
 from owl3_jax.processing.processor import Prepared, Processor, Sample
 from owl3_jax.processing.video import VideoSource
 from owl3_jax.sharding import devices_along
-
-Params = dict[str, Any]
 
 FEATURE_CACHE_BYTES = 2**29  # 200 images of the 1B in float32, 100 of the 7B in bfloat16
 

@@ -1,10 +1,4 @@
-"""A converted directory: what orbax and the rest of this project read, with all that the way back needs.
-
-params/                  the parameters, an orbax checkpoint (`owl3_jax.convert.orbax_params`)
-model.json               ModelConfig, and whether the official files hold a tied head twice
-unused.safetensors       official tensors that the model never reads, unchanged; absent if there are none
-config.json, tokenizer.json, ...  the other files of the official directory
-"""
+"""Writes converted directories; `owl3_jax.formats.converted` describes and reads them."""
 
 import contextlib
 import dataclasses
@@ -14,20 +8,12 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from owl3_jax.config import ConfigError, ModelConfig, load_json_tree
+from owl3_jax.config import ModelConfig
 from owl3_jax.convert.official import OfficialCheckpoint
 from owl3_jax.convert.orbax_params import Advance, write_params
-from owl3_jax.formats.weight_files import CheckpointError, Tensor, read_safetensors
+from owl3_jax.formats.converted import MODEL, PARAMS, UNUSED
+from owl3_jax.formats.weight_files import CheckpointError
 from owl3_jax.formats.weight_writer import TensorSpec, WeightWriter
-
-PARAMS = "params"
-MODEL = "model.json"
-UNUSED = "unused"
-
-
-def is_converted(directory: Path) -> bool:
-    """Whether `write_converted` wrote this directory."""
-    return (directory / MODEL).exists() and (directory / PARAMS).exists()
 
 
 @contextlib.contextmanager
@@ -56,23 +42,3 @@ def write_converted(directory: Path, config: ModelConfig, checkpoint: OfficialCh
         for tensor in checkpoint.unused:
             writer.write(tensor.name, tensor.read())
     write_params(directory / PARAMS, checkpoint.parameters, advance)
-
-
-def read_model(directory: Path) -> tuple[ModelConfig, bool]:
-    """The architecture of a converted directory, and whether the official files hold a tied head twice."""
-    try:
-        about = json.loads((directory / MODEL).read_text())
-        return load_json_tree(ModelConfig, about["model"]), about["tied_head"]
-    except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
-        raise CheckpointError(directory, [f"{MODEL}: {error!r}"]) from error
-
-
-def read_unused(directory: Path) -> list[Tensor]:
-    """The official tensors in a converted directory that are no parameters."""
-    file = directory / f"{UNUSED}.safetensors"
-    if not file.exists():
-        return []
-    tensors, problems = read_safetensors(file)
-    if problems:
-        raise CheckpointError(directory, problems)
-    return list(tensors.values())

@@ -11,11 +11,14 @@ from pathlib import Path
 import numpy as np
 
 from owl3_jax.config import DType
-from owl3_jax.convert.converted import MODEL, new_directory, write_converted
-from owl3_jax.convert.official import load_config, open_checkpoint
+from owl3_jax.convert.converted import new_directory, write_converted
+from owl3_jax.convert.official import open_checkpoint
 from owl3_jax.convert.orbax_params import Advance
-from owl3_jax.convert.stored import StoredCheckpoint, is_stored, open_stored
+from owl3_jax.convert.stored import StoredCheckpoint, open_stored
 from owl3_jax.convert.table import EMBEDDING, TIED_HEAD, entries_for, official_names, official_shape, row_shape, to_official
+from owl3_jax.formats.checkpoint import is_stored, load_config
+from owl3_jax.formats.config_json import CONFIG, config_json_of
+from owl3_jax.formats.converted import MODEL
 from owl3_jax.formats.weight_files import CheckpointError
 from owl3_jax.formats.weight_writer import MAX_SHARD_BYTES, TensorSpec, WeightWriter
 from owl3_jax.formats.workdir import is_workdir
@@ -33,7 +36,7 @@ def to_orbax(source: Path, destination: Path, *, dtype: DType | None = None, adv
 
     Args:
         source: a directory in the official layout.
-        destination: a new directory (`owl3_jax.convert.converted` describes it); it appears when all of it is written.
+        destination: a new directory (`owl3_jax.formats.converted` describes it); it appears when all of it is written.
         dtype: of the parameters; each keeps its own by default.
         advance: called with the bytes just written and those of the whole.
 
@@ -120,7 +123,7 @@ def _tensors(stored: StoredCheckpoint) -> Iterator[tuple[str, np.ndarray]]:
 def _describe_run(workdir: Path, stored: StoredCheckpoint, directory: Path) -> None:
     """Writes config.json and copies what makes prompts for the model."""
     dtype = stored.parameters["language_model/embed_tokens"].dtype.name
-    (directory / "config.json").write_text(json.dumps(stored.config.to_hf() | {"torch_dtype": dtype}, indent=2) + "\n")
+    (directory / CONFIG).write_text(json.dumps(config_json_of(stored.config) | {"torch_dtype": dtype}, indent=2) + "\n")
     for name in _COPIED_FROM_A_RUN:
         if (workdir / name).exists():
             shutil.copyfile(workdir / name, directory / name)
@@ -132,5 +135,5 @@ def _copy_other_files(source: Path, directory: Path, dtype: DType | None) -> Non
         if file.is_file() and not file.name.endswith(_NOT_COPIED):
             shutil.copyfile(file, directory / file.name)
     if dtype:
-        path = directory / "config.json"
+        path = directory / CONFIG
         path.write_text(json.dumps(json.loads(path.read_text()) | {"torch_dtype": dtype}, indent=2) + "\n")

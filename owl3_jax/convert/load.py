@@ -12,24 +12,16 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
 from owl3_jax.config import ComputeConfig, DType, ModelConfig, field_differences
-from owl3_jax.convert import official
 from owl3_jax.convert.official import Parameter, open_checkpoint
 from owl3_jax.convert.orbax_params import StoredParameter
-from owl3_jax.convert.stored import is_stored, open_stored, read_stored_config
+from owl3_jax.convert.stored import open_stored
+from owl3_jax.formats.checkpoint import is_stored, load_config
 from owl3_jax.formats.weight_files import CheckpointError
 from owl3_jax.models.owl3 import abstract_params
 from owl3_jax.sharding import param_shardings
 
 Params = dict[str, Any]
 Convert = Callable[[str, Any], Mapping[str, Any]]  # path and value of a parameter -> others, by path
-
-
-def load_config(directory: Path) -> ModelConfig:
-    """The architecture of a checkpoint directory of any kind.
-
-    Raises CheckpointError when the directory does not tell it.
-    """
-    return read_stored_config(directory) if is_stored(directory) else official.load_config(directory)
 
 
 def load_params(
@@ -48,7 +40,7 @@ def load_params(
     Args:
         directory: a Hugging Face directory, one that `tools/convert_checkpoint.py` wrote, or a training run's workdir,
             whose last checkpoint is taken.
-        config: the architecture, as `load_config` tells it.
+        config: the architecture, from `owl3_jax.formats.checkpoint.load_config`.
         mesh: where to put the parameters, sharded by the rules; without one they are numpy arrays.
         dtype: what to cast to while reading; the checkpoint's own by default.
         vocab_multiple: as `ComputeConfig` has it: embedding and head get rows of zeros up to a multiple.
@@ -62,7 +54,7 @@ def load_params(
         stored = open_stored(directory, cast)
         _require_same_model(directory, stored.config, config)
         return read_parameters(stored.parameters, config, mesh, vocab_multiple, convert)
-    _require_same_model(directory, official.load_config(directory), config)
+    _require_same_model(directory, load_config(directory), config)
     return read_parameters(open_checkpoint(directory, config, cast).parameters, config, mesh, vocab_multiple, convert)
 
 

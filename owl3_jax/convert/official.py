@@ -1,7 +1,6 @@
 """An official checkpoint as our parameters, checked whole before anything of it is read."""
 
 import dataclasses
-import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -11,12 +10,11 @@ import flax.linen as nn
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from owl3_jax.config import ComputeConfig, ConfigError, ModelConfig
+from owl3_jax.config import ComputeConfig, ModelConfig
 from owl3_jax.convert.table import (
     TIED_HEAD,
     Entry,
     entries_for,
-    form_of,
     from_official,
     official_names,
     official_shape,
@@ -27,11 +25,6 @@ from owl3_jax.formats.weight_files import CheckpointError, Tensor, find_tensors
 from owl3_jax.models.owl3 import abstract_params
 
 Index = tuple[slice, ...]
-
-_NO_CHECKPOINT = (
-    "it has no config.json (of an official checkpoint), no model.json with params/ (of a converted one) "
-    "and no checkpoints/ (of a training run: train first)"
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,23 +58,6 @@ class OfficialCheckpoint:
     parameters: dict[str, Parameter]  # by path, "/" between levels
     unused: tuple[Tensor, ...]  # of the official model, but never read
     tied_head: bool  # the embedding stands there twice
-
-
-def load_config(directory: Path) -> ModelConfig:
-    """The architecture of an official checkpoint directory: config.json, and the form that its tensor names tell.
-
-    Raises CheckpointError when config.json is missing, no JSON, or describes no model.
-    """
-    path = directory / "config.json"
-    try:
-        tree = json.loads(path.read_text())
-        return ModelConfig.from_hf(tree, form_of(find_tensors(directory)))
-    except FileNotFoundError as error:
-        raise CheckpointError(directory, [_NO_CHECKPOINT]) from error
-    except KeyError as error:
-        raise CheckpointError(directory, [f"config.json has no {error}"]) from error
-    except (ConfigError, TypeError, json.JSONDecodeError) as error:
-        raise CheckpointError(directory, [f"config.json: {error}"]) from error
 
 
 def open_checkpoint(directory: Path, config: ModelConfig, dtype: np.dtype | None = None) -> OfficialCheckpoint:

@@ -136,14 +136,6 @@ def is_unused(name: str, config: ModelConfig) -> bool:
     return any(re.fullmatch(pattern.replace("{last}", last), name) for pattern in _UNUSED)
 
 
-def form_of(names: Iterable[str]) -> Form:
-    """Which form of hyper attention a checkpoint with tensors of these names has."""
-    names = tuple(names)
-    if any(name.endswith("self_attn.gate_proj.0.weight") for name in names):
-        return "gated"
-    return "static" if any(name.endswith("self_attn.gate") for name in names) else "joint"
-
-
 class Names(NamedTuple):
     """The tensor names of a checkpoint, sorted by what the table says of them."""
 

@@ -8,8 +8,6 @@ tokenizer.json, ...       other files of the run
 import json
 from pathlib import Path
 
-import orbax.checkpoint as ocp
-
 from owl3_jax.config import ModelConfig, load_json_tree
 from owl3_jax.formats.weight_files import CheckpointError
 
@@ -27,16 +25,26 @@ def last_checkpoint(workdir: Path) -> Path:
     Raises CheckpointError when there is none.
     """
     directory = workdir / CHECKPOINTS
-    steps = ocp.utils.checkpoint_steps(directory)
-    if not steps:
+    complete = [path for path in directory.iterdir() if _is_complete(path)]
+    if not complete:
         raise CheckpointError(workdir, [f"no complete checkpoint in {directory}: train first (train.py --workdir {workdir})"])
-    return directory / str(max(steps))
+    return max(complete, key=lambda path: int(path.name))
+
+
+def _is_complete(path: Path) -> bool:
+    """Whether orbax has finished this checkpoint.
+
+    On a file system orbax writes to STEP.orbax-checkpoint-tmp-... and renames that to STEP once everything is on disk, so a
+    directory whose name is a number is complete. (On object storage, where nothing can be renamed, it leaves a file that
+    says so; a `Path` never points there.)
+    """
+    return path.name.isascii() and path.name.isdigit() and path.is_dir()
 
 
 def read_run_model(checkpoint: Path) -> ModelConfig:
-    """The architecture that a run's checkpoint is of.
+    """The architecture that a run's checkpoint was made with.
 
-    Raises CheckpointError when it cannot be told.
+    Raises CheckpointError when its description cannot be read.
     """
     try:
         run = json.loads((checkpoint / "run" / "metadata").read_text())  # a name that orbax chose

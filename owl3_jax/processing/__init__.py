@@ -7,7 +7,8 @@ images           anything that is an image to upright RGB
 crops            a large image as a grid of squares
 video            files, folders and lists of frames, by `video_sampling`, `video_frames` and `video_file`
 media            pictures and videos: their text and their views
+placeholders     placeholders for a question that has none
 processor        all of it: one `Sample` per conversation
-pretrained       processors from and to checkpoint directories (needs jax)
+settings         a processor as processor.json and checkpoints describe it
 batch            samples to the batch form
 """

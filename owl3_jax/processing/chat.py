@@ -17,9 +17,10 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple
 
+from owl3_jax.config import ChatStyle
+
 Message = Mapping[str, str]
 Kind = Literal["text", "marker", "media", "image"]
-Style = Literal["chatml", "plain"]
 
 IMAGE = "<|image|>"
 VIDEO = "<|video|>"
@@ -45,7 +46,7 @@ class Chunk(NamedTuple):
 
 
 def chat_chunks(
-    messages: Sequence[Message], *, training: bool, style: Style = "chatml", media: Sequence[Sequence[Chunk]] | None = None
+    messages: Sequence[Message], *, training: bool, style: ChatStyle = "chatml", media: Sequence[Sequence[Chunk]] | None = None
 ) -> list[Chunk]:
     """Lays out a conversation.
 
@@ -76,7 +77,7 @@ def chat_chunks(
     return _without_trailing_targets(chunks)
 
 
-def find_placeholders(messages: Sequence[Message], style: Style = "chatml", *, training: bool) -> list[str]:
+def find_placeholders(messages: Sequence[Message], style: ChatStyle = "chatml", *, training: bool) -> list[str]:
     """Every `<|image|>` and `<|video|>` of the user's text in its order; takes and raises what `chat_chunks` does."""
     if not messages:
         raise ValueError("there are no messages: a conversation needs at least one user message")

@@ -11,17 +11,15 @@ crop, a whole image or a video frame. There are two sets of templates:
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Literal
 
 import numpy as np
 
+from owl3_jax.config import MediaStyle
 from owl3_jax.processing import crops
 from owl3_jax.processing.chat import CUT_END, CUT_START, IMAGE, VIDEO_END, VIDEO_START, Chunk
 from owl3_jax.processing.crops import Grid
 from owl3_jax.processing.images import ImageSource, load_image, squash
 from owl3_jax.processing.video import Video
-
-MediaStyle = Literal["words", "markers"]
 
 _VIEW = Chunk(IMAGE, "image")
 

@@ -8,11 +8,15 @@ from typing import Any, NamedTuple, get_args
 
 import numpy as np
 
-from owl3_jax.processing.chat import IMAGE, VIDEO, Message, Style, chat_chunks, find_placeholders
+from owl3_jax.config import ChatStyle, MediaStyle
+from owl3_jax.processing.chat import IMAGE, VIDEO, Message, chat_chunks, find_placeholders
 from owl3_jax.processing.crops import choose_grid
 from owl3_jax.processing.images import ImageSource, upright_size
-from owl3_jax.processing.media import Clip, MediaStyle, Picture
+from owl3_jax.processing.media import Clip, Picture
+from owl3_jax.processing.placeholders import as_messages
+from owl3_jax.processing.settings import SETTINGS, naming_damage, read_settings, settings_of_checkpoint, write_settings
 from owl3_jax.processing.tokenizer import ChatTokenizer
+from owl3_jax.processing.tokenizer_files import FAST, read_tokenizer
 from owl3_jax.processing.video import VideoSampling, VideoSource, open_video
 
 
@@ -58,7 +62,7 @@ class Processor:
 
     tokenizer: ChatTokenizer
     image_size: int  # S, pixels
-    style: Style = "chatml"
+    style: ChatStyle = "chatml"
     media_style: MediaStyle = "words"  # what crops and videos become in the text
     crop: bool = False  # for calls that don't say
     video_sampling: VideoSampling = dataclasses.field(default_factory=VideoSampling)
@@ -66,23 +70,32 @@ class Processor:
     def __post_init__(self) -> None:
         if self.image_size < 1:
             raise ValueError(f"image_size is {self.image_size}; it must be at least 1 pixel")
-        for name, allowed in (("style", get_args(Style)), ("media_style", get_args(MediaStyle))):
+        for name, allowed in (("style", get_args(ChatStyle)), ("media_style", get_args(MediaStyle))):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(allowed)}")
 
     @classmethod
     def from_pretrained(cls, directory: str | Path) -> "Processor":
-        """The processor of a checkpoint directory; see `owl3_jax.processing.pretrained.load_processor`."""
-        # Imported here: it reads checkpoints and so needs jax, which the processes that only make samples do without.
-        from owl3_jax.processing.pretrained import load_processor
+        """The processor of a checkpoint directory: official, converted, or a training run's.
 
-        return load_processor(Path(directory))
+        Its settings are those of processor.json, or else those that follow from the model (`settings_of_checkpoint`).
+
+        Raises:
+            FileNotFoundError: the directory has no tokenizer.
+            ValueError: a file is damaged, or the directory holds no model (CheckpointError).
+        """
+        directory = Path(directory)
+        tokenizer, path = read_tokenizer(directory), directory / SETTINGS
+        if not path.exists():
+            return cls(tokenizer, **settings_of_checkpoint(directory))
+        with naming_damage(path):
+            return cls(tokenizer, **read_settings(path))
 
     def save(self, directory: str | Path) -> None:
         """Writes tokenizer.json and processor.json, from which `from_pretrained` makes the same processor."""
-        from owl3_jax.processing.pretrained import save_processor
-
-        save_processor(self, Path(directory))
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "tokenizer"}
+        write_settings(Path(directory) / SETTINGS, fields)
+        self.tokenizer.save(Path(directory) / FAST)
 
     def __call__(
         self,
@@ -172,13 +185,6 @@ def _as_list(values: Sequence[Any] | None, name: str) -> list[Any]:
     if not isinstance(values, Sequence) or isinstance(values, str | bytes):
         raise ValueError(f"{name} must be a list, got a single {type(values).__name__}; put it into a list")
     return list(values)
-
-
-def as_messages(question: str, images: int, videos: int) -> list[Message]:
-    """One user message; without any placeholder in it, those of the images and videos stand before it, a line each."""
-    bare = IMAGE not in question and VIDEO not in question
-    placeholders = f"{IMAGE}\n" * images + f"{VIDEO}\n" * videos if bare else ""
-    return [{"role": "user", "content": placeholders + question}]
 
 
 def _check_count(placeholders: Sequence[str], placeholder: str, given: int, kind: str) -> None:

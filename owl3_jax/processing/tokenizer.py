@@ -42,7 +42,11 @@ class ChatTokenizer:
 
     def save(self, path: str | Path) -> None:
         """Writes a tokenizer.json that `from_file` reads."""
-        Path(path).write_text(self._tokenizer.to_str(pretty=True), encoding="utf-8")
+        Path(path).write_text(self.to_json(), encoding="utf-8")
+
+    def to_json(self) -> str:
+        """The text of a tokenizer.json."""
+        return self._tokenizer.to_str(pretty=True)
 
     @property
     def vocab_size(self) -> int:

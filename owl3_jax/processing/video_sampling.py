@@ -4,11 +4,10 @@ import dataclasses
 import itertools
 import typing
 from fractions import Fraction
-from typing import Literal
 
 import numpy as np
 
-Rule = Literal["per_second", "middle"]
+from owl3_jax.config import FrameRule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,13 +21,13 @@ class VideoSampling:
     """
 
     max_frames: int = 16
-    rule: Rule = "per_second"
+    rule: FrameRule = "per_second"
 
     def __post_init__(self) -> None:
         if self.max_frames < 1:
             raise ValueError(f"max_frames is {self.max_frames}; a video needs at least one frame")
-        if self.rule not in typing.get_args(Rule):
-            raise ValueError(f"the sampling rule is {self.rule!r}; it must be one of {', '.join(typing.get_args(Rule))}")
+        if self.rule not in typing.get_args(FrameRule):
+            raise ValueError(f"the sampling rule is {self.rule!r}; it must be one of {', '.join(typing.get_args(FrameRule))}")
 
     def indices(self, num_frames: int, fps: Fraction | float) -> list[int]:
         """The frames to take, in ascending order; `middle` may name the last one several times.

@@ -15,7 +15,9 @@ from safetensors.torch import save_file
 
 from owl3_jax.batch import Batch
 from owl3_jax.config import ComputeConfig, Form, ModelConfig
-from owl3_jax.convert.load import load_config, load_params
+from owl3_jax.convert.load import load_params
+from owl3_jax.formats.checkpoint import load_config
+from owl3_jax.formats.config_json import config_json_of
 from tests.parity.torch_owl3 import TorchOwl3
 from tests.tiny import model_config
 
@@ -47,7 +49,7 @@ def pair(form: Form = "gated", *, image_size: int = 11, patch_size: int = 3, **c
         if config.tie_word_embeddings:
             del tensors["language_model.lm_head.weight"]
         save_file(tensors, directory / "model.safetensors")
-        (directory / "config.json").write_text(json.dumps(config.to_hf()))
+        (directory / "config.json").write_text(json.dumps(config_json_of(config)))
         assert load_config(directory) == config
         params = jax.tree.map(jnp.asarray, load_params(directory, config))
     return Pair(config, reference.double(), params)

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from owl3_jax.config import Form
 from owl3_jax.convert.cases import read_cases
 from owl3_jax.data.digits.tokenizer import make_tokenizer
+from owl3_jax.formats.config_json import config_json_of
 from owl3_jax.processing.crops import choose_grid
 from owl3_jax.processing.images import squash
 from tests.parity.ladder import Pair, pair, sample
@@ -108,7 +109,7 @@ def official(tmp_path, monkeypatch):
         built = pair(form, vocab_size=53)
         tensors = {name: tensor.float() for name, tensor in built.reference.state_dict().items()}
         save_file(tensors, tmp_path / "model.safetensors")
-        (tmp_path / "config.json").write_text(json.dumps(built.config.to_hf()))
+        (tmp_path / "config.json").write_text(json.dumps(config_json_of(built.config)))
         make_tokenizer().save(tmp_path / "tokenizer.json")
         monkeypatch.setattr(transformers.AutoModel, "from_pretrained", lambda *_, **options: StandIn(built.reference))
         return built

@@ -9,7 +9,8 @@ import pytest
 
 from owl3_jax.config import ComputeConfig
 from owl3_jax.convert.cases import Case, pad_cases, read_cases
-from owl3_jax.convert.load import load_config, load_params
+from owl3_jax.convert.load import load_params
+from owl3_jax.formats.checkpoint import load_config
 from owl3_jax.inference.generate import generate
 from owl3_jax.inference.runtime import Runtime
 from owl3_jax.models.owl3 import Outputs, Owl3

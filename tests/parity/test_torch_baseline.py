@@ -10,8 +10,9 @@ from safetensors.torch import load_file
 from torch_baseline import TorchOwl3
 
 from owl3_jax.convert.cases import Case, read_cases
-from owl3_jax.convert.load import load_config, load_params
+from owl3_jax.convert.load import load_params
 from owl3_jax.convert.table import params_to_official
+from owl3_jax.formats.checkpoint import load_config
 from tests.tolerances import BFLOAT16_LOGITS, GOLDEN_IMAGE_EMBEDS, GOLDEN_LOGITS
 
 GOLDEN = Path(__file__).parents[1] / "golden"

@@ -16,6 +16,7 @@ from owl3_jax.config import (
     VisionConfig,
     load_json_tree,
 )
+from owl3_jax.formats.config_json import config_json_of, model_from_config_json
 from owl3_jax.released import NAMED_SIZES
 
 
@@ -72,9 +73,9 @@ def test_settings_that_cannot_work_are_refused(cls: type, values: dict[str, Any]
 @pytest.mark.parametrize("name", NAMED_SIZES)
 def test_config_json_and_back(name: str) -> None:
     config = NAMED_SIZES[name]
-    tree = json.loads(json.dumps(config.to_hf()))
+    tree = json.loads(json.dumps(config_json_of(config)))
     assert "form" not in tree
-    assert ModelConfig.from_hf(tree, config.form) == config
+    assert model_from_config_json(tree, config.form) == config
 
 
 def test_derived_sizes() -> None:

@@ -13,8 +13,8 @@ import owl3_jax
 from owl3_jax.config import ConfigError, MeshConfig
 from owl3_jax.convert.cases import read_cases
 from owl3_jax.convert.directories import to_orbax
-from owl3_jax.convert.load import load_config
 from owl3_jax.data.digits.tokenizer import VOCAB_SIZE, make_tokenizer
+from owl3_jax.formats.checkpoint import load_config
 from owl3_jax.inference.sampling import Sampling
 from owl3_jax.processing.processor import Sample
 from owl3_jax.sharding import make_mesh

@@ -8,8 +8,9 @@ from jax.sharding import PartitionSpec as P
 
 from owl3_jax.config import ComputeConfig, MeshConfig
 from owl3_jax.convert.directories import to_orbax
-from owl3_jax.convert.load import load_config, load_params
+from owl3_jax.convert.load import load_params
 from owl3_jax.convert.official import Parameter
+from owl3_jax.formats.checkpoint import load_config
 from owl3_jax.models.owl3 import abstract_params
 from owl3_jax.sharding import make_mesh, param_shardings
 from tests.unit.convert.checkpoints import GOLDEN

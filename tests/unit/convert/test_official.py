@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from owl3_jax.config import ModelConfig, VisionConfig
-from owl3_jax.convert.official import Parameter, load_config, open_checkpoint
+from owl3_jax.convert.official import Parameter, open_checkpoint
 from owl3_jax.convert.table import Entry, official_shape, to_official
+from owl3_jax.formats.checkpoint import load_config
 from owl3_jax.formats.weight_files import CheckpointError, Tensor
 from tests.unit.convert.checkpoints import GOLDEN, edited, golden_tensors
 

@@ -12,9 +12,10 @@ from safetensors.numpy import save_file
 
 from owl3_jax.config import Form, ModelConfig, VisionConfig
 from owl3_jax.convert.directories import to_hugging_face, to_orbax
-from owl3_jax.convert.load import load_config
 from owl3_jax.convert.official import parameter_shapes
 from owl3_jax.convert.table import official_names, official_shape, row_shape
+from owl3_jax.formats.checkpoint import load_config
+from owl3_jax.formats.config_json import config_json_of
 from tests.tiny import FORMS
 from tests.unit.convert.checkpoints import Tensors, contents
 
@@ -78,7 +79,7 @@ def test_round_trip(form, tied, hyper_layers, sizes, dtype, max_shard_bytes):
         official, ours, back = (Path(place) / name for name in ("official", "ours", "back"))
         official.mkdir()
         save_file(tensors, official / "model.safetensors")
-        (official / "config.json").write_text(json.dumps(config.to_hf()))
+        (official / "config.json").write_text(json.dumps(config_json_of(config)))
         to_orbax(official, ours)
         to_hugging_face(ours, back, max_shard_bytes=max_shard_bytes)
         assert load_config(official) == load_config(ours) == load_config(back) == config

@@ -16,7 +16,6 @@ from owl3_jax.convert.table import (
     TABLE,
     Entry,
     entries_for,
-    form_of,
     from_official,
     official_names,
     official_shape,
@@ -25,6 +24,7 @@ from owl3_jax.convert.table import (
     sort_names,
     to_official,
 )
+from owl3_jax.formats.config_json import form_of
 from owl3_jax.models.owl3 import abstract_params
 from owl3_jax.released import NAMED_SIZES
 from tests.tiny import FORMS, model_config

@@ -16,9 +16,11 @@ import pytest
 
 from owl3_jax.config import ComputeConfig, Config, DataConfig, MeshConfig, ModelConfig
 from owl3_jax.convert.directories import to_hugging_face, to_orbax
-from owl3_jax.convert.load import load_config, load_params
+from owl3_jax.convert.load import load_params
 from owl3_jax.convert.orbax_params import StoredParameter
 from owl3_jax.data.digits.tokenizer import make_tokenizer
+from owl3_jax.formats.checkpoint import load_config
+from owl3_jax.formats.config_json import config_json_of
 from owl3_jax.formats.weight_files import CheckpointError
 from owl3_jax.models.owl3 import abstract_params
 from owl3_jax.processing.processor import Processor
@@ -155,7 +157,7 @@ def test_export_says_what_it_is_and_takes_tokenizer_and_processor_along(run, tmp
     assert files.keys() == {"config.json", "model.safetensors", "tokenizer.json", "processor.json"}
     assert files["tokenizer.json"].read_bytes() == (run / "tokenizer.json").read_bytes()
     assert not Processor.from_pretrained(tmp_path / "official").crop  # as in training, not as in released checkpoints
-    assert json.loads(files["config.json"].read_text()) == MODEL.to_hf() | {"torch_dtype": "bfloat16"}
+    assert json.loads(files["config.json"].read_text()) == config_json_of(MODEL) | {"torch_dtype": "bfloat16"}
     assert load_config(tmp_path / "official") == MODEL
 
 
