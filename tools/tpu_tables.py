@@ -2,9 +2,9 @@
 
     python tools/tpu_tables.py
 
-Numbers go to docs/benchmarks/tpu.json, one report of `tools/compile_tpu.py` for each program, then the tables between the
-markers of docs/tpu.md are written from there. What the file has is not compiled again. All takes an hour on two cores;
-`--only "stage 1, 7b"` or `--only "400 images"` does a part, again if it is there.
+Numbers go to docs/benchmarks/tpu.json, one report of `tools/compile_tpu.py` for each program; then the tables between the
+markers of docs/tpu.md are written from there. Programs already in the file are not compiled again. All of them take an hour on
+two cores; `--only "stage 1, 7b"` or `--only "400 images"` compiles a part, even if it is there.
 """
 
 import dataclasses
@@ -20,10 +20,11 @@ import tyro
 
 from owl3_jax.config import Remat
 from owl3_jax.host.files import write_text
+from owl3_jax.released import Size
 
 ROOT = Path(__file__).parents[1]
 # Remat policy and microbatches with the least bound of those that were tried and fit: in stage 1, in stages 2 and 3 of 7B,
-# and in those of the 2B. The 1B has room for `dots` in one piece everywhere. What stands in configs/ fits everywhere, too.
+# and in those of the 2B. The 1B has room for `dots` in one piece everywhere. The policy in configs/ fits everywhere, too.
 POLICIES: dict[str, tuple[tuple[Remat, int], tuple[Remat, int], tuple[Remat, int]]] = {
     "v5e:16x16": (("dots", 4), ("full", 1), ("dots", 4)),
     "v6e:16x16": (("dots", 1), ("dots", 4), ("dots", 2)),
@@ -31,6 +32,7 @@ POLICIES: dict[str, tuple[tuple[Remat, int], tuple[Remat, int], tuple[Remat, int
     "v4:4x4x8": (("dots", 2), ("dots", 8), ("dots", 4)),
     "tpu7x:4x4x8": (("dots", 1), ("dots", 2), ("dots", 1)),
 }
+SIZES: dict[str, Size] = {"7b": "7b-240728", "2b": "2b-241014", "1b": "1b-241014"}
 Reports = dict[str, Any]
 
 
@@ -45,7 +47,7 @@ class Case(NamedTuple):
 def _stage(stage: int, size: str, topology: str) -> Case:
     remat, parts = ("dots", 1) if size == "1b" else POLICIES[topology][0 if stage == 1 else 1 if size == "7b" else 2]
     policy = (f"--config.compute.remat={remat}", f"--config.train.microbatches={parts}")
-    config = f"configs/stage{stage}_{size}.py"
+    config = f"configs/stage{stage}.py:{SIZES[size]}"
     mesh = ("--mesh", "fsdp16") if size == "1b" else ()  # 256 does not divide its width
     return Case(f"stage {stage}, {size} on {topology}", ("--config", config, "--topology", topology, *mesh, *policy))
 
@@ -63,7 +65,7 @@ _ANSWERS = ("encode", "store", "prefill", "decode")
 PROMPTS = tuple(
     Case(
         f"{images} images on {topology}",
-        ("--config", "configs/owl3_7b_240728.py", "--topology", topology, "--images", str(images), *mesh),
+        ("--config", "configs/released.py:7b-240728", "--topology", topology, "--images", str(images), *mesh),
         _ANSWERS,
     )
     for images, topology, mesh in (
@@ -76,9 +78,9 @@ PROMPTS = tuple(
 
 @dataclasses.dataclass(frozen=True)
 class Flags:
-    """Compiles what the tables of docs/tpu.md still lack, and writes them."""
+    """Compiles what is missing in the tables of docs/tpu.md, and writes them."""
 
-    only: str = ""  # compile just what has this in its name, also where it is there already
+    only: str = ""  # compile only the programs with this in their name, even if they are there already
     reports: Path = ROOT / "docs/benchmarks/tpu.json"
     page: Path = ROOT / "docs/tpu.md"
 
@@ -98,7 +100,7 @@ def main() -> None:
 
 
 def compile_one(case: Case, program: str) -> Reports:
-    """The report of tools/compile_tpu.py, which runs by itself: what it leaves in memory goes with it."""
+    """The report of tools/compile_tpu.py, run as a process of its own, which frees its memory when it ends."""
     with tempfile.TemporaryDirectory() as directory:
         file = Path(directory) / "report.json"
         command = [sys.executable, "tools/compile_tpu.py", *case.arguments, "--program", program, "--json", str(file)]

@@ -1,9 +1,8 @@
-"""The parts of `tools/compile_tpu.py`: compiling the real programs for TPUs that are not there, and reading what came out.
+"""What `owl3 compile` is made of: compiling the real programs for TPUs that are not there, and reading the result.
 
-chips, topology     what there is to compile for
-programs            what is compiled: train step, and what answers a prompt, on abstract arguments
-compiled            compiling, and what the compiler says of memory
-hlo                 the text of a compiled module: loops, branches; read by collectives and traffic
-report, search      what the user sees
-both_ways           for tools/long_sequences.py
+chips, topology       what to compile for
+programs              what to compile: the train step and the programs that answer a prompt, on abstract arguments
+compiled              compiling, and the compiler's numbers on memory
+hlo                   the text of a compiled module: loops, branches; read by collectives, traffic and images
+report, search        what the user sees
 """

@@ -1,18 +1,18 @@
-"""What Google publishes of each TPU generation, by the name that a topology starts with.
+"""What Google publishes about each TPU generation, by the name that a topology starts with.
 
-Read in November 2026, under https://docs.cloud.google.com/tpu/docs:
+Read in November 2026, at https://docs.cloud.google.com/tpu/docs:
 
     v4     v4     operations and HBM
-    v5e    v5e    all; HBM as an older version of the page has it (the newest: 800), DCN a 256th of a pod's
+    v5e    v5e    all; HBM from an older version of the page (the newest has 800), DCN a 256th of a pod's
     v5p    v5p    all
     v6e    tpu7x  all, as a comparison; the page v6e has 1600 for HBM
     tpu7x  tpu7x  all
 
-The pages count ICI in both directions together; here it is what a chip can send over all its links. Two numbers of v4 stand on
-no page. Links: table 4 of arXiv 2304.01433 has six of 50 GB/s, seen in quotations only; that this means each way is concluded
-from https://github.com/jax-ml/scaling-book (tpus.md), which has 45 GB/s one way. DCN is what the same book calls typical.
+The pages count ICI in both directions together; here it is what a chip can send over all its links. Two numbers of v4 are on no
+page. Links: table 4 of arXiv 2304.01433 has six of 50 GB/s, known from quotations only; that this is the rate of one direction
+follows from https://github.com/jax-ml/scaling-book (tpus.md), which has 45 GB/s one way. DCN is what that book calls typical.
 
-That book has 10 % less for the links of v5e, v5p and v6e, too. Bounds stand on what is published.
+That book also has 10 % less for the links of v5e, v5p and v6e. Bounds use the published numbers.
 """
 
 from typing import NamedTuple
@@ -26,8 +26,8 @@ class Chip(NamedTuple):
     ici: float  # bytes a second, sent to neighbours within the slice
     dcn: float  # bytes a second, sent to other slices
     topology: str  # an example
-    devices: int = 1  # that jax sees of it
-    topology_options: tuple[tuple[str, str], ...] = ()  # that libtpu needs to show so many
+    devices: int = 1  # that jax sees on it
+    topology_options: tuple[tuple[str, str], ...] = ()  # that libtpu needs to show this many
 
 
 CHIPS: dict[str, Chip] = {

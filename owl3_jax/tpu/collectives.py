@@ -1,4 +1,4 @@
-"""Communication of a compiled module: what goes over the links of a device, by kind."""
+"""Communication of a compiled module: bytes sent over the links of a device, by kind."""
 
 import math
 import re
@@ -14,7 +14,7 @@ class Collective(NamedTuple):
 
     kind: str
     network: str  # ICI, within a slice, or DCN, between slices
-    conditional: bool  # within branches: done at most so often
+    conditional: bool  # within branches: `times` is an upper bound
     times: int
     bytes: float  # that the device sends
 
@@ -52,16 +52,16 @@ def _read(run: Run, line: Instruction) -> tuple[str, str, float] | None:
 
 
 def _sent(kind: str, result: int, n: int) -> float:
-    """Bytes that each of n devices sends at least, for a result of so many bytes on each."""
+    """Bytes that each of n devices sends at least, for a result of `result` bytes on each."""
     if kind == "collective-permute":
-        return result
+        return float(result)
     if kind == "reduce-scatter":
-        return result * (n - 1)
+        return float(result * (n - 1))
     return result * (2 if kind == "all-reduce" else 1) * (n - 1) / n
 
 
 def group_size(rest: str) -> int:
-    """Devices that take part in one operation, from its attributes; XLA has three ways to write them."""
+    """Devices that take part in one operation, from its attributes, which XLA writes in three ways."""
     if named := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", rest):
         sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", named[1])}
         parts = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", named[2])

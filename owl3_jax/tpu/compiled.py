@@ -1,4 +1,4 @@
-"""Compiling a program, and what the compiler tells about it."""
+"""Compiling a program, and what the compiler says about it."""
 
 import functools
 import math
@@ -7,7 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,13 @@ _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}
 _SIZE = r"([\d.]+)([KMGT]?)"
 
 
+Say = Callable[[str], None]  # takes a line on what is being done
+
+
+def _say_nothing(line: str) -> None:
+    """The default `Say`."""
+
+
 class OutOfMemory(RuntimeError):
     """A program that needs more memory than a device has; both in bytes of one device."""
 
@@ -33,11 +40,11 @@ class OutOfMemory(RuntimeError):
 
 
 class Seconds(NamedTuple):
-    """How long it took."""
+    """How long compiling took."""
 
     lowering: float  # tracing included
     compiling: float
-    cpu: float  # of both, on all cores: other work on this machine does not add to it
+    cpu: float  # of both, on all cores: unaffected by other work on this machine
 
 
 class Compiled(NamedTuple):
@@ -47,17 +54,17 @@ class Compiled(NamedTuple):
     executable: jax.stages.Compiled
     seconds: Seconds
     available: float
-    peak: float  # what the program holds at once, and what lies beside it
-    temporary: float
-    code: float
-    host: float  # in the host's memory
-    moved: float  # from and to HBM, at least
+    peak: float  # the most that the program holds at once, and `program.held` that it does not take as arguments
+    temporary: int
+    code: int
+    host: int  # in the host's memory
+    moved: int  # from and to HBM, at least
     collectives: list[Collective]
     open_loops: int  # `hlo.open_loops`
     images: Facts | None  # of a train step
 
 
-def compile_for(program: Program, topology: Topology, say: Callable[[str], None] = lambda line: None) -> Compiled:
+def compile_for(program: Program, topology: Topology, say: Say = _say_nothing) -> Compiled:
     """Compiles ahead of time. Raises OutOfMemory when it does not fit."""
     began, cpu = time.monotonic(), time.process_time()
     lowered = program.lower()
@@ -78,12 +85,12 @@ def compile_for(program: Program, topology: Topology, say: Callable[[str], None]
 
 
 def _compile(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled, Module]:
-    """The executable and the module in it, as libtpu writes it: what it has for v6e and tpu7x, jaxlib 0.10.2 cannot read."""
+    """The executable and its module, as libtpu dumps it: jaxlib 0.10.2 cannot read the modules of v6e and tpu7x."""
     with tempfile.TemporaryDirectory() as directory:
         executable = lowered.compile(compiler_options={"xla_dump_to": directory, "xla_dump_hlo_as_text": True})
         files = list(Path(directory).glob("*.after_optimizations.txt"))
         if not files:
-            raise RuntimeError("the compiler does not show what it has made; is this libtpu the one of constraints.txt?")
+            raise RuntimeError("the compiler did not dump its module; install the libtpu of constraints.txt")
         return executable, parse(max(files, key=lambda file: file.stat().st_size).read_text())
 
 
@@ -92,33 +99,33 @@ def _examine(
 ) -> Compiled:
     memory = executable.memory_analysis()
     if memory is None:
-        raise RuntimeError("the compiler does not tell what the program needs; is this libtpu the one of constraints.txt?")
-    beside = max(0, sum(device_bytes(tree) for tree in program.held.values()) - memory.argument_size_in_bytes)
+        raise RuntimeError("the compiler gives no memory analysis; install the libtpu of constraints.txt")
+    arguments, results = memory.argument_size_in_bytes, memory.output_size_in_bytes
+    rewritten = results - (0 if program.rewrites else memory.alias_size_in_bytes)
+    not_passed = max(0, sum(device_bytes(tree) for tree in program.held.values()) - arguments)
     return Compiled(
         program,
         executable,
         seconds,
         available_bytes(topology),
-        memory.peak_memory_in_bytes + beside,
+        float(memory.peak_memory_in_bytes + not_passed),
         memory.temp_size_in_bytes,
         memory.generated_code_size_in_bytes,
         memory.host_temp_size_in_bytes + memory.host_argument_size_in_bytes,
-        _moved(program, memory, module),
+        _moved(module, read=arguments - device_bytes(program.looked_up), written=rewritten),
         collectives(module),
         open_loops(module),
         image_facts(module, program.rows) if program.rows else None,
     )
 
 
-def _moved(program: Program, memory: Any, module: Module) -> float:
-    """Arguments are read, but for tables that are looked up, results written; what is made in between is both."""
-    read = memory.argument_size_in_bytes - device_bytes(program.looked_up)
-    results = memory.output_size_in_bytes - (0 if program.rewrites else memory.alias_size_in_bytes)
-    return read + max(results, 2 * bytes_made(module) - results)
+def _moved(module: Module, *, read: int, written: int) -> int:
+    """Bytes of arguments that are read and results that are written; intermediate arrays are both."""
+    return read + max(written, 2 * bytes_made(module) - written)
 
 
 def device_bytes(tree: object) -> int:
-    """Bytes of one device's part of abstract arrays; one without a sharding lies on each as a whole."""
+    """Bytes of one device's part of abstract arrays; each device has the whole of an array without a sharding."""
     total = 0
     for x in jax.tree.leaves(tree):
         sharding = getattr(x, "sharding", None)
@@ -128,7 +135,7 @@ def device_bytes(tree: object) -> int:
 
 
 def available_bytes(topology: Topology) -> float:
-    """Memory of one device that programs can use, as the compiler says when it refuses one that needs 8 TiB."""
+    """Memory of one device that programs can use, from the compiler's message when it refuses one that needs 8 TiB."""
     return _limit(topology.devices[0])
 
 

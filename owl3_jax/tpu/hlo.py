@@ -51,12 +51,12 @@ class Run(NamedTuple):
     """A computation as a part of one execution of the module."""
 
     computation: str
-    times: int  # a loop whose trip count nobody tells counts as one trip
-    conditional: bool  # it is within a branch that may not be taken
+    times: int  # a loop of unknown trip count counts as one trip
+    conditional: bool  # within a branch that may not be taken
 
 
 def parse(text: str) -> Module:
-    """The module that XLA writes as `after_optimizations.txt`."""
+    """The module in the text that XLA dumps as `after_optimizations.txt`."""
     computations: dict[str, list[Instruction]] = {}
     entry, current = "", []
     for line in text.splitlines():
@@ -86,7 +86,7 @@ def runs(module: Module) -> Iterator[Run]:
 
 
 def open_loops(module: Module) -> int:
-    """Loops whose trip count nobody tells."""
+    """The number of loops whose trip count is unknown."""
     loops = (x for lines in module.computations.values() for x in lines if x.opcode == "while")
     return sum(_trip_count(module, loop) is None for loop in loops)
 
@@ -97,7 +97,7 @@ def _called(instruction: Instruction) -> list[str]:
 
 
 def _trip_count(module: Module, loop: Instruction) -> int | None:
-    """What XLA notes, else the bound that the loop's condition compares its counter with, which starts at zero."""
+    """As noted by XLA, else the bound that the loop's condition compares its counter with, which starts at zero."""
     if known := _TRIP_COUNT.search(loop.rest):
         return int(known[1])
     condition = re.search(r"\bcondition=%?([\w.\-]+)", loop.rest)

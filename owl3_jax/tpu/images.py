@@ -1,4 +1,4 @@
-"""What a compiled train step does with images: whether it holds scores of text over images, and what it gathers on a device."""
+"""What a compiled train step does with images: whether it holds scores of text over images, and what it gathers."""
 
 import math
 import re
@@ -15,7 +15,7 @@ _GATHERS = ("all-gather", "all-reduce")  # XLA gathers by sums of padded parts, 
 
 
 class Rows(NamedTuple):
-    """The rows of a batch, to recognise their arrays by."""
+    """Sizes of a batch by which its arrays are recognised."""
 
     positions: int  # of a row, on one device
     images: int  # of a row, on one device
@@ -25,7 +25,7 @@ class Rows(NamedTuple):
 
     @classmethod
     def of(cls, config: Config, mesh: Mesh) -> "Rows":
-        """Those of a run."""
+        """The sizes of a run."""
         data, model, tokens = config.data, config.model, config.model.vision.tokens_per_image
         context = devices_along("image", mesh)
         images = data.rows // config.train.microbatches * data.images_per_row
@@ -38,14 +38,14 @@ class Gathered(NamedTuple):
     """An array that a collective operation leaves on each device."""
 
     array: Array
-    name: str  # of the operation in the model, empty where the compiler does not tell
+    name: str  # of the operation in the model; empty if unknown to the compiler
 
 
 class Facts(NamedTuple):
     """What a module does with images; arrays are those of one device.
 
-    Scores are told by their dims. Where a row has as many positions as an image has tokens, padded (768 in stage 1), those of
-    text over images look like the vision tower's own, and are not told.
+    Scores are recognised by their dims. Where a row has as many positions as an image has tokens, padded (768 in stage 1),
+    those of text over images look like the vision tower's own, and are not reported.
     """
 
     scores: Array | None  # the largest with the positions and the image tokens of a row among its dims: scores or a mask
@@ -55,7 +55,7 @@ class Facts(NamedTuple):
 
 
 def image_facts(module: Module, rows: Rows) -> Facts:
-    """Reads the shapes of all arrays of a module, also of those that only exist within a fusion."""
+    """Reads the shapes of all arrays of a module, including those that exist only within a fusion."""
     lines = [line for computation in module.computations.values() for line in computation]
     scores = [array for line in lines for array in arrays(line.shape) if _crosses(array, rows)]
     gathered = [
@@ -84,7 +84,7 @@ def _holds_images(array: Array, rows: Rows) -> bool:
 
 
 def _about(dim: int, tokens: int) -> bool:
-    """Whether a dim is so many tokens, padded to whole blocks of a kernel or not."""
+    """Whether a dim is this many tokens, padded to whole blocks of a kernel or not."""
     return tokens <= dim <= tokens * 9 / 8
 
 

@@ -1,9 +1,9 @@
-"""The real programs on abstract arguments: shapes, dtypes and shardings, no array."""
+"""The real programs on abstract arguments: shapes, dtypes and shardings instead of arrays."""
 
 import dataclasses
 import functools
-from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import flax.linen as nn
 import jax
@@ -19,46 +19,49 @@ from owl3_jax.inference.runtime import Runtime
 from owl3_jax.inference.sampling import Sampling
 from owl3_jax.models.owl3 import abstract_params
 from owl3_jax.models.qwen2 import Images, Text, TextCache
+from owl3_jax.params import Params
 from owl3_jax.sharding import batch_sharding, devices_along, param_shardings
 from owl3_jax.tpu.images import Rows
 from owl3_jax.training.step import abstract_state, example_batch, make_train_step
 
 Name = Literal["train", "encode", "store", "prefill", "decode"]
+Lower = Callable[[], jax.stages.Lowered]
+Tree = TypeVar("Tree")
 
 NEW_TOKENS = 256  # room for an answer
 _TOKENS_PER_IMAGE, _OTHER_TOKENS = 5, 40  # of a prompt: placeholders as the released tokenizers write them, and a question
 
 
 class Program(NamedTuple):
-    """A program that can be compiled, and what is known of it beforehand."""
+    """A program that can be compiled, and what is known about it beforehand."""
 
     name: Name
-    what: str  # that one execution does
-    lower: Callable[[], jax.stages.Lowered]
+    what: str  # one execution in words
+    lower: Lower
     flops: int  # of the model, over all devices
-    computed: int  # with what is computed again to save memory
-    held: dict[str, Any]  # abstract arrays that lie in memory while it runs, by what they are
-    rewrites: bool  # arguments that it takes over are written anew as a whole, not in a few places
+    computed: int  # including what is computed again to save memory
+    held: Mapping[str, object]  # trees of abstract arrays that are in memory while it runs, by what they are
+    rewrites: bool  # donated arguments are overwritten as a whole, not in a few places
     remat: Remat = "none"
     microbatches: int = 1
     rows: Rows | None = None  # of a train step
-    looked_up: Any = None  # of what is held, tables of which a few rows are read
+    looked_up: object = None  # among `held`, a table of which a few rows are read
 
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-    """What is asked: images and text of one prompt, in as many rows as the mesh needs."""
+    """Size of a prompt, which is repeated in as many rows as the mesh needs."""
 
     images: int
     tokens: int
 
     @classmethod
     def with_images(cls, images: int) -> "Prompt":
-        """A question about so many images."""
+        """A question about this many images."""
         return cls(images, _OTHER_TOKENS + _TOKENS_PER_IMAGE * images)
 
     def as_text(self, config: ModelConfig) -> "Prompt":
-        """The same prompt for a model that puts image tokens into the text, as LLaVA does."""
+        """The same prompt for a model that has image tokens in the text, as LLaVA does."""
         return Prompt(0, _OTHER_TOKENS + config.vision.tokens_per_image * self.images)
 
 
@@ -82,7 +85,7 @@ class Inference:
 
     def __init__(self, config: Config, mesh: Mesh, prompt: Prompt) -> None:
         tokens = buckets.prefill_slots(prompt.tokens)
-        # So that a prompt with image tokens in its text has positions; no parameter depends on it.
+        # A prompt with image tokens in its text may need more positions; no parameter depends on their number.
         positions = max(config.model.max_position_embeddings, tokens + NEW_TOKENS)
         model = dataclasses.replace(config.model, max_position_embeddings=positions)
         vocab_multiple, dtype = devices_along("vocab", mesh), config.compute.dtype
@@ -102,14 +105,14 @@ class Inference:
         table = text["embed_tokens"] if "lm_head" in text and name in ("prefill", "decode") else None
         return Program(name, what, lower, flops, flops, held, False, looked_up=table)
 
-    def _encode(self):
+    def _encode(self) -> tuple[Lower, str, int]:
         images, side = self.runtime.vision_batch_size, self.runtime.config.vision.image_size
         pixels = jax.ShapeDtypeStruct((images, side, side, 3), jnp.uint8)
         config = self.runtime.config
         flops = forward_flops(config, Work(0, images, 0, 0, 0)) - image_cache_flops(config, images)
         return self._lower(programs.encode, pixels), f"{images} images", flops
 
-    def _store(self):
+    def _store(self) -> tuple[Lower, str, int]:
         config, images = self.runtime.config, self.runtime.vision_batch_size
         shape = (images, config.vision.tokens_per_image, config.hidden_size)
         features = jax.ShapeDtypeStruct(shape, self.runtime.compute.dtype)
@@ -117,14 +120,14 @@ class Inference:
         lower = self._lower(programs.store, self.images.blocks[0], features, places)
         return lower, f"{images} images", image_cache_flops(config, images)
 
-    def _prefill(self):
+    def _prefill(self) -> tuple[Lower, str, int]:
         length = min(buckets.PREFILL_CHUNK, buckets.prefill_slots(self.prompt.tokens))
         text = Text(*[_ids(self.rows, length)] * 3)
         arguments = (text, self.images, self.text, self._hidden_states())
         lower = self._lower(programs.prefill, *arguments, positions=length, rows=self.rows)
         return lower, f"the last {length} of {self._described()}", self._flops(length, outputs=0)
 
-    def _decode(self):
+    def _decode(self) -> tuple[Lower, str, int]:
         samplings = [Sampling(max_new_tokens=NEW_TOKENS)] * self.rows
         limits = jnp.full(self.rows, NEW_TOKENS, jnp.int32)
         settings = jax.eval_shape(lambda: programs.Settings(SamplingRows.of(samplings), limits, jnp.zeros(2, jnp.int32)))
@@ -134,24 +137,24 @@ class Inference:
 
     def _decoding(self, settings: programs.Settings, ops: SamplingOps) -> programs.Decoding:
         arguments = (self._hidden_states(), _ids(self.rows), _ids(self.rows, 0), settings)
-        return self.runtime.run_model(programs.begin.eval_shape, *arguments, ops=ops, capacity=NEW_TOKENS)
+        state: programs.Decoding = self.runtime.run_model(programs.begin.eval_shape, *arguments, ops=ops, capacity=NEW_TOKENS)
+        return state
 
     def _hidden_states(self) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((self.rows, self.runtime.config.hidden_size), self.runtime.compute.dtype)
 
-    def _lower(self, program: Any, *arguments: Any, **options: Any) -> Callable[[], jax.stages.Lowered]:
+    def _lower(self, program: jax.stages.Wrapped, *arguments: object, **options: object) -> Lower:
         return lambda: self.runtime.run_model(program.lower, *arguments, **options)
 
-    def _cache(self, empty: Any, slots: Any, few: Any) -> Any:
-        """The abstract cache that `empty` makes, lying as one of `few` slots does: that one compiles whatever fits."""
+    # Any: a cache of text or images, which jax's type of a lowered program does not know.
+    def _cache(self, empty: jax.stages.Wrapped, slots: int | tuple[int, ...], few: int | tuple[int, ...]) -> Any:
+        """The abstract cache that `empty` makes, sharded as one of `few` slots is: that one compiles whatever the size."""
         config, compute = self.runtime.config, self.runtime.compute
-        lower = lambda slots: self.runtime.run(empty.lower, config, compute, self.rows, slots)
-        shardings = lower(few).compile().output_shardings
-        place = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-        return jax.tree.map(place, lower(slots).out_info, shardings)
+        small, wanted = (self.runtime.run(empty.lower, config, compute, self.rows, number) for number in (few, slots))
+        return _place(wanted.out_info, small.compile().output_shardings)
 
     def _flops(self, tokens: int, outputs: int) -> int:
-        """Of so many positions at the end of the prompt, in all rows."""
+        """Operations of the last `tokens` positions of the prompt, in all rows."""
         seen = tokens * self.prompt.images * self.runtime.config.vision.tokens_per_image
         pairs = tokens * self.prompt.tokens - tokens * (tokens - 1) // 2
         return self.rows * forward_flops(self.runtime.config, Work(tokens, 0, pairs, seen, outputs))
@@ -161,11 +164,18 @@ class Inference:
         return f"{self.prompt.tokens} tokens with {self.prompt.images} images{rows}"
 
 
-def _abstract_params(config: ModelConfig, compute: ComputeConfig, mesh: Mesh) -> Any:
+def _abstract_params(config: ModelConfig, compute: ComputeConfig, mesh: Mesh) -> Params:
     boxed = abstract_params(config, compute)
+    params: Params = _place(nn.unbox(boxed), param_shardings(boxed, mesh))
+    return params
+
+
+def _place(tree: Tree, shardings: object) -> Tree:
+    """The same abstract arrays with these shardings."""
     place = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-    return jax.tree.map(place, nn.unbox(boxed), param_shardings(boxed, mesh))
+    placed: Tree = jax.tree.map(place, tree, shardings)
+    return placed
 
 
-def _ids(*shape: int) -> Any:
+def _ids(*shape: int) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, jnp.int32)

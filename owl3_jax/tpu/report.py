@@ -1,7 +1,7 @@
 """What a compiled program needs of a chip, as numbers and as text."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from jax.sharding import Mesh
@@ -11,11 +11,12 @@ from owl3_jax.tpu.images import Facts
 from owl3_jax.tpu.programs import Program
 from owl3_jax.tpu.topology import Topology
 
-Report = dict[str, Any]  # as JSON can hold it; GiB, operations and seconds of one chip
+# A JSON tree, so its values are of any type; GiB, operations and seconds of one chip.
+Report = dict[str, Any]
 
 
 def make_report(compiled: Compiled, topology: Topology, mesh: Mesh) -> Report:
-    """Everything of a program that fits."""
+    """All numbers of a program that fits."""
     program, chip, n = compiled.program, topology.chip, topology.chip.devices
     gib = lambda size: n * size / GIB
     sent = lambda net: n * sum(c.bytes for c in compiled.collectives if c.network == net and not c.conditional)
@@ -111,20 +112,17 @@ def _speed(report: Report) -> list[str]:
         "",
         *_collective_lines(report["collectives"]),
         *(_image_lines(report["images"]) if report["images"] else []),
-        *(
-            ["loops whose trips XLA does not tell, counted as one trip: " + str(report["open_loops"])]
-            * bool(report["open_loops"])
-        ),
+        *(["loops of unknown trip count, counted as one trip: " + str(report["open_loops"])] * bool(report["open_loops"])),
         "",
         f"model                {_number(report['model_flops'])}FLOP by formula",
-        f"computed             {_number(report['computed_flops'])}FLOP, what remat repeats included",
+        f"computed             {_number(report['computed_flops'])}FLOP, including what remat repeats",
         f"HBM, at least        {_number(report['hbm_bytes'])}B; {report['flops_per_byte']:.0f} operations a byte",
         f"time, at least       {_duration(bound)}: {', '.join(shares)}",
         f"MFU, at most         {report['mfu_at_most']:.0%}",
     ]
 
 
-def _collective_lines(collectives: Sequence[Mapping[str, Any]]) -> list[str]:
+def _collective_lines(collectives: Sequence[Report]) -> list[str]:
     return [
         f"{c['kind']:<20}{c['times']:6} times, {_number(c['bytes']):>7}B sent over {c['network']}"
         + (", in branches: at most" if c["conditional"] else "")
@@ -142,8 +140,8 @@ def _image_lines(images: Report) -> list[str]:
     ]
 
 
-def _number(value: float) -> str:
-    """Three digits and an SI prefix: 12.3 T"""
+def _number(value: int | float) -> str:
+    """Three digits and an SI prefix, as in `12.3 T`."""
     power = max(0, min(5, int(math.log10(value) // 3))) if value else 0
     return f"{value / 1000**power:.3g} {('', 'k', 'M', 'G', 'T', 'P')[power]}"
 

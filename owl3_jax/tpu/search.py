@@ -1,21 +1,21 @@
 """The largest batch that fits, for each remat policy."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import get_args
 
 from jax.sharding import Mesh
 
 from owl3_jax.config import Config, Remat
 from owl3_jax.sharding import rows_divisor
-from owl3_jax.tpu.compiled import OutOfMemory, compile_for
+from owl3_jax.tpu.compiled import OutOfMemory, Say, compile_for
 from owl3_jax.tpu.programs import train
 from owl3_jax.tpu.report import Report, make_report
 from owl3_jax.tpu.topology import Topology
 
 
-def search(config: Config, topology: Topology, mesh: Mesh, say: Callable[[str], None]) -> Iterator[Report]:
-    """For each policy the report of the largest batch that fits, `rows` 0 where none does, as soon as it is found.
+def search(config: Config, topology: Topology, mesh: Mesh, say: Say) -> Iterator[Report]:
+    """For each policy the report of the largest batch that fits, with `rows` 0 where none does, as soon as it is found.
 
     Rows are a multiple of the smallest number that the mesh can split. The search starts from the config's, doubles them
     until they do not fit, or halves them until they do, and then bisects.
@@ -24,7 +24,7 @@ def search(config: Config, topology: Topology, mesh: Mesh, say: Callable[[str], 
         yield _largest(config, remat, topology, mesh, say)
 
 
-def _largest(config: Config, remat: Remat, topology: Topology, mesh: Mesh, say: Callable[[str], None]) -> Report:
+def _largest(config: Config, remat: Remat, topology: Topology, mesh: Mesh, say: Say) -> Report:
     least = rows_divisor(mesh) * config.train.microbatches
     best: Report | None = None
     fits, too_many = 0, 0  # multiples of `least`; `too_many` is 0 until one did not fit
@@ -35,9 +35,7 @@ def _largest(config: Config, remat: Remat, topology: Topology, mesh: Mesh, say: 
     return {"remat": remat, **(best or {"rows": 0})}
 
 
-def _attempt(
-    config: Config, remat: Remat, rows: int, topology: Topology, mesh: Mesh, say: Callable[[str], None]
-) -> Report | None:
+def _attempt(config: Config, remat: Remat, rows: int, topology: Topology, mesh: Mesh, say: Say) -> Report | None:
     """The report of a batch, None if it does not fit."""
     compute = dataclasses.replace(config.compute, remat=remat)
     config = dataclasses.replace(config, compute=compute, data=dataclasses.replace(config.data, rows=rows))

@@ -10,7 +10,7 @@ from jax.experimental import topologies
 
 from owl3_jax.tpu.chips import CHIPS, Chip
 
-# Without these libtpu looks for the TPU of this machine, locks it, and writes warnings about not finding it.
+# Without these libtpu looks for a TPU in this machine, locks it, and warns when it finds none.
 _ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
@@ -22,7 +22,7 @@ _ENVIRONMENT = {
 
 
 class TopologyError(ValueError):
-    """A topology that nobody can compile for, with the ones that work."""
+    """A topology that cannot be compiled for; the message lists those that can."""
 
 
 class Topology(NamedTuple):
@@ -57,7 +57,9 @@ def get_topology(name: str, slices: int = 1) -> Topology:
     if slices < 1:
         raise TopologyError(f"there must be at least one slice, got {slices}")
     if importlib.util.find_spec("libtpu") is None:
-        raise TopologyError("compiling for TPUs needs libtpu, no TPU: pip install libtpu, in the version of constraints.txt")
+        raise TopologyError(
+            "compiling for TPUs needs libtpu, though no TPU: pip install libtpu, in the version of constraints.txt"
+        )
     jax.config.update("jax_platforms", "cpu")
     for variable, value in _ENVIRONMENT.items():
         os.environ.setdefault(variable, value)

@@ -1,10 +1,10 @@
-"""Memory traffic of a compiled module: what it writes to HBM, by the text of the module."""
+"""Memory traffic of a compiled module: bytes that it writes to HBM, from the text of the module."""
 
 import re
 
 from owl3_jax.tpu.hlo import Instruction, Module, arrays, runs
 
-# They make no array, or say only that one is begun.
+# Opcodes that make no array, or only announce one.
 _MAKES_NOTHING = frozenset(
     (
         "parameter",
@@ -25,10 +25,10 @@ _IN_VMEM = re.compile(r"[a-z]\w*\[[\d,]*\]\{[^}]*S\([1-9]\d*\)[^}]*\}")
 
 
 def bytes_made(module: Module) -> int:
-    """Bytes of all arrays that one execution makes in HBM, at least; each is written, and read again by somebody.
+    """Bytes of all arrays that one execution makes in HBM, at least; each is written, and later read.
 
-    Loops count by their trips. Left out is what may not happen or is a part of an array that is there already: branches,
-    slices that are written into a larger array, operations in the background.
+    Loops count by their trips. Left out is what may not happen or is part of an array that exists already: branches, slices
+    that are written into a larger array, operations in the background.
     """
     loops = {body for lines in module.computations.values() for line in lines for body in _run_by_themselves(line)}
     made = 0

@@ -21,7 +21,6 @@ GIB = 2**30
 def compile_tpu(monkeypatch, *arguments: str) -> int | str | None:
     """What `python tools/compile_tpu.py --config configs/digits.py ...` exits with."""
     monkeypatch.chdir(ROOT)
-    monkeypatch.syspath_prepend(str(ROOT / "tools"))
     monkeypatch.setattr(sys, "argv", ["compile_tpu.py", "--config", "configs/digits.py", *arguments])
     try:
         runpy.run_path("tools/compile_tpu.py", run_name="__main__")
