@@ -7,8 +7,7 @@ the answers lie in a cache of their own, which follows the beams that go on.
 """
 
 import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +15,9 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from owl3_jax.inference.caches import constrain_text
 from owl3_jax.inference.choose import SamplingOps, SamplingRows, adjust, mark_seen
-from owl3_jax.inference.programs import Params
-from owl3_jax.models.owl3 import Owl3
+from owl3_jax.models.owl3 import Owl3, apply
 from owl3_jax.models.qwen2 import Images, Text, TextCache
+from owl3_jax.params import Params
 
 _NEVER = -1e9  # score of a beam that must not be chosen
 
@@ -104,9 +103,9 @@ def search(
         prompt: tokens that count as seen, -1 is padding; read if `ops.penalty`.
         settings: a prompt with `max_new_tokens` 0 is padding.
     """
-    apply: Callable[..., Any] = functools.partial(model.apply, {"params": params})
+    run = functools.partial(apply, model, params)
     spread = functools.partial(jnp.repeat, repeats=beams, axis=0)
-    logits = spread(apply(last[:, None], method="logits")[:, 0])
+    logits = spread(run("logits", last[:, None])[:, 0])
     seen = mark_seen(jnp.zeros(logits.shape, bool), spread(prompt), spread(prompt) >= 0) if ops.penalty else None
     done = settings.max_new_tokens <= 0
     cache = constrain_text(TextCache.empty(model.config, model.compute, len(logits), capacity))
@@ -116,8 +115,8 @@ def search(
         newest = state.running.tokens[:, :, state.written - 1].reshape(-1, 1)
         used = jnp.where(state.done, 0, 1)  # a prompt that is done goes on as padding
         text = Text(newest, spread(state.positions)[:, None], spread(used)[:, None])
-        x, extended = apply(text, images, state.cache, past, method="extend")
-        state, origin = _advance(state, apply(x, method="logits")[:, 0], settings, ops)
+        x, extended = run("extend", text, images, state.cache, past)
+        state, origin = _advance(state, run("logits", x)[:, 0], settings, ops)
         return state._replace(cache=_follow(extended, origin))
 
     first, _ = _advance(start, logits, settings, ops)

@@ -9,7 +9,7 @@ decode      token after token, on the device, until all rows are done or a limit
 """
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,11 +19,10 @@ from owl3_jax.batch import AnyArray, Batch
 from owl3_jax.inference.caches import append_text, constrain_block, constrain_text
 from owl3_jax.inference.choose import SamplingOps, SamplingRows, choose, mark_seen
 from owl3_jax.models.hyper import ImageCache
-from owl3_jax.models.owl3 import Outputs, Owl3
+from owl3_jax.models.owl3 import Outputs, Owl3, apply
 from owl3_jax.models.qwen2 import Images, Text, TextCache
 from owl3_jax.nn.stacks import stack_like
-
-Params = dict[str, Any]
+from owl3_jax.params import Params
 
 
 class Places(NamedTuple):
@@ -58,21 +57,21 @@ class Decoding(NamedTuple):
 @functools.partial(jax.jit, static_argnames="model")
 def logits(model: Owl3, params: Params, batch: Batch) -> Float[Array, "B T V"]:
     """One forward pass without caches."""
-    outputs: Outputs = _apply(model, params, "__call__", batch)
+    outputs: Outputs = apply(model, params, "__call__", batch)
     return outputs.logits
 
 
 @functools.partial(jax.jit, static_argnames="model")
 def encode(model: Owl3, params: Params, pixels: Shaped[Array, "J S S 3"]) -> Float[Array, "J L E"]:
     """Image features of J images."""
-    features: Array = _apply(model, params, "encode_images", pixels[None])
+    features: Array = apply(model, params, "encode_images", pixels[None])
     return features[0]
 
 
 @functools.partial(jax.jit, static_argnames="model", donate_argnames="block")
 def store(model: Owl3, params: Params, block: ImageCache, features: Float[Array, "J L E"], places: Places) -> ImageCache:
     """One block of an image cache with J more images."""
-    new = _apply(model, params, "image_cache", features[None], places.positions[None])
+    new = apply(model, params, "image_cache", features[None], places.positions[None])
     # Two index arrays with a slice between them: J comes first.
     write = lambda old, x: old.at[:, places.rows, :, places.slots].set(jnp.moveaxis(x[:, 0], 2, 0), mode="drop")
     return constrain_block(
@@ -98,7 +97,7 @@ def prefill(
     Rows that have ended before the chunk, or end within it, are padded on the right with segment 0.
     """
     chunk = TextCache.empty(model.config, model.compute, *text.tokens.shape)
-    x, chunk = _apply(model, params, "extend", text, images, chunk, past)
+    x, chunk = apply(model, params, "extend", text, images, chunk, past)
     tokens = (text.segment_ids != 0).sum(axis=1)  # [B], of the chunk
     newest = jnp.take_along_axis(x, jnp.maximum(tokens - 1, 0)[:, None, None], axis=1)[:, 0]
     return jnp.where(tokens[:, None] > 0, newest, last), append_text(past, chunk)
@@ -121,7 +120,7 @@ def begin(
     `positions` are those of the answers' first tokens; `prompt` (-1 is padding) counts as seen.
     """
     spread = functools.partial(jnp.repeat, repeats=settings.max_new_tokens.shape[0] // last.shape[0], axis=0)
-    logits = spread(_apply(model, params, "logits", last[:, None])[:, 0])
+    logits = spread(apply(model, params, "logits", last[:, None])[:, 0])
     R, V = logits.shape
     seen = mark_seen(jnp.zeros((R, V), bool), spread(prompt), spread(prompt) >= 0) if ops.penalty else None
     zero = jnp.zeros((), jnp.int32)
@@ -155,8 +154,8 @@ def decode(
     def step(state: Decoding) -> Decoding:
         # A finished row goes on as padding: what it computes is seen by nobody.
         text = Text(state.token[:, None], state.positions[:, None], jnp.where(state.done, 0, 1)[:, None])
-        x, cache = _apply(model, params, "extend", text, images, state.cache, past)
-        logits = _apply(model, params, "logits", x)[:, 0]
+        x, cache = apply(model, params, "extend", text, images, state.cache, past)
+        logits = apply(model, params, "logits", x)[:, 0]
         return _write_token(state._replace(cache=cache), logits, settings, ops)
 
     return jax.lax.while_loop(lambda state: (state.written < limit) & ~state.done.all(), step, state)
@@ -176,7 +175,3 @@ def _write_token(state: Decoding, logits: Float[Array, "R V"], settings: Setting
         logprobs=None if state.logprobs is None else write(state.logprobs, logprob),
         seen=None if state.seen is None else mark_seen(state.seen, token[:, None], ~state.done[:, None]),
     )
-
-
-def _apply(model: Owl3, params: Params, method: str, *arguments: Any) -> Any:
-    return model.apply({"params": params}, *arguments, method=method)

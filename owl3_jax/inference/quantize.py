@@ -7,7 +7,6 @@ parameters have scales, and which dims a scale covers, is what the model declare
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -17,8 +16,7 @@ from owl3_jax.batch import AnyArray
 from owl3_jax.config import ComputeConfig, ModelConfig
 from owl3_jax.models.owl3 import abstract_params
 from owl3_jax.nn.quantized import quantize
-
-Params = dict[str, Any]
+from owl3_jax.params import Params
 
 _SCALE = "_scale"
 

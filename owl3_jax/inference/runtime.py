@@ -17,9 +17,8 @@ from owl3_jax.inference import buckets, programs
 from owl3_jax.inference.caches import image_bytes
 from owl3_jax.inference.feature_cache import FeatureCache, key_of
 from owl3_jax.models.owl3 import Owl3
+from owl3_jax.params import Params
 from owl3_jax.sharding import devices_along, rows_divisor, use_mesh
-
-Params = programs.Params
 
 # Bytes of one step of image attention: scores, and what is copied for them. On a CPU they should stay in its caches.
 _CHUNK_BYTES = {"cpu": 8 * 2**20}

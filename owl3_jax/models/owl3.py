@@ -15,6 +15,7 @@ from owl3_jax.models.qwen2 import Images, Qwen2, Text, TextCache
 from owl3_jax.models.siglip import Siglip
 from owl3_jax.nn.padding import pad_to_multiple
 from owl3_jax.nn.vision_batch import from_vision_batch, to_vision_batch
+from owl3_jax.params import Params
 from owl3_jax.sharding import constrain, devices_along
 
 
@@ -49,7 +50,8 @@ class Owl3(nn.Module):
         """What `logits` takes, after the final norm: training never holds the logits of a whole batch."""
         return self._forward(batch)[0]
 
-    def _forward(self, batch: Batch) -> tuple[Any, Any, Any]:
+    def _forward(self, batch: Batch) -> tuple[Float[Array, "B T E"], Float[Array, "B I L E"], Float[Array, "N1 B T E"] | None]:
+        """Hidden states after the final norm, image features, and the hidden states of all layers if they are collected."""
         batch = jax.tree.map(jnp.asarray, batch)  # numpy batches are welcome
         I = batch.pixels.shape[1]
         batch = _spread_images(batch)
@@ -82,7 +84,7 @@ class Owl3(nn.Module):
         rows, each shared by n rows of text that follow each other.
         """
         x, extended, _ = self.language_model(text, images, cache, past)
-        return x, extended
+        return x, cache if extended is None else extended  # a cache that was given comes back
 
     def logits(self, x: Float[Array, "B T E"]) -> Float[Array, "B T V"]:
         """The head alone, for chosen positions of hidden states."""
@@ -99,18 +101,25 @@ def _spread_images(batch: Batch) -> Batch:
     return batch._replace(**{name: pad_to_multiple(getattr(batch, name), 1, devices_along("image")) for name in fields})
 
 
+def apply(model: Owl3, params: Params, method: str, *arguments: Any) -> Any:
+    """What a method of the model returns with these parameters; `Any`, because flax types `apply` alike for all methods."""
+    return model.apply({"params": params}, *arguments, method=method)
+
+
 def text_of(batch: Batch) -> Text:
     """The text part of a batch."""
     return Text(batch.tokens, batch.positions, batch.segment_ids)
 
 
-def initial_params(config: ModelConfig, compute: ComputeConfig, key: Key[Array, ""]) -> dict[str, Any]:
+def initial_params(config: ModelConfig, compute: ComputeConfig, key: Key[Array, ""]) -> Params:
     """Fresh parameters with logical axis names attached (`nn.unbox` takes them off); to be traced."""
     side, ids = config.vision.image_size, jnp.zeros((1, 1), jnp.int32)
     batch = Batch(ids, ids, ids, jnp.zeros((1, 1, side, side, 3), jnp.uint8), ids, ids)  # no parameter depends on T or I
-    return Owl3(config, compute).init(key, batch)["params"]
+    params: Params = Owl3(config, compute).init(key, batch)["params"]
+    return params
 
 
-def abstract_params(config: ModelConfig, compute: ComputeConfig) -> dict[str, Any]:
+def abstract_params(config: ModelConfig, compute: ComputeConfig) -> Params:
     """Shape and dtype of every parameter, with logical axis names attached; nothing is allocated."""
-    return jax.eval_shape(lambda: initial_params(config, compute, jax.random.key(0)))
+    params: Params = jax.eval_shape(lambda: initial_params(config, compute, jax.random.key(0)))
+    return params

@@ -24,10 +24,11 @@ from owl3_jax.config import ComputeConfig, ModelConfig
 from owl3_jax.models.hyper import Fusion, HyperLayers, ImageCache, hyper_attention
 from owl3_jax.nn.linear import Linear, declare, declare_scale
 from owl3_jax.nn.norms import RMSNorm, rms_norm
-from owl3_jax.nn.quantized import Quantized, Vectors, dequantize, quantize_like, rescale, zero_vectors
+from owl3_jax.nn.quantized import Vectors, dequantize, quantize_like, rescale, zero_vectors
 from owl3_jax.nn.remat import block_input, rematerialized
 from owl3_jax.nn.rope import rope
 from owl3_jax.nn.stacks import Stack, as_one_stack, select_layer
+from owl3_jax.params import Params
 from owl3_jax.sharding import constrain
 
 _HIDDEN = ("batch", "text", "act_embed")  # logical names of [B, T, E]
@@ -76,8 +77,7 @@ class Carry(NamedTuple):
     """What one decoder layer hands to the next."""
 
     x: Float[Array, "B T E"]
-    keys: Float[Array, "N B K C D"] | Quantized | None = None  # of the text cache
-    values: Float[Array, "N B K C D"] | Quantized | None = None
+    cache: tuple[Vectors, Vectors] | None = None  # keys and values of the text cache [N, B, K, C, D]
 
 
 class Past(NamedTuple):
@@ -137,11 +137,11 @@ class Attention(nn.Module):
         positions, theta = inputs.positions[:, None], self.config.rope_theta  # [B, 1, T]: the same for all heads
         q, k, v = rope(self.q_proj(x), positions, theta), rope(self.k_proj(x), positions, theta), self.v_proj(x)
         q = constrain(q, ("batch", "act_heads", "text", "head_dim"))
-        if carry.keys is not None and carry.values is not None and inputs.cache_length is not None:
+        if carry.cache is not None and inputs.cache_length is not None:
             write = functools.partial(_write_layer, layer=layer, slot=inputs.cache_length)
-            keys, values = write(carry.keys, k), write(carry.values, v)
-            carry = carry._replace(keys=keys, values=values)
-            k, v = (dequantize(jax.tree.map(lambda x: x[layer], cache), q.dtype) for cache in (keys, values))
+            cache = write(carry.cache[0], k), write(carry.cache[1], v)
+            carry = carry._replace(cache=cache)
+            k, v = (dequantize(jax.tree.map(lambda x: x[layer], vectors), q.dtype) for vectors in cache)
         part = attend(q, [one_layer(k, v)], inputs.visible, Plan(TEXT, self.compute.attention))
         if inputs.past is not None:
             part = self._merge_past(layer, q, part, inputs.past)
@@ -246,7 +246,7 @@ class Qwen2(nn.Module):
         images: Images,
         cache: TextCache | None = None,
         past: TextCache | None = None,
-    ) -> tuple[Float[Array, "B T E"], Any, Float[Array, "N1 B T E"] | None]:
+    ) -> tuple[Float[Array, "B T E"], TextCache | None, Float[Array, "N1 B T E"] | None]:
         """Hidden states after the final norm, the extended cache, and with `collect_hidden_states` the
         embedding output followed by each layer's, the last one after the final norm.
 
@@ -266,13 +266,14 @@ class Qwen2(nn.Module):
             cache = cache.with_ids(text.positions, text.segment_ids)
             visible = visibility(text.positions, text.segment_ids, cache.positions, cache.segment_ids)
             inputs = inputs._replace(visible=visible, cache_length=cache.length)
-            carry = Carry(x, as_one_stack(cache.keys), as_one_stack(cache.values))
+            carry = Carry(x, (as_one_stack(cache.keys), as_one_stack(cache.values)))
         carry, collected = self._run_layers(carry, inputs)
         out = self.norm(carry.x)
-        if self.collect_hidden_states:
+        if collected is not None:
             collected = jnp.concatenate([x[None], collected[:-1], out[None]])
-        if cache is not None:
-            cache = cache._replace(keys=carry.keys, values=carry.values, length=cache.length + text.tokens.shape[1])
+        if cache is not None and carry.cache is not None:
+            keys, values = carry.cache
+            cache = cache._replace(keys=keys, values=values, length=cache.length + text.tokens.shape[1])
         return out, cache, collected
 
     def logits(self, x: Float[Array, "B T E"]) -> Float[Array, "B T V"]:
@@ -300,7 +301,7 @@ class Qwen2(nn.Module):
         visible = _visible_to_shared(text, images, inclusive=self.config.image_is_seen_by_its_own_token)
         return Fusion(images.blocks, visible, self.hyper_layers.gate_weights())
 
-    def _run_layers(self, carry: Carry, inputs: LayerInputs) -> tuple[Any, Any]:
+    def _run_layers(self, carry: Carry, inputs: LayerInputs) -> tuple[Carry, Float[Array, "N B T E"] | None]:
         """The last carry, and the outputs of all layers [N, B, T, E] if they are collected."""
         N, norms = self.config.num_hidden_layers, self.input_layernorm.scale
         hyper_layers = np.full(N, -1, np.int32)
@@ -321,7 +322,7 @@ def _visible_to_shared(text: Text, keys: Images | TextCache, *, inclusive: bool 
     return visibility(positions, segment_ids, keys.positions, keys.segment_ids, inclusive=inclusive)
 
 
-def unstack_layers(params: dict[str, Any]) -> dict[str, Any]:
+def unstack_layers(params: Params) -> Params:
     """The decoder's parameters for `scan_layers` off: `layers`, stacked over N, becomes `layers_0`, `layers_1`, ...
 
     Takes and returns the whole tree of an Owl3. Rows of numpy arrays are views.

@@ -17,13 +17,14 @@ import dataclasses
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import grain
 import grain.checkpoint
 import jax
+import optax
 import orbax.checkpoint as ocp
 
+from owl3_jax.batch import AnyArray
 from owl3_jax.config import Config, ConfigError, field_differences, load_json_tree
 from owl3_jax.formats.workdir import CHECKPOINTS
 from owl3_jax.training.step import TrainState
@@ -67,12 +68,12 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def check_same_run(self) -> None:
-        """Raises SavedRunError, listing the fields, when the last checkpoint is of another model, data or trained part."""
+        """Raises SavedRunError, listing the fields, when the last checkpoint is of another model, processor, data or trained part."""
         step = self.latest_step()
         if step is None:
             return
         saved, processes = _restore_run(self._manager, step)
-        differences = config_differences(saved, self._config, "model", "data")
+        differences = config_differences(saved, self._config, "model", "processor", "data")
         differences = [line for line in differences if not line.startswith(_FREE_DATA_FIELDS)]
         differences += [line for line in config_differences(saved, self._config, "train") if line.startswith(_STATE_FIELDS)]
         if processes != jax.process_count():  # each of them read a share of the data
@@ -135,7 +136,7 @@ def config_differences(saved: Config, wanted: Config, *sections: str) -> list[st
     return [line for pair in pairs for line in field_differences(*pair)]
 
 
-def _progress(state: TrainState) -> dict[str, Any]:
+def _progress(state: TrainState) -> dict[str, AnyArray | optax.OptState]:
     return {"step": state.step, "opt_state": state.opt_state, "rng": state.rng}
 
 

@@ -10,7 +10,6 @@ import importlib.metadata
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
 from jax.experimental import serialize_executable
@@ -67,7 +66,7 @@ def load(path: Path, config: Config, mesh: Mesh) -> Step:
     )
 
 
-def _compiled_for(config: Config, mesh: Mesh) -> dict[str, Any]:
+def _compiled_for(config: Config, mesh: Mesh) -> dict[str, object]:
     """All that has to be the same where the step runs, as JSON gives it back."""
     device = mesh.devices.flat[0]
     packages = ("jax", "jaxlib", *(["libtpu"] if device.platform == "tpu" else []))
@@ -93,7 +92,7 @@ def _source_digest() -> str:
     return digest.hexdigest()[:16]
 
 
-def _read(header: bytes, path: Path) -> dict[str, Any]:
+def _read(header: bytes, path: Path) -> dict[str, object]:
     try:
         found = json.loads(header)
     except ValueError as error:
@@ -103,7 +102,7 @@ def _read(header: bytes, path: Path) -> dict[str, Any]:
     return found
 
 
-def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+def _differences(found: dict[str, object], wanted: dict[str, object]) -> list[str]:
     names = [*wanted, *(name for name in found if name not in wanted)]
     return [
         f"{name}: {found.get(name)!r} there, {wanted.get(name)!r} in this run"

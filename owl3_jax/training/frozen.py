@@ -6,14 +6,12 @@ A path is that of `sharding.txt`, e.g. `language_model/hyper_layers/v_kv_proj/ke
 
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import jax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from owl3_jax.config import ConfigError, TrainConfig
-
-Params = dict[str, Any]
+from owl3_jax.params import Params
 
 
 def split_params(params: Params, patterns: Sequence[str]) -> tuple[Params, Params]:

@@ -5,7 +5,6 @@ gradients of the microbatches simply add up to those of the whole.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,11 +12,13 @@ from jaxtyping import Array, Float, Int, Key, Shaped
 
 from owl3_jax.batch import Batch
 from owl3_jax.config import Config
-from owl3_jax.models.owl3 import Owl3
-from owl3_jax.training.frozen import Params, join_params, split_params
+from owl3_jax.models.owl3 import Owl3, apply
+from owl3_jax.params import Params
+from owl3_jax.training.frozen import join_params, split_params
 from owl3_jax.training.loss import LossSums, next_token_sums, target_weights
 
 Metrics = dict[str, Array]
+Sums = tuple[LossSums, Params]  # and gradients
 
 
 def make_loss_and_gradients(config: Config) -> Callable[..., tuple[Metrics, Params]]:
@@ -39,7 +40,7 @@ def make_loss_and_gradients(config: Config) -> Callable[..., tuple[Metrics, Para
             sums = sums_of(join_params(trained, frozen), part)
             return sums.nll / targets, sums
 
-        def add(total: Any, number: Int[Array, ""]) -> tuple[Any, None]:
+        def add(total: Sums, number: Int[Array, ""]) -> tuple[Sums, None]:
             (_, sums), grads = jax.value_and_grad(loss, has_aux=True)(trained, microbatch(batch, settings.microbatches, number))
             return jax.tree.map(lambda x, y: x + y.astype(x.dtype), total, (sums, grads)), None
 
@@ -56,7 +57,7 @@ def _make_loss_sums(config: Config) -> Callable[[Params, Batch], LossSums]:
     model = Owl3(config.model, config.compute)
 
     def loss_sums(params: Params, batch: Batch) -> LossSums:
-        x: Any = model.apply({"params": params}, batch, method="last_hidden_state")
+        x: Float[Array, "B T E"] = apply(model, params, "last_hidden_state", batch)
         sizes = {"vocab_size": config.model.vocab_size, "chunk": config.train.loss_chunk}
         return next_token_sums(x, head_table(params), batch, **sizes)
 

@@ -13,10 +13,18 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Shaped
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int, Shaped
 
 from owl3_jax.batch import Batch
 from owl3_jax.sharding import constrain, devices_along
+
+
+class Targets(NamedTuple):
+    """What positions predict; of all chunks, or without `n` of one."""
+
+    tokens: Int[Array, "n r b s t"]
+    weights: Float[Array, "n r b s t"]
 
 
 class LossSums(NamedTuple):
@@ -48,7 +56,7 @@ def next_token_sums(
     """
     targets = jnp.pad(batch.tokens[:, 1:], ((0, 0), (0, 1)))
     split = functools.partial(_split_positions, chunk=chunk)
-    return _loss_sums(split(x), table, split(targets), split(target_weights(batch)), vocab_size)
+    return _loss_sums(split(x), table, Targets(split(targets), split(target_weights(batch))), vocab_size)
 
 
 def _split_positions(x: Shaped[Array, "B T *rest"], chunk: int) -> Shaped[Array, "n r b s t *rest"]:
@@ -63,66 +71,72 @@ def _split_positions(x: Shaped[Array, "B T *rest"], chunk: int) -> Shaped[Array,
     return jnp.moveaxis(constrain(x, ("batch", None, "text", *[None] * (x.ndim - 3))), 4, 0)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _loss_sums(x, table, targets, weights, vocab_size):
+Chunks = Float[Array, "n r b s t E"]  # hidden states of all chunks
+Whole = Float[Array, "Vp E"]  # the head
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _loss_sums(x: Chunks, table: Whole, targets: Targets, vocab_size: int) -> LossSums:
     whole = _gather(table, x.dtype)
 
-    def add(sums, part):
-        x, targets, weights = part
-        more, _ = _cross_entropy(_logits(x, whole, vocab_size), targets, weights)
+    def add(sums: LossSums, part: tuple[Array, Targets]) -> tuple[LossSums, None]:
+        x, targets = part
+        more, _ = _cross_entropy(_logits(x, whole, vocab_size), targets)
         return jax.tree.map(jnp.add, sums, more), None
 
-    return jax.lax.scan(add, _zero_sums(), (x, targets, weights))[0]
+    return jax.lax.scan(add, _zero_sums(), (x, targets))[0]
 
 
-def _forward(x, table, targets, weights, vocab_size):
+def _forward(x: Chunks, table: Whole, targets: Targets, vocab_size: int) -> tuple[LossSums, tuple[Chunks, Whole]]:
+    """The sums, and the gradients of `nll` with respect to `x` and `table`."""
     whole = _gather(table, x.dtype)
     _, r, _, s, _, _ = x.shape
 
-    def add(carry, part):
+    def add(carry: tuple[LossSums, Array], part: tuple[Array, Targets]) -> tuple[tuple[LossSums, Array], Array]:
         sums, d_whole = carry
-        x, targets, weights = part
-        more, d_logits = _cross_entropy(_logits(x, whole, vocab_size), targets, weights)
+        x, targets = part
+        more, d_logits = _cross_entropy(_logits(x, whole, vocab_size), targets)
         d_logits = d_logits.astype(x.dtype)
         d_x = jnp.einsum("rbstv,ve->rbste", d_logits, whole)
         d_whole += jnp.einsum("rbstv,rbste->rsve", d_logits, x, preferred_element_type=jnp.float32)
         return (jax.tree.map(jnp.add, sums, more), d_whole), d_x
 
     parts = constrain(jnp.zeros((r, s, *table.shape), jnp.float32), ("batch", "text", "vocab", None))
-    (sums, parts), d_x = jax.lax.scan(add, (_zero_sums(), parts), (x, targets, weights))
+    (sums, parts), d_x = jax.lax.scan(add, (_zero_sums(), parts), (x, targets))
     # Reduced in the dtype of all other gradients.
     d_table = constrain(parts.astype(x.dtype).sum(axis=(0, 1)), ("vocab", "embed"))
     return sums, (d_x, d_table.astype(table.dtype))
 
 
-def _backward(vocab_size, gradients, cotangents):
+def _backward(vocab_size: int, gradients: tuple[Chunks, Whole], cotangents: LossSums) -> tuple[Chunks, Whole, None]:
     del vocab_size
-    return *((cotangents.nll * gradient).astype(gradient.dtype) for gradient in gradients), None, None
+    d_x, d_table = ((cotangents.nll * gradient).astype(gradient.dtype) for gradient in gradients)
+    return d_x, d_table, None
 
 
 _loss_sums.defvjp(_forward, _backward)
 
 
-def _zero_sums():
+def _zero_sums() -> LossSums:
     zero = jnp.zeros((), jnp.float32)
     return LossSums(zero, zero, zero)
 
 
-def _gather(table, dtype):
+def _gather(table: Whole, dtype: DTypeLike) -> Whole:
     """The head in the dtype of the activations, its columns no longer split."""
     return constrain(table.astype(dtype), ("vocab", None))
 
 
-def _logits(x, table, vocab_size):
+def _logits(x: Float[Array, "r b s t E"], table: Whole, vocab_size: int) -> Float[Array, "r b s t Vp"]:
     logits = jnp.einsum("rbste,ve->rbstv", x, table, preferred_element_type=jnp.float32)
     logits = jnp.where(jnp.arange(len(table)) < vocab_size, logits, -jnp.inf)
     return constrain(logits, ("batch", None, "text", None, "act_vocab"))
 
 
-def _cross_entropy(logits, targets, weights):
+def _cross_entropy(logits: Float[Array, "r b s t Vp"], targets: Targets) -> tuple[LossSums, Float[Array, "r b s t Vp"]]:
     """The sums, and the gradient of `nll` with respect to the logits."""
     # Neither gather nor argmax: each device looks at its own part of the vocabulary.
-    is_target = targets[..., None] == jnp.arange(logits.shape[-1])
+    weights, is_target = targets.weights, targets.tokens[..., None] == jnp.arange(logits.shape[-1])
     target, top = jnp.where(is_target, logits, 0.0).sum(axis=-1), logits.max(axis=-1)
     shares = jnp.exp(logits - top[..., None])
     total = shares.sum(axis=-1)

@@ -1,11 +1,10 @@
 """AdamW with linear warm-up, cosine decay and clipping by global norm."""
 
-from typing import Any
-
 import jax
 import optax
 
 from owl3_jax.config import OptimizerConfig
+from owl3_jax.params import Params
 
 # Weight decay is for matrices: not for norms, biases and the learned gate vector.
 DECAYED = ("kernel", "embed_tokens", "lm_head", "position_embedding")
@@ -37,5 +36,6 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
     )
 
 
-def _is_decayed(params: Any) -> Any:
-    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key in DECAYED, params)
+def _is_decayed(params: Params) -> Params:
+    decayed: Params = jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key in DECAYED, params)
+    return decayed

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Generic, ParamSpec, TypeVar
 
 import flax.linen as nn
 import flax.struct
@@ -13,9 +13,10 @@ from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 from jaxtyping import Array, Key
 
-from owl3_jax.batch import Batch
+from owl3_jax.batch import AnyArray, Batch
 from owl3_jax.config import Config, ConfigError
 from owl3_jax.models.owl3 import abstract_params, initial_params
+from owl3_jax.params import Params
 from owl3_jax.sharding import (
     batch_sharding,
     devices_along,
@@ -25,22 +26,28 @@ from owl3_jax.sharding import (
     rows_divisor,
     use_mesh,
 )
-from owl3_jax.training.frozen import Params, join_params, lower_frozen, split_params
+from owl3_jax.training.frozen import join_params, lower_frozen, split_params
 from owl3_jax.training.gradients import Metrics, make_loss_and_gradients
 from owl3_jax.training.optimizer import learning_rate_schedule, make_optimizer
 
+P = ParamSpec("P")
+R = TypeVar("R")
 
-class OnMesh:
-    """A jitted function that is traced, lowered and called with the mesh and the rules set."""
 
-    def __init__(self, jitted: Any, mesh: Mesh) -> None:
-        self._jitted, self._mesh = jitted, mesh
+class OnMesh(Generic[P, R]):
+    """A function of arrays, jitted, that is traced, lowered and called with the mesh and the rules set."""
 
-    def __call__(self, *args: Any) -> Any:
+    def __init__(self, function: Callable[P, R], mesh: Mesh, **options: Any) -> None:
+        """`options` are those of `jax.jit`, as it types them."""
+        self._jitted: jax.stages.Wrapped = jax.jit(function, **options)
+        self._mesh = mesh
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         with use_mesh(self._mesh):
-            return self._jitted(*args)
+            result: R = self._jitted(*args, **kwargs)
+            return result
 
-    def lower(self, *args: Any) -> jax.stages.Lowered:
+    def lower(self, *args: AnyArray) -> jax.stages.Lowered:
         """As `jax.jit(...).lower`."""
         with use_mesh(self._mesh):
             return self._jitted.lower(*args)
@@ -50,10 +57,10 @@ class OnMesh:
 class TrainState:
     """All that a run carries from step to step, and that a checkpoint holds: arrays, their shapes or shardings."""
 
-    step: Any  # int32 scalar: steps done
+    step: AnyArray  # int32 scalar: steps done
     params: Params  # all of them, the frozen ones in train.frozen_dtype
     opt_state: optax.OptState  # of the trained parameters
-    rng: Any  # key; folded with the step, it moves the images of each batch
+    rng: AnyArray  # key; folded with the step, it moves the images of each batch
 
 
 def example_batch(config: Config) -> Batch:
@@ -79,7 +86,7 @@ def init_state(config: Config, mesh: Mesh) -> TrainState:
         return jax.jit(lambda key: _initial_state(config, key), out_shardings=shardings)(jax.random.key(config.train.seed))
 
 
-def make_train_step(config: Config, mesh: Mesh) -> OnMesh:
+def make_train_step(config: Config, mesh: Mesh) -> OnMesh[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """The jitted step (state, batch) -> (state, metrics); it takes over (donates) the state's memory.
 
     Metrics: loss, accuracy, target_tokens, tokens, images, grad_norm, learning_rate, and `finite`. A
@@ -104,14 +111,13 @@ def make_train_step(config: Config, mesh: Mesh) -> OnMesh:
         return dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state), metrics
 
     shardings = jax.tree.map(lambda x: x.sharding, abstract_state(config, mesh))
-    jitted = jax.jit(
+    return OnMesh(
         train_step,
+        mesh,
         in_shardings=(shardings, batch_sharding(mesh)),
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,
     )
-
-    return OnMesh(jitted, mesh)
 
 
 def nonfinite_tensors(config: Config, mesh: Mesh) -> Callable[[TrainState, Batch], list[str]]:
@@ -123,10 +129,10 @@ def nonfinite_tensors(config: Config, mesh: Mesh) -> Callable[[TrainState, Batch
         broken = lambda tree: jax.tree.map(lambda x: ~jnp.isfinite(x).all(), tree)
         return broken(state.params), broken(grads)
 
-    jitted = OnMesh(jax.jit(check), mesh)
+    on_mesh = OnMesh(check, mesh)
 
     def named(state: TrainState, batch: Batch) -> list[str]:
-        params, grads = jitted(state, batch)
+        params, grads = on_mesh(state, batch)
         return [path for path, broken in flatten_dict({"params": params, "grads": grads}, sep="/").items() if broken]
 
     return named
