@@ -7,7 +7,7 @@ run. A file in `configs/` builds one `Config`; `owl3_jax.host.command_line` over
 
 import dataclasses
 import re
-from typing import Any, ClassVar, Literal, Protocol, TypeVar, cast, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, TypeVar, cast, get_args, runtime_checkable
 
 Form = Literal["gated", "static", "joint"]
 Remat = Literal["none", "dots", "minimal", "full", "offload"]
@@ -194,6 +194,30 @@ class MeshConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ProcessorConfig:
+    """What makes samples of conversations, for the model that is trained; processor.json and tokenizer.json keep it.
+
+    The side of an image is the model's, `model.vision.image_size`.
+    """
+
+    tokenizer: str = (
+        "digits"  # the embedded one for handwritten digits; or a tokenizer.json, or a directory with tokenizer files
+    )
+    style: ChatStyle = "chatml"  # plain: no roles and no system turn
+    media_style: MediaStyle = "words"  # what crops and videos become in the text
+    crop: bool = False  # whether images are seen in crops too
+    max_frames: int = 16  # of a video
+    frame_rule: FrameRule = "per_second"  # which frames of a video: about one a second, or the middles of equal parts
+
+    def __post_init__(self) -> None:
+        _require(bool(self.tokenizer), "processor.tokenizer is empty; it must be digits, or the path of a tokenizer")
+        _require_positive(self, "max_frames")
+        for name, kind in (("style", ChatStyle), ("media_style", MediaStyle), ("frame_rule", FrameRule)):
+            value, allowed = getattr(self, name), get_args(kind)
+            _require(value in allowed, f"processor.{name} is {value!r}; it must be one of {', '.join(allowed)}")
+
+
+@dataclasses.dataclass(frozen=True)
 class DataConfig:
     """One batch: `rows` x (`tokens_per_row` tokens, `images_per_row` images)."""
 
@@ -287,6 +311,7 @@ class Config:
     model: ModelConfig = ModelConfig()
     compute: ComputeConfig = ComputeConfig()
     mesh: MeshConfig = MeshConfig()
+    processor: ProcessorConfig = ProcessorConfig()
     data: DataConfig = DataConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     train: TrainConfig = TrainConfig()

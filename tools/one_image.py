@@ -18,14 +18,14 @@ from PIL import Image
 
 from owl3_jax.batch import Batch
 from owl3_jax.config import Config
-from owl3_jax.data import load_tokenizer
 from owl3_jax.host import command_line
 from owl3_jax.models.owl3 import Owl3
 from owl3_jax.models.siglip import normalize_pixels
 from owl3_jax.processing.batch import pad_batch
 from owl3_jax.processing.chat import IMAGE
 from owl3_jax.processing.images import load_image, squash
-from owl3_jax.processing.processor import Processor, Sample
+from owl3_jax.processing.processor import Sample
+from owl3_jax.training.processor import make_processor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +40,7 @@ def main() -> None:
     """Reads the command line and prints the walk."""
     config, flags = command_line.parse(Flags)
     image = load_image(flags.image, flags.image.name)
-    processor = Processor(load_tokenizer(config.data), config.model.vision.image_size)
+    processor = make_processor(config)
     sample = processor([{"role": "user", "content": f"{IMAGE}\n{flags.prompt}"}], [image])
     batch = pad_batch(
         [sample],

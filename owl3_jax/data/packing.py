@@ -5,8 +5,6 @@ tokens and its images; when none has, the batch is complete. It numbers the samp
 as the batch form does. With one sample a row at most, the same packer pads.
 """
 
-from typing import Any
-
 import grain
 import numpy as np
 
@@ -46,7 +44,7 @@ def _to_fields(sample: Sample) -> Fields:
     }
 
 
-def _to_batch(packed: dict[str, Any]) -> Batch:
+def _to_batch(packed: Fields) -> Batch:
     return Batch(
         tokens=packed["tokens"],
         positions=packed["tokens_positions"],

@@ -10,7 +10,8 @@ import grain
 
 from owl3_jax.config import ConfigError, DataConfig
 from owl3_jax.data.packing import pack_samples
-from owl3_jax.data.sources import Record, RecordSource, open_records
+from owl3_jax.data.readers.records import Record, Records
+from owl3_jax.data.sources import open_records
 from owl3_jax.data.unreadable import UnreadableImages
 from owl3_jax.processing.batch import check_fits
 from owl3_jax.processing.images import UnreadableImage, load_image
@@ -49,7 +50,7 @@ def make_train_iterator(
 
 
 def iterate_batches(
-    records: RecordSource,
+    records: Records,
     config: DataConfig,
     processor: Processor,
     shard_index: int,

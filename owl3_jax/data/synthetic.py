@@ -6,12 +6,12 @@ depends on its index alone and is made while it is read.
 
 import io
 import json
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from owl3_jax.config import ConfigError, DataConfig
+from owl3_jax.data.readers.stored import StoredRecord
 from owl3_jax.processing.chat import IMAGE
 
 _LENGTH = 1_000_000
@@ -34,7 +34,7 @@ class SyntheticRecords:
     def __len__(self) -> int:
         return _LENGTH
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: int) -> StoredRecord:
         rng = np.random.default_rng(index)
         digits = "".join(map(str, rng.integers(0, 10, self._text).tolist()))
         half = self._text // 2

@@ -68,7 +68,7 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def check_same_run(self) -> None:
-        """Raises SavedRunError, listing the fields, when the last checkpoint is of another model, processor, data or trained part."""
+        """Refuses a last checkpoint of another model, processor, data or trained part: SavedRunError lists the fields."""
         step = self.latest_step()
         if step is None:
             return

@@ -17,21 +17,20 @@ from jax.sharding import Mesh
 
 from owl3_jax import sharding
 from owl3_jax.batch import Batch
-from owl3_jax.config import Config, ConfigError
-from owl3_jax.data import load_tokenizer
+from owl3_jax.config import Config
 from owl3_jax.data.pipeline import make_train_iterator
-from owl3_jax.data.prepare import prepare_dataset
+from owl3_jax.data.sources import prepare_dataset
 from owl3_jax.data.unreadable import UnreadableImages
 from owl3_jax.host.files import write_text
 from owl3_jax.host.progress import Progress
 from owl3_jax.host.signals import StopSignal
 from owl3_jax.models.owl3 import abstract_params
 from owl3_jax.processing.processor import Processor
-from owl3_jax.processing.tokenizer import ChatTokenizer
 from owl3_jax.training import compiled_step
 from owl3_jax.training.checkpoint import Checkpoints
 from owl3_jax.training.frozen import split_params
 from owl3_jax.training.metrics import MetricsFiles, Window, format_values
+from owl3_jax.training.processor import make_processor
 from owl3_jax.training.step import (
     Metrics,
     TrainState,
@@ -80,7 +79,7 @@ def train(config: Config, workdir: Path, compiled: Path | None = None) -> TrainS
       2. The last complete checkpoint is looked for. One of another model or other data ends the run here, before
          anything is written.
       3. The data set is built if it is missing, and the iterator over this process's rows is made.
-      4. config.json, tokenizer.json and sharding.txt are written.
+      4. config.json, processor.json, tokenizer.json and sharding.txt are written.
       5. Parameters, optimizer, step, random key and the iterator's place come from the checkpoint, straight into their
          shardings; without one they are made from `train.seed` and `data.seed`.
       6. metrics.jsonl and the TensorBoard events go on after that step; what was written on later ones is dropped.
@@ -99,11 +98,11 @@ def train(config: Config, workdir: Path, compiled: Path | None = None) -> TrainS
     mesh = sharding.make_mesh(config.mesh)
     with Checkpoints(workdir, config) as checkpoints, contextlib.ExitStack() as stack:
         checkpoints.check_same_run()
-        tokenizer, unreadable = _tokenizer(config), UnreadableImages()
-        iterator = stack.enter_context(contextlib.closing(_make_iterator(config, mesh, tokenizer, unreadable)))
+        processor, unreadable = make_processor(config), UnreadableImages()
+        iterator = stack.enter_context(contextlib.closing(_make_iterator(config, mesh, processor, unreadable)))
         is_first = jax.process_index() == 0
         if is_first:
-            _write_run_files(config, workdir, tokenizer, mesh)
+            _write_run_files(config, workdir, processor, mesh)
         start = checkpoints.latest_step() or 0
         state = checkpoints.restore(start, abstract_state(config, mesh), iterator) if start else init_state(config, mesh)
         files = stack.enter_context(MetricsFiles(workdir, start)) if is_first else None
@@ -193,33 +192,23 @@ def _save(run: _Run, state: TrainState, taken: _Taken | None) -> None:
         run.checkpoints.save(taken.step, state, run.iterator)
 
 
-def _tokenizer(config: Config) -> ChatTokenizer:
-    tokenizer = load_tokenizer(config.data)
-    try:
-        tokenizer.check_embedding_rows(config.model.vocab_size)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-    return tokenizer
-
-
-def _make_iterator(config: Config, mesh: Mesh, tokenizer: ChatTokenizer, unreadable: UnreadableImages) -> grain.DatasetIterator:
+def _make_iterator(config: Config, mesh: Mesh, processor: Processor, unreadable: UnreadableImages) -> grain.DatasetIterator:
     """Batches of this process's rows, from a data set that is built when it is missing."""
     if jax.process_index() == 0:
         prepare_dataset(config.data)
     multihost_utils.sync_global_devices("data set prepared")
     prepare_dataset(config.data)  # for hosts that do not share the first one's disk
-    processor = Processor(tokenizer, config.model.vision.image_size)
     index, count = sharding.own_rows(mesh)
     return make_train_iterator(config.data, processor, shard_index=index, shard_count=count, unreadable=unreadable)
 
 
-def _write_run_files(config: Config, workdir: Path, tokenizer: ChatTokenizer, mesh: Mesh) -> None:
+def _write_run_files(config: Config, workdir: Path, processor: Processor, mesh: Mesh) -> None:
     """What a reader of the workdir needs to know about the run."""
     write_text(workdir / "config.json", json.dumps(dataclasses.asdict(config), indent=2) + "\n")
     write_text(
         workdir / "sharding.txt", "\n".join([*sharding.describe(abstract_params(config.model, config.compute), mesh), ""])
     )
-    Processor(tokenizer, config.model.vision.image_size).save(workdir)
+    processor.save(workdir)
 
 
 def _say_what_runs(run: _Run, state: TrainState, start: int) -> None:

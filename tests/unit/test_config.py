@@ -12,6 +12,7 @@ from owl3_jax.config import (
     MeshConfig,
     ModelConfig,
     OptimizerConfig,
+    ProcessorConfig,
     TrainConfig,
     VisionConfig,
     load_json_tree,
@@ -33,9 +34,9 @@ def test_json_with_an_unknown_field_is_refused() -> None:
         load_json_tree(Config, tree)
 
 
-def test_json_without_a_later_field_takes_its_default() -> None:
+def test_json_without_a_later_field_or_section_takes_its_default() -> None:
     tree = dataclasses.asdict(Config())
-    del tree["train"]["checkpoints_to_keep"]
+    del tree["train"]["checkpoints_to_keep"], tree["processor"]
     assert load_json_tree(Config, tree) == Config()
 
 
@@ -54,6 +55,8 @@ def test_json_without_a_later_field_takes_its_default() -> None:
         (ModelConfig, {"hyper_layers": (4, 29)}, r"num_hidden_layers \(28\)"),
         (MeshConfig, {"data": -1, "fsdp": -1}, "at most one mesh axis"),
         (MeshConfig, {"tensor": 0}, "mesh axes must be positive or -1"),
+        (ProcessorConfig, {"tokenizer": ""}, "processor.tokenizer is empty"),
+        (ProcessorConfig, {"max_frames": 0}, "ProcessorConfig.max_frames must be positive, got 0"),
         (DataConfig, {"rows": 0}, "DataConfig.rows must be positive, got 0"),
         (OptimizerConfig, {"learning_rate": 0.0}, "learning_rate must be positive"),
         (OptimizerConfig, {"learning_rate": 1e-3, "end_learning_rate": 1e-2}, "end_learning_rate must lie in"),

@@ -6,7 +6,6 @@ Records have the form that all data here takes: `messages` (JSON), `images` (enc
 
 import json
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -14,6 +13,7 @@ import tensorflow_datasets as tfds
 from owl3_jax.data.digits.images import Split, encoded_image, split_ids
 from owl3_jax.data.digits.questions import conversation
 from owl3_jax.data.digits.samples import DigitSample, draw_sample
+from owl3_jax.data.readers.stored import StoredRecord
 
 SAMPLES: dict[Split, int] = {"train": 30_000, "test": 300}
 SEED = 0
@@ -35,17 +35,17 @@ class Digits(tfds.core.GeneratorBasedBuilder):
             homepage="https://scikit-learn.org/stable/datasets/toy_dataset.html#digits-dataset",
         )
 
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[Split, Iterator[tuple[int, StoredRecord]]]:
         del dl_manager  # nothing to download
         return {split: self._generate_examples(split) for split in SAMPLES}
 
-    def _generate_examples(self, split: Split) -> Iterator[tuple[int, dict[str, Any]]]:
+    def _generate_examples(self, split: Split) -> Iterator[tuple[int, StoredRecord]]:
         for key in range(SAMPLES[split]):
             rng = np.random.default_rng([SEED, list(SAMPLES).index(split), key])
             yield key, make_record(draw_sample(rng, split_ids(split)))
 
 
-def make_record(sample: DigitSample) -> dict[str, Any]:
+def make_record(sample: DigitSample) -> StoredRecord:
     """A sample in record form."""
     metadata = {
         "kinds": [question.kind for question in sample.questions],

@@ -8,12 +8,12 @@ import pytest
 from PIL import Image
 
 from owl3_jax.config import ConfigError, DataConfig
-from owl3_jax.data import load_tokenizer
 from owl3_jax.data.digits.builder import SAMPLES
 from owl3_jax.data.digits.images import COLOURS, digit_image, encoded_image, split_ids
+from owl3_jax.data.digits.tokenizer import make_tokenizer
 from owl3_jax.data.pipeline import process_record
-from owl3_jax.data.prepare import prepare_dataset
-from owl3_jax.data.sources import Record, open_records
+from owl3_jax.data.readers.records import Record
+from owl3_jax.data.sources import open_records, prepare_dataset
 from owl3_jax.processing.processor import Processor
 
 
@@ -80,7 +80,7 @@ def test_colour_answers_are_true(records):
 
 def test_records_process_into_samples(config, records):
     record = records["test"][0]
-    sample = process_record(record, Processor(load_tokenizer(config), 8), training=True)
+    sample = process_record(record, Processor(make_tokenizer(), 8), training=True)
     assert len(sample.image_starts) == len(record.images)
     stored = np.asarray(Image.open(io.BytesIO(record.images[0])))
     np.testing.assert_array_equal(sample.pixel_values[0], stored)

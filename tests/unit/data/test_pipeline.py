@@ -14,7 +14,7 @@ from owl3_jax.data.digits.images import IMAGE_SIZE, split_ids
 from owl3_jax.data.digits.samples import draw_sample
 from owl3_jax.data.digits.tokenizer import make_tokenizer
 from owl3_jax.data.pipeline import iterate_batches, process_record
-from owl3_jax.data.sources import RecordSource
+from owl3_jax.data.readers.stored import RecordSource
 from owl3_jax.data.unreadable import UnreadableImages
 from owl3_jax.processing.batch import pack_batch
 from owl3_jax.processing.images import UnreadableImage

@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 
 from owl3_jax.config import ConfigError, DataConfig
-from owl3_jax.data.datasets import load_tokenizer
+from owl3_jax.data.digits.tokenizer import make_tokenizer
 from owl3_jax.data.pipeline import make_train_iterator
-from owl3_jax.data.prepare import prepare_dataset
-from owl3_jax.data.sources import open_records
+from owl3_jax.data.sources import open_records, prepare_dataset
 from owl3_jax.processing.processor import Processor
 
 CONFIG = DataConfig(dataset="synthetic", rows=3, tokens_per_row=101, images_per_row=5, prefetch=1)
@@ -15,7 +14,7 @@ CONFIG = DataConfig(dataset="synthetic", rows=3, tokens_per_row=101, images_per_
 
 def test_rows_are_full_of_tokens_and_images_and_all_differ():
     assert prepare_dataset(CONFIG) is None
-    iterator = make_train_iterator(CONFIG, Processor(load_tokenizer(CONFIG), 19))
+    iterator = make_train_iterator(CONFIG, Processor(make_tokenizer(), 19))
     batches = [next(iterator) for _ in range(2)]
     iterator.close()
     for batch in batches:

@@ -147,6 +147,15 @@ def replaced(section: str, **changes: object) -> Config:
             ["model.vision.image_size: 11 there, 12"],
         ),
         (replaced("data", rows=16), ["data.rows: 8 there, 16 in this run"]),
+        (
+            replaced("processor", tokenizer="other.json", style="plain", media_style="markers", crop=True),
+            [
+                "processor.tokenizer: 'digits' there, 'other.json' in this run",
+                "processor.style: 'chatml' there, 'plain' in this run",
+                "processor.media_style: 'words' there, 'markers' in this run",
+                "processor.crop: False there, True in this run",
+            ],
+        ),
     ],
 )
 def test_a_checkpoint_of_another_model_or_other_data_is_refused_and_left_alone(
@@ -185,6 +194,15 @@ def test_a_checkpoint_with_unknown_settings_is_of_another_version(saved: Path) -
     rewrite_run_file(saved, lambda run: run["config"].update(future={}))
     with Checkpoints(saved, CONFIG) as checkpoints, pytest.raises(SavedRunError, match=r"another version.*no field future"):
         checkpoints.check_same_run()
+
+
+def test_a_checkpoint_from_before_there_were_processor_settings_has_the_default_ones(saved: Path) -> None:
+    rewrite_run_file(saved, lambda run: run["config"].pop("processor"))
+    with Checkpoints(saved, CONFIG) as checkpoints:
+        checkpoints.check_same_run()
+    with Checkpoints(saved, replaced("processor", crop=True)) as checkpoints, pytest.raises(SavedRunError) as error:
+        checkpoints.check_same_run()
+    assert "processor.crop: False there, True in this run" in str(error.value)
 
 
 def test_a_checkpoint_of_more_processes_is_refused(saved: Path) -> None:
