@@ -13,9 +13,8 @@ from owl3_jax.host.progress import reading_images
 from owl3_jax.host.signals import StopSignal
 from owl3_jax.inference.memory import FAILURES
 from owl3_jax.inference.sampling import Sampling
-from owl3_jax.processing.chat import Chunk
+from owl3_jax.processing.chat import IMAGE, VIDEO, Chunk, with_placeholders
 from owl3_jax.processing.images import load_image
-from owl3_jax.processing.placeholders import Kind, with_placeholders
 from owl3_jax.processing.video import open_video
 
 COMMANDS = {
@@ -28,7 +27,7 @@ COMMANDS = {
 }
 PATH_COMMANDS = ("/image", "/video", "/save")
 
-Medium = tuple[Kind, Path]
+Medium = tuple[str, Path]  # its placeholder, and the file or folder
 
 _DIM = "\033[2m{}\033[0m"
 
@@ -75,17 +74,18 @@ class Conversation:
 
     def _attach_image(self, path: Path) -> None:
         image = load_image(path, str(path))
-        self._new_media.append(("image", path))
+        self._new_media.append((IMAGE, path))
         print(f"{path.name}: {image.width} x {image.height}")
 
     def _attach_video(self, path: Path) -> None:
         """Attaches a video whose chosen frames can all be decoded: damage found later would spoil the question."""
         frames = sum(1 for _ in open_video(path, self._owl.processor.video_sampling, str(path)).frames())
-        self._new_media.append(("video", path))
+        self._new_media.append((VIDEO, path))
         print(f"{path.name}: {frames} frames")
 
     def _save(self, path: Path) -> None:
-        paths = {f"{kind}s": [str(path.resolve()) for path in _paths(kind, self._media)] for kind in ("image", "video")}
+        media = {"images": IMAGE, "videos": VIDEO}
+        paths = {name: [str(path.resolve()) for path in _paths(each, self._media)] for name, each in media.items()}
         write_text(path, json.dumps({"messages": self._session.messages, **paths}, ensure_ascii=False) + "\n")
         print(f"{len(self._session.messages)} messages in {path}")
 
@@ -124,15 +124,15 @@ class Conversation:
                 raise ValueError("stopped while images were read")
 
         with reading_images() as bar:
-            images, videos = _paths("image", media), _paths("video", media)
-            placed = with_placeholders(question, [kind for kind, _ in media])
+            images, videos = _paths(IMAGE, media), _paths(VIDEO, media)
+            placed = with_placeholders(question, [placeholder for placeholder, _ in media])
             yield from self._session.stream(placed, images, videos, sampling=self._sampling, advance=advance)
 
     def _status(self, answer: str, times: list[float]) -> str:
         """Tokens of the answer, their rate after the first one, and what was read. `times` of the pieces, seconds."""
         tokens = len(self._owl.processor.tokenizer.encode([Chunk(answer)]).input_ids) if answer else 0
         rate = f" · {(tokens - 1) / (times[-1] - times[0]):.1f} tokens/s" if len(times) > 1 else ""
-        media = f"images {len(_paths('image', self._media))}, videos {len(_paths('video', self._media))}"
+        media = f"images {len(_paths(IMAGE, self._media))}, videos {len(_paths(VIDEO, self._media))}"
         return f"{tokens} tokens{rate} · first after {times[0]:.1f} s · {media}" if times else f"no answer · {media}"
 
 
@@ -143,5 +143,5 @@ def _expand(argument: str) -> Path:
         raise ValueError(f"{argument}: {error}; write ./~ for a file whose name begins so") from error
 
 
-def _paths(kind: Kind, media: Sequence[Medium]) -> list[Path]:
-    return [path for each, path in media if each == kind]
+def _paths(placeholder: str, media: Sequence[Medium]) -> list[Path]:
+    return [path for each, path in media if each == placeholder]

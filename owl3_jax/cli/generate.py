@@ -34,7 +34,7 @@ from owl3_jax.inference.memory import FAILURES
 from owl3_jax.inference.requests import Failure, Request, read_requests
 from owl3_jax.inference.results import Record, Results
 from owl3_jax.inference.sampling import Sampling
-from owl3_jax.processing.placeholders import Kind, with_placeholders
+from owl3_jax.processing.chat import IMAGE, VIDEO, with_placeholders
 from owl3_jax.processing.processor import Prepared
 
 _Repeated = tyro.conf.UseAppendAction[tuple[Path, ...]]
@@ -74,17 +74,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         if flags.jsonl and flags.out:
             answer_file(flags.jsonl, flags.out, flags, sampling)
         else:
-            answer_prompt(flags, sampling, media_order(argv))
+            answer_prompt(flags, sampling, placeholders_of(argv))
     except FAILURES as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit(130)
 
 
-def answer_prompt(flags: Flags, sampling: Sampling, order: Sequence[Kind]) -> None:
+def answer_prompt(flags: Flags, sampling: Sampling, placeholders: Sequence[str]) -> None:
     """Prints the answer to the one prompt of the command line, whose images and videos were given in this order."""
     owl = load_model(flags.model)
-    question = with_placeholders(flags.prompt or "", order)
+    question = with_placeholders(flags.prompt or "", placeholders)
     prompt = owl.processor.prepare(question, flags.images, flags.videos)
     if sampling.n == sampling.num_beams == 1 and not sampling.logprobs:
         print_stream(owl.engine, prompt, sampling)
@@ -92,9 +92,9 @@ def answer_prompt(flags: Flags, sampling: Sampling, order: Sequence[Kind]) -> No
         print_answers(owl.engine, prompt, sampling)
 
 
-def media_order(argv: Sequence[str]) -> list[Kind]:
-    """The kind of medium that each flag naming one names, in their order; the parsed flags are two lists."""
-    flags: dict[str, Kind] = {"--image": "image", "--video": "video"}
+def placeholders_of(argv: Sequence[str]) -> list[str]:
+    """The placeholder of each image and video on the command line, in the order of their flags; parsed, these are two lists."""
+    flags = {"--image": IMAGE, "--video": VIDEO}
     names = [word.partition("=")[0] for word in argv]
     return [flags[name] for name in names if name in flags]
 

@@ -19,10 +19,9 @@ from owl3_jax.inference.engine import (
 )
 from owl3_jax.inference.runtime import Runtime
 from owl3_jax.inference.sampling import Sampling
-from owl3_jax.processing.chat import Message
+from owl3_jax.processing.chat import Message, as_messages
 from owl3_jax.processing.images import ImageSource
 from owl3_jax.processing.media import Clip, Picture
-from owl3_jax.processing.placeholders import as_messages
 from owl3_jax.processing.processor import Prepared, Processor
 from owl3_jax.processing.video import VideoSource
 

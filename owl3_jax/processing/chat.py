@@ -14,7 +14,7 @@ one before it.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from owl3_jax.config import ChatStyle
@@ -43,6 +43,18 @@ class Chunk(NamedTuple):
     kind: Kind = "text"  # "media" is a marker around crops or frames: a token in some checkpoints, text in others
     is_target: bool = False  # whether its tokens bear loss
     continues: bool = False  # one text with the chunk before it, if neither is a token of its own
+
+
+def as_messages(question: str, images: int, videos: int) -> list[Message]:
+    """One user message; a question without placeholders gets those of the images, then those of the videos."""
+    return [{"role": "user", "content": with_placeholders(question, [IMAGE] * images + [VIDEO] * videos)}]
+
+
+def with_placeholders(question: str, placeholders: Iterable[str]) -> str:
+    """The question after these placeholders, a line each; unchanged if it has placeholders of its own."""
+    if IMAGE in question or VIDEO in question:
+        return question
+    return "".join(f"{placeholder}\n" for placeholder in placeholders) + question
 
 
 def chat_chunks(

@@ -9,11 +9,10 @@ from typing import Any, NamedTuple, get_args
 import numpy as np
 
 from owl3_jax.config import ChatStyle, MediaStyle
-from owl3_jax.processing.chat import IMAGE, VIDEO, Message, chat_chunks, find_placeholders
+from owl3_jax.processing.chat import IMAGE, VIDEO, Message, as_messages, chat_chunks, find_placeholders
 from owl3_jax.processing.crops import choose_grid
 from owl3_jax.processing.images import ImageSource, upright_size
 from owl3_jax.processing.media import Clip, Picture
-from owl3_jax.processing.placeholders import as_messages
 from owl3_jax.processing.settings import SETTINGS, naming_damage, read_settings, settings_of_checkpoint, write_settings
 from owl3_jax.processing.tokenizer import ChatTokenizer
 from owl3_jax.processing.tokenizer_files import FAST, read_tokenizer

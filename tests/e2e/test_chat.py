@@ -159,7 +159,7 @@ def test_a_terminal_shows_how_many_images_are_read(owl, place, monkeypatch, caps
     conversation = Conversation(owl, SAMPLING)
     conversation.take(f"/video {place / 'film.mp4'}")
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    monkeypatch.setattr(progress, "_SECONDS_UNSEEN", 0)
+    monkeypatch.setattr(progress, "_SECONDS_UNSEEN", 0.0)
     run_model = type(owl.runtime).run_model
     slowly = lambda *arguments, **options: (time.sleep(0.1), run_model(*arguments, **options))[1]
     monkeypatch.setattr(type(owl.runtime), "run_model", slowly)
