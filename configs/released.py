@@ -1,6 +1,6 @@
 """A released size on all devices, to compile, to measure and to start from: every number of the run is our choice.
 
-owl3 compile --config configs/released.py:1b-241014 --topology v5e:4x4
+    owl3 compile --config configs/released.py:1b-241014 --topology v5e:4x4
 
 The argument is the size. Stages 1 to 3 of the paper have configs of their own.
 """

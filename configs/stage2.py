@@ -8,7 +8,7 @@ the dtypes and how a batch is divided. The authors trained with ZeRO-1, a tensor
 Batches are synthetic, of the real shapes.
 """
 
-from owl3_jax.config import ComputeConfig, Config, DataConfig, MeshConfig, OptimizerConfig, TrainConfig
+from owl3_jax.config import ComputeConfig, Config, DataConfig, MeshConfig, OptimizerConfig, ProcessorConfig, TrainConfig
 from owl3_jax.released import NAMED_SIZES, Size
 
 
@@ -23,6 +23,7 @@ def get_config(size: Size) -> Config:
             vocab_multiple=128,  # for any tensor axis to divide the vocabulary
         ),
         mesh=MeshConfig(data=1, fsdp=-1),
+        processor=ProcessorConfig(tokenizer="digits"),  # the embedded one, enough for synthetic text
         data=DataConfig(
             dataset="synthetic",
             rows=1024,  # paper: the global batch

@@ -31,7 +31,7 @@ import tyro
 from jaxtyping import Array, Float
 
 from owl3_jax import Owl3Checkpoint, from_pretrained
-from owl3_jax.evaluation.prompts import draw_scene, draw_target, make_prompt
+from owl3_jax.evaluation.tasks.digits_prompts import draw_scene, draw_target, make_prompt
 from owl3_jax.host.progress import Progress
 from owl3_jax.inference import buckets, programs
 from owl3_jax.inference.caches import image_bytes
@@ -41,7 +41,6 @@ from owl3_jax.inference.requests import Failure, read_requests
 from owl3_jax.inference.sampling import Sampling
 from owl3_jax.models.owl3 import Owl3
 from owl3_jax.models.qwen2 import Images, Text, TextCache
-from owl3_jax.processing.images import load_image
 from owl3_jax.processing.processor import Prepared, Processor
 
 Variant = Literal["weights", "caches", "both", "bfloat16", "bfloat16-both"]
@@ -108,9 +107,9 @@ def read_prompts(flags: Flags, processor: Processor) -> Iterator[Prepared]:
 def digit_prompts(flags: Flags, processor: Processor) -> Iterator[Prepared]:
     """Questions about one of several digits, by colour."""
     rng = np.random.default_rng(flags.seed)
-    for _ in range(flags.questions):
-        prompt = make_prompt(draw_scene(rng, draw_target(rng), flags.images), "colour")
-        yield processor.prepare(prompt.messages, [load_image(image.encoded, image.name) for image in prompt.images])
+    for number in range(flags.questions):
+        prompt = make_prompt(draw_scene(rng, draw_target(rng), flags.images), "colour", name=str(number))
+        yield processor.prepare(prompt.messages, prompt.images)
 
 
 def measure(

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from owl3_jax.batch import AnyArray
 from owl3_jax.config import ComputeConfig, Config, ModelConfig, Remat
 from owl3_jax.flops import Work, forward_flops, image_cache_flops, train_flops
 from owl3_jax.inference import buckets, programs
@@ -143,8 +144,10 @@ class Inference:
     def _hidden_states(self) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((self.rows, self.runtime.config.hidden_size), self.runtime.compute.dtype)
 
-    def _lower(self, program: jax.stages.Wrapped, *arguments: object, **options: object) -> Lower:
-        return lambda: self.runtime.run_model(program.lower, *arguments, **options)
+    def _lower(
+        self, program: jax.stages.Wrapped, *arguments: object, positions: int = 1, rows: int = 1, **options: object
+    ) -> Lower:
+        return lambda: self.runtime.run_model(program.lower, *arguments, positions=positions, rows=rows, **options)
 
     # Any: a cache of text or images, which jax's type of a lowered program does not know.
     def _cache(self, empty: jax.stages.Wrapped, slots: int | tuple[int, ...], few: int | tuple[int, ...]) -> Any:
@@ -177,5 +180,5 @@ def _place(tree: Tree, shardings: object) -> Tree:
     return placed
 
 
-def _ids(*shape: int) -> jax.ShapeDtypeStruct:
+def _ids(*shape: int) -> AnyArray:
     return jax.ShapeDtypeStruct(shape, jnp.int32)

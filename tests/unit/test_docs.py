@@ -23,7 +23,7 @@ def test_the_walk_of_one_image_is_the_tools_output(monkeypatch, capsys):
     (command,) = re.findall(r"^    (python tools/one_image.py .*)$", text, re.MULTILINE)
     shown = re.findall(r"^```\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     assert run(command, monkeypatch, capsys).rstrip() == shown[0].rstrip()
-    released = run(command.replace("digits.py", "owl3_7b_240728.py", 1), monkeypatch, capsys)
+    released = run(command.replace("digits.py", "released.py:7b-240728", 1), monkeypatch, capsys)
     assert released.rstrip().split("\n\n")[-1] == shown[1].rstrip()
 
 
