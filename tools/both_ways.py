@@ -35,7 +35,7 @@ def _measure(config: Config, mesh: Mesh, topology: Topology, prompt: Prompt) -> 
 
 
 def _peak(inference: Inference, name: Name, topology: Topology) -> float:
-    """Bytes on a device, also where it does not have so many."""
+    """Bytes on a device, even if it has less memory."""
     try:
         return compile_for(inference.program(name), topology).peak
     except OutOfMemory as error:

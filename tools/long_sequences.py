@@ -1,9 +1,9 @@
-"""Compares two ways to show many images to the same decoder: hyper attention, and image tokens in the text as LLaVA has them.
+"""Compares two ways to show many images to the same decoder: hyper attention, and image tokens in the text as in LLaVA.
 
     python tools/long_sequences.py --topology v5p:1x1x1 --images 1 16 64 256 1024 4096
 
-Both prompts have the same question and images. For the second, the programs of inference run on a text that holds all tokens of
-each image, and no images beside it. Memory is what the TPU compiler says of prefill and decoding, operations are by formula
+Both prompts have the same question and images. For the second, the programs of inference run on a text that contains all tokens
+of each image, and on no images. Memory is the TPU compiler's number for prefill and decoding, operations are by formula
 (`owl3_jax.flops`), both without the vision tower, which is the same. JSON and a plot go to `--out` and `--plot`.
 """
 
@@ -32,7 +32,7 @@ class Flags:
 
 
 def main() -> None:
-    """Compiles all, prints a table, and writes what is asked for."""
+    """Compiles all, prints a table, and writes the files asked for."""
     config, flags = command_line.parse(Flags)
     try:
         topology = get_topology(flags.topology)

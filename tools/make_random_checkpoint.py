@@ -2,8 +2,8 @@
 
     python tools/make_random_checkpoint.py --size 1b-241014 --to /tmp/random-1b
 
-For measuring what needs no trained weights: time and memory of conversion, loading, generation. Memory holds one
-tensor at a time.
+For measurements that need no trained weights: time and memory of conversion, loading and generation. It holds one tensor in
+memory at a time.
 """
 
 import dataclasses
@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def tensor_specs(config: ModelConfig, dtype: np.dtype) -> Iterator[TensorSpec]:
-    """All tensors of a checkpoint, those that the model never reads too."""
+    """All tensors of a checkpoint, including those that the model never reads."""
     for entry, shape in parameter_shapes(config).items():
         for name in official_names(entry, config):
             yield TensorSpec(name, dtype, official_shape(entry, row_shape(entry, shape)))

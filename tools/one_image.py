@@ -3,7 +3,7 @@
     python tools/one_image.py --config configs/digits.py --image docs/images/red_seven.png --prompt "Which digit is red?"
 
 Parameters are random and only shapes are computed, so that the released sizes can be walked on a laptop too.
-docs/one_image.md holds this output.
+docs/one_image.md shows this output.
 """
 
 import dataclasses

@@ -68,9 +68,9 @@ class Flags:
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """What one variant makes of the prompts."""
+    """Answers, logits and sizes of one variant."""
 
-    answers: list[tuple[int, ...]]  # by itself
+    answers: list[tuple[int, ...]]  # of its own greedy decoding
     logits: list[np.ndarray]  # [A, V] float32 for each prompt, at the tokens of the reference's answer
     weight_bytes: int
     image_bytes: int
@@ -115,7 +115,7 @@ def digit_prompts(flags: Flags, processor: Processor) -> Iterator[Prepared]:
 def measure(
     owl: Owl3Checkpoint, prompts: Sequence[Prepared], reference: Measured | None, max_new_tokens: int, bar: Progress
 ) -> Measured:
-    """What the checkpoint makes of the prompts; its logits are those at the reference's answers, if there is one."""
+    """Measures a checkpoint on the prompts; its logits are those at the reference's answers, if there is one."""
     answers, logits = [], []
     for index, prompt in enumerate(prompts):
         answers.append(owl.engine.generate([prompt], Sampling(max_new_tokens=max_new_tokens))[0][0].ids)

@@ -60,7 +60,7 @@ def talk(conversation: Conversation) -> None:
     while not conversation.is_over:
         try:
             conversation.take(input(prompt).strip())
-        except KeyboardInterrupt:  # at the prompt, or while a video is read; an answer ends by itself
+        except KeyboardInterrupt:  # at the prompt, or while a video is read; an answer handles it
             print("\nCtrl-D or /quit leaves")
         except UnicodeDecodeError as error:
             print(f"error: the line is not text: {error}")

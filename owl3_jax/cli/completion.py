@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 def use_completion(commands: Sequence[str], path_commands: Collection[str]) -> None:
-    """Lets the tab key complete what `input` reads. Without readline (Windows) it stays as it is."""
+    """Lets the tab key complete what `input` reads; does nothing without readline (Windows)."""
     try:
         import readline
     except ImportError:
@@ -16,13 +16,13 @@ def use_completion(commands: Sequence[str], path_commands: Collection[str]) -> N
         return found[index] if index < len(found) else None
 
     readline.set_completer(complete)
-    readline.set_completer_delims("")  # a path may hold blanks
+    readline.set_completer_delims("")  # a path may contain spaces
     is_libedit = "libedit" in (readline.__doc__ or "")  # of macOS
     readline.parse_and_bind("bind ^I rl_complete" if is_libedit else "tab: complete")
 
 
 def completions(line: str, commands: Sequence[str], path_commands: Collection[str]) -> list[str]:
-    """What `line` may become: a command, or one of `path_commands` with a path. Where more must follow, it ends so."""
+    """Completions of `line`: a command, or one of `path_commands` with a path. Those that need more end in a space or slash."""
     command, blank, start = line.partition(" ")
     if not blank:
         names = [name for name in commands if line and name.startswith(line)]
@@ -35,5 +35,5 @@ def _paths(start: str) -> list[str]:
     parent, slash, stem = start.rpartition("/")
     folder = Path(parent + slash).expanduser()
     entries = folder.iterdir() if folder.is_dir() else ()
-    fits = lambda name: name.startswith(stem) and name.startswith(".") == stem.startswith(".")
-    return sorted(f"{parent}{slash}{entry.name}{'/' if entry.is_dir() else ''}" for entry in entries if fits(entry.name))
+    found = [entry for entry in entries if entry.name.startswith(stem) and entry.name.startswith(".") == stem.startswith(".")]
+    return sorted(f"{parent}{slash}{entry.name}{'/' if entry.is_dir() else ''}" for entry in found)

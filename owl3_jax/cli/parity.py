@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def check(flags: Flags) -> Iterator[Row]:
-    """Compares case by case, printing each row as it comes."""
+    """Compares case by case, printing each row as soon as it is known."""
     config = load_config(flags.checkpoint)
     cases = read_cases(flags.cases, config.vision.image_size) if flags.cases else make_cases(flags)
     ours = OurModel(flags.checkpoint, config, flags.dtype)
@@ -165,6 +165,7 @@ class OfficialModel:
     def run(self, case: Case, max_new_tokens: int) -> Outputs:
         """The official model's outputs, as a case expects them; greedy decoding may stop early."""
         torch, to_numpy = self._torch, lambda tensor: tensor.float().numpy()
+        # Any: torch is not imported here, and its tensors and lists of them pass side by side.
         inputs: dict[str, Any] = {"input_ids": torch.from_numpy(case.input_ids.astype(np.int64))[None]}
         inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])  # otherwise the id 0, which is "!", is masked
         inputs["media_offset"] = self._media_offset(case)
@@ -179,7 +180,7 @@ class OfficialModel:
         found["hidden_states"] = np.stack([to_numpy(state[0]) for state in outputs.hidden_states])
         return found | {"logits": to_numpy(outputs.logits[0]), "greedy": answer[0, len(case.input_ids) :].numpy()}
 
-    def _media_offset(self, case: Case) -> Any:
+    def _media_offset(self, case: Case) -> Any:  # a tensor of torch, or a list of them
         """Positions of the images: their starts (joint form), or for each position [0, images that start before it]."""
         torch, starts = self._torch, case.image_starts.astype(np.int64)
         if self._form == "joint":

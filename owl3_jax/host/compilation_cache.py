@@ -1,4 +1,4 @@
-"""Compiled programs, kept from one start to the next."""
+"""Keeping compiled programs from one start to the next."""
 
 import hashlib
 import os
@@ -14,9 +14,9 @@ def use_compilation_cache() -> None:
     """Keeps compiled programs in JAX_COMPILATION_CACHE_DIR, else in the user's cache directory.
 
     Programs that compile in less than a second are not kept (jax's own default). JAX_ENABLE_COMPILATION_CACHE=0 turns this
-    off. One for a CPU is bound to the instructions of the processor that it was compiled on, and jaxlib loads it on another
-    one all the same, with a warning and perhaps a crash. So each kind of processor has a directory of its own: a home
-    directory may serve several. This asks for no device, so that it may be called before `jax.distributed` starts.
+    off. A program for a CPU uses the instructions of the processor that it was compiled on, yet jaxlib loads it on any
+    other, with a warning and perhaps a crash. So each kind of processor has its own directory, since several may share a
+    home directory. This asks for no device, so it may be called before `jax.distributed` starts.
     """
     if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -24,8 +24,8 @@ def use_compilation_cache() -> None:
 
 
 def _processor() -> str:
-    """A name for all processors with the same instructions."""
+    """A name shared by all processors with the same instructions."""
     lines = _CPU_INFO.read_text().splitlines() if _CPU_INFO.exists() else []
-    # "flags" on x86, "Features" on ARM: what one core can do, the same for all.
-    told = next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
-    return hashlib.blake2b(f"{platform.machine()} {told}".encode(), digest_size=8).hexdigest()
+    # "flags" on x86, "Features" on ARM: the instructions of one core, the same for all.
+    instructions = next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
+    return hashlib.blake2b(f"{platform.machine()} {instructions}".encode(), digest_size=8).hexdigest()

@@ -1,7 +1,7 @@
-"""Starting a run's processes on several hosts, with an error that names those that did not come.
+"""Starting a run's processes on several hosts, with an error that names the missing ones.
 
-`jax.distributed` aborts a process that waited in vain and does not say for whom. So all processes first report to process 0, at
-the address where JAX will meet afterwards, and are told who is missing.
+`jax.distributed` aborts a process that waited in vain and does not say for which others. So all processes first report to
+process 0, at the address that JAX will use afterwards, and get the list of missing processes from it.
 """
 
 import contextlib
@@ -20,11 +20,11 @@ from owl3_jax.private_jax import tpu_clusters
 _ENVIRONMENT = {"coordinator": "JAX_COORDINATOR_ADDRESS", "processes": "JAX_NUM_PROCESSES", "process": "JAX_PROCESS_ID"}
 
 _RETRY = 0.5  # seconds between attempts to reach process 0
-_PATIENCE = 5.0  # seconds that a connection may take to say who it is, and process 0 to answer after its own time is over
+_PATIENCE = 5.0  # seconds for a connection to identify itself, and for process 0 to answer after its timeout
 
 
 class DistributedError(RuntimeError):
-    """The processes of a run did not find each other; it says which ones are missing."""
+    """The processes of a run did not find each other; the message names the missing ones."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,17 +33,17 @@ class ProcessFlags:
 
     coordinator: str | None = None  # host:port of process 0; or environment variable JAX_COORDINATOR_ADDRESS
     processes: int | None = None  # how many there are; or JAX_NUM_PROCESSES
-    process: int | None = None  # number of this one, from 0; or JAX_PROCESS_ID
+    process: int | None = None  # index of this one, from 0; or JAX_PROCESS_ID
     timeout: float = 300.0  # seconds to wait for all of them
 
 
 class Job(NamedTuple):
-    """Where the processes of a run meet."""
+    """The processes of a run, and where they meet."""
 
     coordinator: str  # host:port of process 0
     processes: int
     process: int  # this one
-    names: tuple[str, ...] = ()  # of the hosts, by process, where they are known
+    names: tuple[str, ...] = ()  # of the hosts, by process, if known
 
     @property
     def address(self) -> tuple[str, int]:
@@ -53,9 +53,9 @@ class Job(NamedTuple):
 
 
 def start_processes(flags: ProcessFlags) -> None:
-    """Joins the processes of a run into one; does nothing when there is only this one. To be called before any device is used.
+    """Joins the processes of a run into one; does nothing when there is only this one. Call it before any device is used.
 
-    Raises DistributedError when they do not all start in time, or the flags do not tell where they meet.
+    Raises DistributedError when they do not all start in time, or the flags do not specify where they meet.
     """
     job = _given_job(flags, os.environ) or _tpu_pod(flags.timeout)
     if job is None or job.processes == 1:
@@ -65,21 +65,21 @@ def start_processes(flags: ProcessFlags) -> None:
 
 
 def call_roll(job: Job, timeout: float) -> None:
-    """Returns when all processes are there.
+    """Returns when all processes have reported.
 
-    Raises DistributedError, in each that is there, when others are not after `timeout` seconds.
+    Raises DistributedError, in each that has, when others have not after `timeout` seconds.
     """
     missing = _await_reports(job, timeout) if job.process == 0 else _report(job, timeout)
     if missing:
         names = ", ".join(f"{number} ({job.names[number]})" if job.names else str(number) for number in missing)
         raise DistributedError(
             f"{len(missing)} of {job.processes} processes did not start within {timeout:g} s: {names}. Start them with the "
-            f"same command, see whether they ended with an error, and whether they can reach {job.coordinator}"
+            f"same command, check whether they ended with an error, and whether they can reach {job.coordinator}"
         )
 
 
 def _await_reports(job: Job, timeout: float) -> list[int]:
-    """The processes that do not report to this one, process 0, in time; the others are told."""
+    """The processes that do not report to this one, process 0, in time; it sends that list to the others."""
     deadline, present = time.monotonic() + timeout, dict[int, socket.socket]()
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(_listen(job))
@@ -91,7 +91,7 @@ def _await_reports(job: Job, timeout: float) -> list[int]:
                     present[number] = connection
         missing = [number for number in range(1, job.processes) if number not in present]
         for connection in present.values():
-            with contextlib.suppress(OSError):  # it has ended in the meantime, as JAX will find out
+            with contextlib.suppress(OSError):  # it has ended in the meantime, which JAX will notice
                 connection.sendall(f"missing {missing}\n".encode())
     return missing
 
@@ -107,7 +107,7 @@ def _listen(job: Job) -> socket.socket:
 
 
 def _read_number(connection: socket.socket, processes: int) -> int | None:
-    """Which process has connected; None if it is none of this run, or this one."""
+    """Which process has connected; None if it is not of this run, or is this one."""
     connection.settimeout(_PATIENCE)
     with contextlib.suppress(OSError), connection.makefile("rb") as lines:
         found = re.fullmatch(rb"process (\d+) of (\d+)\n", lines.readline(100))
@@ -117,7 +117,7 @@ def _read_number(connection: socket.socket, processes: int) -> int | None:
 
 
 def _report(job: Job, timeout: float) -> list[int]:
-    """Tells process 0 that this one is there; what it answers when all are, or its time is over: the missing ones."""
+    """Reports this process to process 0; returns its answer, the missing ones, once all are there or its timeout is over."""
     with _connect(job, timeout) as connection, connection.makefile() as lines:
         connection.settimeout(timeout + _PATIENCE)
         try:
@@ -147,7 +147,7 @@ def _connect(job: Job, timeout: float) -> socket.socket:
 
 
 def _given_job(flags: ProcessFlags, environment: Mapping[str, str]) -> Job | None:
-    """What the flags tell, or else environment variables."""
+    """The job given by the flags, or else by environment variables."""
     given = {name: getattr(flags, name) for name in _ENVIRONMENT}
     given = {name: environment.get(_ENVIRONMENT[name]) if value is None else value for name, value in given.items()}
     if set(given.values()) == {None}:
@@ -159,13 +159,14 @@ def _given_job(flags: ProcessFlags, environment: Mapping[str, str]) -> Job | Non
         valid = False
     if not valid:
         raise DistributedError(
-            f"the processes of a run need an address host:port, their number, and the number of this one below it, got {given}"
+            "the processes of a run need an address host:port, their number, and the index of this one, below that number; "
+            f"got {given}"
         )
     return job
 
 
 def _tpu_pod(timeout: float) -> Job | None:
-    """The hosts of the TPU slices that this host is part of; None elsewhere."""
+    """The hosts of the TPU slices that this host belongs to; None elsewhere."""
     cluster = next((cluster for cluster in tpu_clusters() if cluster.is_env_present()), None)
     if cluster is None or cluster.get_process_count() == 1:
         return None

@@ -1,4 +1,4 @@
-"""Files are written whole or not at all."""
+"""Writing files atomically: whole or not at all."""
 
 import os
 from collections.abc import Callable
@@ -7,12 +7,12 @@ from typing import BinaryIO
 
 
 def write_text(path: Path, text: str) -> Path:
-    """`text` in UTF-8, as `write_atomically` does it."""
+    """Writes `text` in UTF-8, as `write_atomically` does."""
     return write_atomically(path, lambda file: file.write(text.encode()))
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> Path:
-    """Calls `write` on a new file beside `path`, then renames it to `path`; a failure leaves an old `path` as it was."""
+    """Calls `write` on a new file next to `path`, then renames it to `path`; a failure leaves an old `path` unchanged."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:

@@ -30,10 +30,10 @@ class Progress:
         description: text in front of the bar.
         done: units that were done before.
         file: where to print; standard output by default.
-        silent: prints nothing.
-        keep: leaves the bar on the screen; otherwise it vanishes with the last unit.
+        silent: print nothing.
+        keep: leave the bar on the screen; otherwise it vanishes with the last unit.
         delay: seconds until the bar appears.
-        lines_every: seconds between the lines printed where there is no terminal; None prints none. The end has its line too.
+        lines_every: seconds between lines where there is no terminal, and a last line at the end; None prints none.
         line: the text of such a line, with `{done}`, `{total}` and `{unit}`.
     """
 
@@ -106,7 +106,7 @@ class Progress:
             self._file.flush()
 
     def note(self, text: str) -> None:
-        """Shows `text` beside the bar, or where there is none as a line after the number of units done."""
+        """Shows `text` next to the bar; without a bar, prints it as a line after the number of units done."""
         if self._bar.disable:
             self.say(f"{self._unit} {self.done}/{self.total}  {text}")
         else:

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT as a wish to stop, for a loop that ends its step and saves first."""
+"""SIGTERM and SIGINT as a request to stop, for a loop that ends its step and saves first."""
 
 import signal
 from types import FrameType
@@ -9,8 +9,8 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 class StopSignal:
     """A context manager; `received` names the first signal that came inside it, or is None.
 
-    The first signal only leaves that note. A second one ends the process at once: checkpoints are whole or not
-    there at all, so that nothing is lost by it but the steps since the last one.
+    The first signal only sets that. A second one ends the process at once: checkpoints are complete or absent, so that
+    only the steps since the last one are lost.
     """
 
     def __init__(self) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 from jax.sharding import Mesh
 
 from owl3_jax.tpu.compiled import GIB, Compiled, OutOfMemory, device_bytes
-from owl3_jax.tpu.images import Facts
+from owl3_jax.tpu.images import Facts, Gathered
 from owl3_jax.tpu.programs import Program
 from owl3_jax.tpu.topology import Topology
 
@@ -19,13 +19,12 @@ def make_report(compiled: Compiled, topology: Topology, mesh: Mesh) -> Report:
     """All numbers of a program that fits."""
     program, chip, n = compiled.program, topology.chip, topology.chip.devices
     gib = lambda size: n * size / GIB
-    sent = lambda net: n * sum(c.bytes for c in compiled.collectives if c.network == net and not c.conditional)
     moved = n * compiled.moved
     seconds = {
         "compute": program.computed / topology.chips / chip.flops,
         "HBM": moved / chip.hbm,
-        "ICI": sent("ICI") / chip.ici,
-        "DCN": sent("DCN") / chip.dcn,
+        "ICI": n * _sent(compiled, "ICI") / chip.ici,
+        "DCN": n * _sent(compiled, "DCN") / chip.dcn,
     }
     held = {name: gib(device_bytes(tree)) for name, tree in program.held.items()}
     return {
@@ -48,15 +47,23 @@ def make_report(compiled: Compiled, topology: Topology, mesh: Mesh) -> Report:
     }
 
 
+def _sent(compiled: Compiled, network: str) -> float:
+    """Bytes that a device sends over ICI or DCN, without what branches may add."""
+    return float(sum(c.bytes for c in compiled.collectives if c.network == network and not c.conditional))
+
+
 def _images(facts: Facts) -> Report:
     """Arrays as text, the gathered ones with their bytes on a device."""
-    gathered = lambda x: x and {"array": str(x.array), "bytes": x.array.bytes, "name": x.name}
     return {
         "scores": facts.scores and str(facts.scores),
-        "largest_gathered": gathered(facts.largest),
-        "images_gathered": gathered(facts.of_images),
+        "largest_gathered": _gathered(facts.largest),
+        "images_gathered": _gathered(facts.of_images),
         "features_bytes": facts.features.bytes,
     }
+
+
+def _gathered(found: Gathered | None) -> Report | None:
+    return {"array": str(found.array), "bytes": found.array.bytes, "name": found.name} if found else None
 
 
 def make_failure(error: OutOfMemory, program: Program, topology: Topology, mesh: Mesh) -> Report:
@@ -131,13 +138,17 @@ def _collective_lines(collectives: Sequence[Report]) -> list[str]:
 
 
 def _image_lines(images: Report) -> list[str]:
-    shown = lambda x: f"{_number(x['bytes'])}B, {x['array']} {x['name']}".rstrip() if x else "none"
     return [
         "",
         f"scores of images     {images['scores'] or 'none'}",
-        f"largest gathered     {shown(images['largest_gathered'])}",
-        f"images gathered      {shown(images['images_gathered'])}; features of all are {_number(images['features_bytes'])}B",
+        f"largest gathered     {_gathered_text(images['largest_gathered'])}",
+        f"images gathered      {_gathered_text(images['images_gathered'])}; "
+        f"features of all are {_number(images['features_bytes'])}B",
     ]
+
+
+def _gathered_text(found: Report | None) -> str:
+    return f"{_number(found['bytes'])}B, {found['array']} {found['name']}".rstrip() if found else "none"
 
 
 def _number(value: int | float) -> str:

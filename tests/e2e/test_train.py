@@ -48,7 +48,7 @@ def get_config():
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a config file; data and compiled programs of all runs lie there too."""
+    """A folder with a config file, and the data and compiled programs of all runs."""
     place = tmp_path_factory.mktemp("train")
     (place / "tiny.py").write_text(CONFIG % STEPS)
     return place

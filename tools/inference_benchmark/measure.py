@@ -60,7 +60,7 @@ def measure(images: int, ours: Ours, torch: Torch | None, repeats: int, bandwidt
     """
     reset_peak()
     times, theirs = Times(), Times() if torch else None
-    runs_of_one, rates, one = [], [], ours.beside()
+    runs_of_one, rates, one = [], [], ours.with_own_prompt()
     reads = repeats if images <= _MOST_IMAGES_READ_AGAIN else 1
     for number in range(repeats + 1):
         _round(times, ours, images, _DECODED, read=number <= reads, keep=number >= reads and number < repeats)
@@ -111,14 +111,14 @@ def _seconds(call: Callable[[], None]) -> float:
 
 
 def reset_peak() -> None:
-    """Starts the measurement of peak memory anew, where Linux lets us."""
+    """Restarts the measurement of peak memory, where Linux allows it."""
     clear = Path("/proc/self/clear_refs")
     if clear.exists():
         clear.write_text("5")
 
 
 def peak_bytes() -> int:
-    """Most memory of this process since `reset_peak`; 0 where nobody tells."""
+    """Peak memory of this process since `reset_peak`; 0 where it is unknown."""
     status = Path("/proc/self/status")
     fields = dict(line.split(":", 1) for line in status.read_text().splitlines()) if status.exists() else {}
     return int(fields["VmHWM"].split()[0]) * 1024 if "VmHWM" in fields else 0

@@ -1,4 +1,4 @@
-"""Ours and PyTorch's, behind the same four calls: encode, read, decode, reset. Random weights and inputs, the same for both."""
+"""Our side and PyTorch's, with the same four calls, encode, read, decode and reset, on the same random weights and inputs."""
 
 import copy
 import dataclasses
@@ -65,16 +65,16 @@ class Ours:
         self._pixels = jnp.asarray(settings.pixels())
 
     def official_tensors(self) -> dict[str, np.ndarray]:
-        """The weights by official name; can be asked for once, since it lets go of the stacked ones."""
+        """The weights by official name. Only the first call returns them, since it frees the stacked ones."""
         stacked, self._stacked = self._stacked, {}
         return params_to_official(stacked, self._settings.config)
 
-    def beside(self) -> Self:
-        """For a prompt of its own, over the same weights."""
+    def with_own_prompt(self) -> Self:
+        """A copy with a prompt of its own, on the same weights."""
         return copy.copy(self)
 
     def tokens(self, images: int) -> int:
-        """Of the prompt with so many."""
+        """Tokens of the prompt with this many images."""
         return len(self._settings.prompt(images)[0])
 
     def encode(self) -> None:
@@ -93,7 +93,7 @@ class Ours:
         samplings = [Sampling(max_new_tokens=new_tokens)] * rows
         self._ops = SamplingOps.of(samplings)
         limits = jnp.full(rows, new_tokens, jnp.int32)
-        never = jnp.zeros(0, jnp.int32)  # no stop id: every row goes on
+        never = jnp.zeros(0, jnp.int32)  # no stop id: every row continues
         self._answers = programs.Settings(SamplingRows.of(samplings), limits, never)
         self._state = context.begin(self._answers, self._ops, capacity=new_tokens)
         jax.block_until_ready(self._state.token)
@@ -109,11 +109,11 @@ class Ours:
         return np.asarray(self._state.token)
 
     def reset(self) -> None:
-        """Lets go of the caches."""
+        """Frees the caches."""
         del self._context, self._state
 
     def _chunks(self, images: int) -> Iterator[jax.Array]:
-        """The features of a prompt as a stream, so that those of 1024 images never lie in memory."""
+        """The features of a prompt as a stream, so that those of 1024 images are never in memory together."""
         for start in range(0, images, FEATURES):
             yield self._features[: min(FEATURES, images - start)]
 
@@ -150,12 +150,12 @@ class Torch:
         return self._token[0].numpy()
 
     def reset(self) -> None:
-        """Lets go of the caches."""
+        """Frees the caches."""
         del self._cache
 
 
 def torch_tensors(arrays: Mapping[str, np.ndarray], dtype: str) -> dict[str, Any]:
-    """PyTorch tensors of a dtype, named as there; torch is imported only here."""
+    """PyTorch tensors of a dtype, with the same names; torch is imported only here."""
     import torch
 
     as_known = {name: x.astype(np.float32) if x.dtype.name == "bfloat16" else x for name, x in arrays.items()}

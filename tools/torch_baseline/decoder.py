@@ -39,7 +39,7 @@ class Cache:
 class Masks(NamedTuple):
     """Who sees what while a prompt is read; a single new token sees everything and needs none."""
 
-    visible: Tensor  # [T, I * L] bool, in the joint form [T, I * L + T]: the text stands behind the images
+    visible: Tensor  # [T, I * L] bool, in the joint form [T, I * L + T]: the text follows the images
     any_image: Tensor  # [T, 1] bool
 
 

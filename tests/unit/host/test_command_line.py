@@ -11,7 +11,7 @@ from owl3_jax.host.command_line import load_config, parse
 class Flags:
     """Does something with a run."""
 
-    workdir: Path  # where the run lies
+    workdir: Path  # of the run
     tries: int = 3  # how often
 
 

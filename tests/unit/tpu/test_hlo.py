@@ -103,7 +103,7 @@ def test_arrays_of_a_shape():
 
 
 def test_arrays_in_hbm_are_counted_by_trips():
-    """Not counted: what lies in VMEM, operations in the background, branches, slices written in place."""
+    """Not counted: arrays in VMEM, operations in the background, branches, slices written in place."""
     text = """\
 %fused (p: f32[8]) -> f32[8] {
   ROOT %add.1 = f32[8]{0} add(%p, %p)
