@@ -1,14 +1,20 @@
 """The tiny tokenizer covers everything the questions can say."""
 
+import json
+from pathlib import Path
+
 import numpy as np
+import pytest
 
 from owl3_jax.data.digits.images import split_ids
 from owl3_jax.data.digits.questions import ask_index, conversation, draw_distractors, draw_image
 from owl3_jax.data.digits.samples import draw_sample
 from owl3_jax.data.digits.tokenizer import VOCAB_SIZE, make_tokenizer
 from owl3_jax.processing.chat import Chunk, chat_chunks
+from owl3_jax.processing.tokenizer import ChatTokenizer
 
 UNKNOWN_ID = 0
+GOLDEN = Path(__file__).parents[2] / "golden"
 
 
 def ids_of(text: str) -> list[int]:
@@ -55,3 +61,19 @@ def test_placeholder_and_markers_are_one_id_each_but_not_in_a_users_text():
     text = tokenizer.encode([Chunk("<|image|>", "image"), Chunk("<|im_end|>", "marker")])
     assert text.input_ids.tolist() == [tokenizer.token_id("<|image|>"), tokenizer.token_id("<|im_end|>")]
     assert set(ids_of("<|im_end|>")) == {UNKNOWN_ID}
+
+
+@pytest.mark.parametrize("checkpoint", ["tiny-240728", "tiny-241014", "tiny-241101", "tiny-tied"])
+def test_golden_checkpoints_have_this_tokenizer_with_a_word_for_every_further_id(checkpoint):
+    tree = json.loads(make_tokenizer().to_json())
+    words = tree["model"]["vocab"]
+    # The library numbers an added token anew when it loads it, unless it is a word too.
+    words |= {token["content"]: token["id"] for token in tree["added_tokens"]}
+    words |= {f"word{index}": index for index in range(len(words), 320)}
+    path = GOLDEN / checkpoint / "tokenizer.json"
+    assert path.read_text(encoding="utf-8") == json.dumps(tree, indent=2, ensure_ascii=False) + "\n"
+    saved = ChatTokenizer.from_file(path)
+    assert saved.vocab_size == json.loads((GOLDEN / checkpoint / "config.json").read_text())["vocab_size"]
+    assert [saved.decode([index], skip_special_tokens=False) for index in range(VOCAB_SIZE)] == [
+        make_tokenizer().decode([index], skip_special_tokens=False) for index in range(VOCAB_SIZE)
+    ]

@@ -14,13 +14,6 @@ from owl3_jax.processing.video import VideoSampling
 GOLDEN = Path(__file__).parents[2] / "golden"
 
 
-def checkpoint(directory: Path, name: str) -> Path:
-    """A golden checkpoint with a tokenizer."""
-    shutil.copytree(GOLDEN / name, directory)
-    make_tokenizer().save(directory / "tokenizer.json")
-    return directory
-
-
 def settings(processor: Processor) -> tuple:
     return processor.style, processor.media_style, processor.crop, processor.video_sampling
 
@@ -29,7 +22,7 @@ def settings(processor: Processor) -> tuple:
     ("name", "media_style"), [("tiny-240728", "words"), ("tiny-241014", "markers"), ("tiny-241101", "markers")]
 )
 def test_official_settings_follow_from_the_form(tmp_path, name, media_style):
-    official = checkpoint(tmp_path / "official", name)
+    official = shutil.copytree(GOLDEN / name, tmp_path / "official")
     to_orbax(official, tmp_path / "converted")
     for directory in (official, tmp_path / "converted", str(official)):
         processor = Processor.from_pretrained(directory)
@@ -42,7 +35,7 @@ def test_saved_settings_decide_and_need_no_model(tmp_path):
     saved.save(tmp_path)
     read = Processor.from_pretrained(tmp_path)
     assert (settings(read), read.image_size) == (settings(saved), 13)
-    official = checkpoint(tmp_path / "official", "tiny-240728")
+    official = shutil.copytree(GOLDEN / "tiny-240728", tmp_path / "official")
     saved.save(official)
     assert settings(Processor.from_pretrained(official)) == settings(saved)
 
