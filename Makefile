@@ -2,12 +2,15 @@
 # make test    all tests
 # make check   formatter, linter, type checker, import direction, then all tests
 # make fix     let the formatter and the linter change what they can
-# Each creates .venv and installs the tested versions when it is missing.
+# Each creates a virtual environment and installs the tested versions if it is missing.
+#
+# make test PYTHON=python3.13 CONSTRAINTS=none    another Python and the newest versions, in .venv-python3.13
 
 PYTHON ?= python3.11
-VENV := .venv
+CONSTRAINTS ?= constraints.txt
+VENV ?= $(if $(filter python3.11,$(notdir $(PYTHON))),.venv,.venv-$(notdir $(PYTHON)))
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
+PIP := $(BIN)/python -m pip install --quiet $(if $(filter none,$(CONSTRAINTS)),,--constraint $(CONSTRAINTS))
 WORKERS ?= 2
 WORKDIR ?= runs/digits
 
@@ -16,11 +19,11 @@ WORKDIR ?= runs/digits
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/run: pyproject.toml constraints.txt | $(BIN)/python
+$(VENV)/run: pyproject.toml $(filter-out none,$(CONSTRAINTS)) | $(BIN)/python
 	$(PIP) --editable .
 	@touch $@
 
-$(VENV)/dev: pyproject.toml constraints.txt | $(BIN)/python
+$(VENV)/dev: pyproject.toml $(filter-out none,$(CONSTRAINTS)) | $(BIN)/python
 	$(PIP) --editable '.[test,dev]'
 	@touch $(VENV)/run $@
 
