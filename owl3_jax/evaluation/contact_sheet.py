@@ -1,4 +1,4 @@
-"""Questions with their pictures and answers, to look at."""
+"""Questions with their images and answers, to look at."""
 
 import math
 from collections.abc import Sequence
@@ -23,20 +23,22 @@ TILE_PIXELS = 64  # of an enlarged image, before the figure scales it
 RIGHT, WRONG, INK, GREY, PAPER = "#1a8a34", "#cc2b2b", "#222222", "#666666", "#f6f6f4"
 
 
-class AnsweredQuestion(NamedTuple):
-    """One card of the sheet."""
+class Card(NamedTuple):
+    """One question with its answer."""
 
     title: str  # what kind of question
     images: Sequence[Image.Image]
-    target: int  # which image is asked for
-    question: str  # without the placeholders; one or two lines
+    image_names: Sequence[str]  # for the report
+    target: int | None  # which image is asked for, if it is one
+    question: str  # without the images' placeholders; the options of a multiple choice follow on lines of their own
     answer: str
     expected: str
     is_right: bool
+    details: dict[str, str]  # more for the report
 
 
-def draw_contact_sheet(cards: Sequence[AnsweredQuestion], note: str) -> Figure:
-    """A figure of `cards`: each has its images (the asked one framed), the question, and both answers, green or red."""
+def draw_contact_sheet(cards: Sequence[Card], note: str) -> Figure:
+    """A figure of `cards`: each has its images (the one asked for is framed), the question, and both answers, green or red."""
     columns = min(CARDS_PER_ROW, len(cards))
     rows = math.ceil(len(cards) / columns)
     head = 0.4  # inches
@@ -64,7 +66,7 @@ def enlarge(image: Image.Image) -> UInt8[np.ndarray, "height width 3"]:
     return np.asarray(image.convert("RGB").resize((TILE_PIXELS, TILE_PIXELS), Image.Resampling.NEAREST))
 
 
-def _draw_card(axes: Axes, card: AnsweredQuestion) -> None:
+def _draw_card(axes: Axes, card: Card) -> None:
     axes.set_axis_off()
     axes.add_patch(Rectangle((0, 0), CARD_WIDTH, CARD_HEIGHT, facecolor=PAPER, edgecolor="none", zorder=-1))
     color = RIGHT if card.is_right else WRONG
@@ -74,7 +76,7 @@ def _draw_card(axes: Axes, card: AnsweredQuestion) -> None:
     axes.set(xlim=(0, CARD_WIDTH), ylim=(CARD_HEIGHT, 0), aspect="equal")
 
 
-def _draw_images(axes: Axes, card: AnsweredQuestion) -> None:
+def _draw_images(axes: Axes, card: Card) -> None:
     columns, side = tile_layout(len(card.images))
     rows = math.ceil(len(card.images) / columns)
     left, top = (CARD_WIDTH - columns * side) / 2, BOX_TOP + (BOX_HEIGHT - rows * side) / 2
@@ -86,10 +88,12 @@ def _draw_images(axes: Axes, card: AnsweredQuestion) -> None:
             axes.add_patch(Rectangle((x, y), side, side, fill=False, edgecolor=INK, linewidth=2, zorder=3))
 
 
-def _draw_text(axes: Axes, card: AnsweredQuestion, color: str) -> None:
+def _draw_text(axes: Axes, card: Card, color: str) -> None:
     middle, mark = CARD_WIDTH / 2, "✓" if card.is_right else "✗"
     axes.text(middle, 7, card.title, fontsize=9.5, color=GREY, ha="center", va="center")
-    axes.text(middle, 84, card.question, fontsize=10.5, color=INK, ha="center", va="center", linespacing=1.3)
+    question, *options = card.question.split("\n")
+    lines = [question, "   ".join(options)] if options else [question]
+    axes.text(middle, 84, "\n".join(lines), fontsize=10.5, color=INK, ha="center", va="center", linespacing=1.3)
     answer = card.answer or "(nothing)"
     axes.text(middle, 96.5, f"{mark} model: {answer}", fontsize=11.5, fontweight="bold", color=color, ha="center", va="center")
     axes.text(middle, 105, f"right: {card.expected}", fontsize=9.5, color=GREY, ha="center", va="center")

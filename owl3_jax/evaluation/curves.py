@@ -10,7 +10,6 @@ from matplotlib.figure import Figure
 
 from owl3_jax.host.files import write_atomically
 
-COLORS = {"colour": "#1f6fb4", "index": "#d1651b"}  # by the form of the question
 INK = "#333333"
 TRAINED = "#eef3e6"
 

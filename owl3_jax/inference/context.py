@@ -24,7 +24,7 @@ class NewImages(NamedTuple):
 
     row: int
     positions: Sequence[int]  # of the first token of each placeholder
-    views: Iterable[View]  # as many; a stream is read a few at a time
+    views: Iterable[View]  # one for each position; a stream is read a few at a time
 
 
 @dataclasses.dataclass
@@ -74,9 +74,9 @@ class Context:
         return len(self.tokens)
 
     def reserve(self, *, images: int, tokens: int) -> None:
-        """Makes room for so many more images and positions of every row.
+        """Makes room for `images` more images and `tokens` more positions in every row.
 
-        Raises OutOfMemory when the new caches would not fit beside the old ones.
+        Raises OutOfMemory when the new caches would not fit in addition to the old ones.
         """
         blocks = self.runtime.image_blocks(int(self.image_counts.max()) + images)
         tokens = buckets.text_slots(self.slots + tokens)
@@ -91,7 +91,7 @@ class Context:
             self.text = self.runtime.run(grow_text, self.text, tokens)
 
     def add_images(self, new: Sequence[NewImages], advance: Callable[[int], None] = lambda images: None) -> None:
-        """Encodes images and writes their keys and values, a few at a time: a stream never lies in memory as a whole.
+        """Encodes images and writes their keys and values, a few at a time: a stream is never in memory as a whole.
 
         Raises ValueError when a row has fewer views than positions.
         """
@@ -112,10 +112,17 @@ class Context:
             self._store(chunk, programs.Places(*(x.astype(np.int32) for x in (np.full(len(chunk), row), slots, here))))
             self.image_counts[row] += len(chunk)
 
-    def add_text(self, new: Sequence[Sequence[int]]) -> None:
-        """Prefills further tokens of every row (none for some rows, perhaps), chunk by chunk."""
+    def add_text(self, new: Sequence[Sequence[int]], padded: int = 0) -> None:
+        """Prefills further tokens of every row (none for some rows, perhaps), chunk by chunk.
+
+        The chunks are those of `padded` tokens, if these are more than the longest row has; what would be padding alone is
+        left out.
+        """
+        longest = max(map(len, new))
         start = 0
-        for length in buckets.prefill_chunks(max(map(len, new))):
+        for length in buckets.prefill_chunks(max(longest, padded)):
+            if 0 < longest <= start:
+                break
             text = _pad_text([ids[start : start + length] for ids in new], self.tokens, length)
             arguments = (text, self.images, self.text, self.last)
             self.last, self.text = self.runtime.run_model(programs.prefill, *arguments, positions=length, rows=self.rows)
@@ -131,7 +138,7 @@ class Context:
         capacity: int,
         prompts: Sequence[Sequence[int]] = (),
     ) -> programs.Decoding:
-        """The first tokens of the answers, with room for `capacity`; `programs.begin` tells the rest.
+        """The first tokens of the answers, with room for `capacity`; see `programs.begin`.
 
         `prompts` are all tokens of each row, looked at for the repetition penalty.
         """
@@ -140,7 +147,7 @@ class Context:
         return state
 
     def decode(self, state: programs.Decoding, settings: programs.Settings, ops: SamplingOps, limit: int) -> programs.Decoding:
-        """Goes on with answers of `begin` until all are done or have `limit` tokens."""
+        """Continues answers of `begin` until all are done or have `limit` tokens."""
         inputs = (state, self.images, self.text, settings, np.int32(limit))
         sizes = {"rows": self.rows, "positions": len(settings.max_new_tokens) // self.rows}  # answers share their row's images
         further: programs.Decoding = self.runtime.run_model(programs.decode, *inputs, ops=ops, **sizes)
@@ -190,7 +197,7 @@ class Context:
 
 
 def seen_tokens(prompts: Sequence[Sequence[int]], rows: int, ops: SamplingOps) -> np.ndarray:
-    """What a penalty has to know of the prompts: [B, T] int32, -1 behind the end of each row; [B, 0] where there is none."""
+    """The prompts' tokens for the repetition penalty: [B, T] int32, padded with -1; [B, 0] if there is no penalty."""
     if not ops.penalty:
         return np.zeros((rows, 0), np.int32)
     padded = np.full((rows, buckets.text_slots(max(map(len, prompts)))), -1, np.int32)

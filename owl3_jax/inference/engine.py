@@ -1,6 +1,7 @@
 """Prompts in, answers out: batches of any prompts over a few compiled programs."""
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -11,6 +12,7 @@ from owl3_jax.inference.answers import Answer, Answers
 from owl3_jax.inference.beam_answers import BeamAnswers, answers_to
 from owl3_jax.inference.context import Context, NewImages
 from owl3_jax.inference.memory import OutOfMemory, explain_out_of_memory
+from owl3_jax.inference.prompt_sizes import BatchSize, PromptSize
 from owl3_jax.inference.runtime import Runtime
 from owl3_jax.inference.sampling import Sampling
 from owl3_jax.processing.processor import Prepared, Sample
@@ -31,7 +33,12 @@ class Engine:
         self.runtime, self._tokenizer = runtime, tokenizer
 
     def generate(
-        self, prompts: Sequence[Prompt], sampling: Sampling | Sequence[Sampling], *, advance: Advance = ignore_progress
+        self,
+        prompts: Sequence[Prompt],
+        sampling: Sampling | Sequence[Sampling],
+        *,
+        advance: Advance = ignore_progress,
+        size: BatchSize | None = None,
     ) -> list[list[Answer]]:
         """The answers to each prompt, `n` of them, best first if they come from beams.
 
@@ -39,16 +46,19 @@ class Engine:
             prompts: read together as the rows of one batch; texts and numbers of images may differ.
             sampling: for all prompts or for each; `n` and `num_beams` are the same for all.
             advance: called after every few images, with how many these were and how many there are in all.
+            size: what the batch is padded to, so that all batches of that size share their programs; its rows must be a
+                multiple of the mesh's. By default the nearest size of a few.
 
         Raises:
-            ValueError: a prompt has no token, or more than the model has positions; samplings don't go together.
+            ValueError: a prompt has no token, or more than the model has positions; samplings differ in `n` or
+                `num_beams`; the prompts don't fit `size`.
             OutOfMemory: the caches would not fit, and it says how much they need; or memory ran out on the way.
         """
         samplings = _for_each(sampling, len(prompts))
         if not prompts:
             return []
         with giving_memory_back(self.runtime):
-            answers = self._begin(prompts, samplings, advance).run()
+            answers = self._begin(prompts, samplings, advance, size).run()
         n = samplings[0].n
         return [answers[row * n : (row + 1) * n] for row in range(len(prompts))]
 
@@ -63,18 +73,20 @@ class Engine:
                 if piece:
                     yield piece
 
-    def _begin(self, prompts: Sequence[Prompt], samplings: list[Sampling], advance: Advance) -> Answers | BeamAnswers:
-        """The answers to `prompts`, and behind them those of rows of padding."""
+    def _begin(
+        self, prompts: Sequence[Prompt], samplings: list[Sampling], advance: Advance, size: BatchSize | None = None
+    ) -> Answers | BeamAnswers:
+        """The answers to `prompts`, followed by those of rows of padding."""
         for index, prompt in enumerate(prompts):
             check_length(len(prompt.input_ids), self.runtime, f"prompt {index}")
         ids = [prompt.input_ids.tolist() for prompt in prompts]
-        rows = self.runtime.rows(len(prompts))
-        padding = rows - len(prompts)
+        size = self._size(prompts, size)
+        padding = size.rows - len(prompts)
         context = Context.empty(
             self.runtime,
-            rows,
-            images=max(len(prompt.image_starts) for prompt in prompts),
-            tokens=buckets.prefill_slots(max(map(len, ids))),
+            size.rows,
+            images=size.row.images,
+            tokens=buckets.prefill_slots(size.row.tokens),
             new_tokens=max(room_for_answer(self.runtime, *each) for each in zip(ids, samplings, strict=True)),
             samples=max(samplings[0].n, samplings[0].num_beams),
         )
@@ -82,13 +94,24 @@ class Engine:
         new = [new_images(row, prompt) for row, prompt in enumerate(prompts)]
         context.add_images(new, lambda images: advance(images, total))
         ids += [[]] * padding
-        context.add_text(ids)
+        context.add_text(ids, size.row.tokens)
         return answers_to(context, ids, [*samplings, *samplings[:1] * padding], self._tokenizer)
+
+    def _size(self, prompts: Sequence[Prompt], wanted: BatchSize | None) -> BatchSize:
+        """The size of the batch: the one that is wanted, or the nearest. Raises ValueError when the prompts don't fit."""
+        row = functools.reduce(PromptSize.union, map(prompt_size, prompts))
+        if wanted is None:
+            return BatchSize(self.runtime.rows(len(prompts)), row)
+        if len(prompts) > wanted.rows or not wanted.row.fits(row):
+            needed = f"{len(prompts)} prompts of up to {row.tokens} tokens and {row.images} images"
+            given = f"{wanted.rows} rows of {wanted.row.tokens} tokens and {wanted.row.images} images"
+            raise ValueError(f"{needed} do not fit into the batch size that was asked for, {given}")
+        return wanted
 
 
 @contextlib.contextmanager
 def giving_memory_back(runtime: Runtime) -> Iterator[None]:
-    """As `explain_out_of_memory`; it also empties the feature cache, in which may stand what was never computed."""
+    """As `explain_out_of_memory`; it also empties the feature cache, which may then hold features that were never computed."""
     try:
         with explain_out_of_memory():
             yield
@@ -106,6 +129,11 @@ def forward(runtime: Runtime, prompt: Prompt) -> np.ndarray:
     with explain_out_of_memory("use fewer images, or a mesh with more devices; `Engine` reads images a few at a time"):
         logits: np.ndarray = np.asarray(runtime.run_model(programs.logits, batch, positions=T))
     return logits[0]
+
+
+def prompt_size(prompt: Prompt) -> PromptSize:
+    """What a row needs to hold a prompt."""
+    return PromptSize(len(prompt.input_ids), len(prompt.image_starts))
 
 
 def new_images(row: int, prompt: Prompt) -> NewImages:

@@ -1,4 +1,4 @@
-"""Whether what is about to be allocated fits, asked before it is allocated, and what to do if memory runs out all the same."""
+"""Checks that an allocation fits before it is made, and explains what to do if memory runs out all the same."""
 
 import contextlib
 from collections.abc import Iterator
@@ -12,6 +12,9 @@ _ADVICE = "use fewer images or rows, fewer new tokens, bfloat16 or int8 caches, 
 
 class OutOfMemory(RuntimeError):
     """More memory is needed than there is; the message says how much, for what, and what to do."""
+
+
+FAILURES = (ValueError, OSError, OutOfMemory)  # what a prompt, a file or a checkpoint can be at fault for
 
 
 def check_fits(needed: int, what: str, devices: int = 1) -> None:
@@ -38,7 +41,7 @@ def explain_out_of_memory(advice: str = _ADVICE) -> Iterator[None]:
 
 
 def free_bytes() -> int | None:
-    """Free memory of this process's first device; of the machine, for a CPU; None where nobody tells."""
+    """Free memory of this process's first device; of the machine, for a CPU; None where it is unknown."""
     device = jax.local_devices()[0]
     stats = device.memory_stats() or {}
     if "bytes_limit" in stats:

@@ -1,12 +1,15 @@
-"""A JSONL file of requests, one a line: {"id"?, "prompt" or "messages", "images"?, "videos"?, "sampling"?}."""
+"""Requests, and a JSON-lines file of them: {"id"?, "prompt" or "messages", "images"?, "videos"?, "sampling"?} a line."""
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from owl3_jax.config import JsonTree
 from owl3_jax.inference.sampling import Sampling
 from owl3_jax.processing.chat import Message
+from owl3_jax.processing.images import ImageSource
+from owl3_jax.processing.video import VideoSource
 
 Id = str | int
 _KEYS = ("id", "prompt", "messages", "images", "videos", "sampling")
@@ -17,24 +20,24 @@ class Request(NamedTuple):
 
     id: Id
     messages: str | list[Message]
-    images: list[Path]
-    videos: list[Path]
+    images: Sequence[ImageSource]
+    videos: Sequence[VideoSource]
     sampling: Sampling
 
 
 class Failure(NamedTuple):
-    """A request without an answer."""
+    """A request that has no answer."""
 
     id: Id
     error: str
 
 
 def read_requests(path: Path, sampling: Sampling) -> list[Request | Failure]:
-    """The requests of a file in order; blank lines are left out, a line that is no request is a Failure.
+    """The requests of a file in order; blank lines are skipped, a line that is no request becomes a Failure.
 
     Args:
-        path: the file. Relative paths of images and videos start at its folder; a request without `id` is called by the
-            number of its line, from 1.
+        path: the file. Relative paths of images and videos start at its folder; the id of a request without one is the
+            number of its line, counted from 1.
         sampling: what the `sampling` options of a line replace.
 
     Raises:
@@ -58,7 +61,7 @@ def _read_line(number: int, line: bytes, folder: Path, sampling: Sampling) -> Re
         return Failure(name, f"line {number}: {error}")
 
 
-def _object(line: bytes) -> dict[str, Any]:
+def _object(line: bytes) -> JsonTree:
     try:
         tree = json.loads(line)
     except ValueError as error:  # of JSON, or of UTF-8
@@ -68,14 +71,14 @@ def _object(line: bytes) -> dict[str, Any]:
     return tree
 
 
-def _id(tree: dict[str, Any], number: int) -> Id:
+def _id(tree: JsonTree, number: int) -> Id:
     name = tree.get("id", number)
     if type(name) not in (str, int):
         raise ValueError(f"id must be a string or a whole number, got {name!r}")
     return name
 
 
-def _request(name: Id, tree: dict[str, Any], folder: Path, sampling: Sampling) -> Request:
+def _request(name: Id, tree: JsonTree, folder: Path, sampling: Sampling) -> Request:
     if unknown := [key for key in tree if key not in _KEYS]:
         raise ValueError(f"no key {unknown[0]!r} is known; there are {', '.join(_KEYS)}")
     if ("prompt" in tree) == ("messages" in tree):
@@ -91,7 +94,7 @@ def _request(name: Id, tree: dict[str, Any], folder: Path, sampling: Sampling) -
     return Request(name, messages if "messages" in tree else prompt, *_media(tree, folder), chosen)
 
 
-def _media(tree: dict[str, Any], folder: Path) -> tuple[list[Path], list[Path]]:
+def _media(tree: JsonTree, folder: Path) -> tuple[list[Path], list[Path]]:
     for key in ("images", "videos"):
         paths = tree.get(key, [])
         if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
@@ -106,5 +109,5 @@ def _check_ids_differ(path: Path, numbers: Sequence[int], requests: Sequence[Req
         if first != number:
             raise ValueError(
                 f"{path}: lines {first} and {number} have the same id {request.id!r}, so that their results could not be "
-                "told apart; a line without an id is called by its number"
+                "told apart; the id of a line without one is its number"
             )

@@ -1,25 +1,26 @@
-"""A JSONL file of results, which a later run goes on with: {"id", "answers"} or {"id", "error"} a line."""
+"""A JSON-lines file of results, from which a later run resumes: {"id", "answers"} or {"id", "error"} a line."""
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
+from owl3_jax.config import JsonTree
 from owl3_jax.inference.requests import Failure, Id, Request
 
-Record = dict[str, Any]
+Record = JsonTree
 
 _BEGINNING = b'{"id": '
+_ADVICE = "remove that line, or let the results go to a new file"
 
 
 class Results:
-    """The results that are in a file already, and a way to add to them."""
+    """The results that a file holds, and a way to add to them."""
 
     def __init__(self, path: Path) -> None:
-        """Reads `path` if it exists. A last result that was cut off, as by a crash, is taken out of the file.
+        """Reads `path` if it exists. A last line that was cut off, as by a crash, is removed from it.
 
-        Raises ValueError when a line is something else, or the file could not be made.
+        Raises ValueError when a line is no result, or the file's folder does not exist.
         """
         if not path.parent.is_dir():
             raise ValueError(f"there is no folder {path.parent} for the results; make it first")
@@ -35,16 +36,26 @@ class Results:
             with path.open("ab") as file:
                 file.write(b"\n")
 
+    def __contains__(self, request_id: Id) -> bool:
+        """Whether a request has a result."""
+        return request_id in self._failed
+
     def waiting(self, requests: Sequence[Request | Failure]) -> list[Request | Failure]:
         """Those that have no result yet."""
-        return [request for request in requests if request.id not in self._failed]
+        return [request for request in requests if request.id not in self]
+
+    def records(self) -> Iterator[Record]:
+        """All results, read from the file."""
+        if self._path.exists():
+            with self._path.open("rb") as file:
+                yield from map(json.loads, file)
 
     def failures(self, requests: Sequence[Request | Failure]) -> int:
         """How many have an error as their result."""
         return sum(self._failed.get(request.id, False) for request in requests)
 
     def append(self, records: Sequence[Record]) -> None:
-        """Adds lines to the file, all in one write that is on the disk when this returns."""
+        """Adds lines to the file, in one write that has reached the disk when this returns."""
         lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
         with self._path.open("ab", buffering=0) as file:
             file.write(lines.encode("utf-8", errors="backslashreplace"))
@@ -56,7 +67,7 @@ class Results:
 
 
 def _is_cut_off(line: bytes) -> bool:
-    """Whether it begins as a result and breaks off."""
+    """Whether it starts as a result and is incomplete."""
     begins = line.startswith(_BEGINNING) or _BEGINNING.startswith(line)
     try:
         json.loads(line)
@@ -69,7 +80,7 @@ def _record(line: bytes, name: str) -> Record:
     try:
         record = json.loads(line)
     except ValueError as error:
-        raise ValueError(f"{name} is no result: {error}; give --out a new file") from error
+        raise ValueError(f"{name} is no result: {error}; {_ADVICE}") from error
     if not isinstance(record, dict) or type(record.get("id")) not in (str, int) or not record.keys() & {"answers", "error"}:
-        raise ValueError(f"{name} is no result; give --out a new file")
+        raise ValueError(f"{name} is no result; {_ADVICE}")
     return record

@@ -11,9 +11,9 @@ from owl3_jax.config import ComputeConfig
 from owl3_jax.convert.cases import Case, pad_cases, read_cases
 from owl3_jax.convert.load import load_params
 from owl3_jax.formats.checkpoint import load_config
-from owl3_jax.inference.generate import generate
 from owl3_jax.inference.runtime import Runtime
 from owl3_jax.models.owl3 import Outputs, Owl3
+from tests.greedy import greedy_tokens
 from tests.tolerances import GOLDEN_HIDDEN_STATES, GOLDEN_IMAGE_EMBEDS, GOLDEN_LOGITS
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -45,12 +45,10 @@ def check(model: Owl3, params, cases: list[Case], **sizes: int) -> None:
     """All outputs of the cases, run as one batch of the given sizes."""
     batch = pad_cases(cases, **sizes)
     outputs = jax.jit(model.apply)({"params": params}, batch)
-    answers = generate(
-        Runtime(model.config, model.compute, params), batch, max_new_tokens=len(cases[0].expected["greedy"]), stop_ids=()
-    )
+    answers = greedy_tokens(Runtime(model.config, model.compute, params), batch, len(cases[0].expected["greedy"]))
     for row, case in enumerate(cases):
         check_outputs(case, outputs, row)
-        assert answers[row].tolist() == case.expected["greedy"].tolist(), case.name
+        assert answers[row] == case.expected["greedy"].tolist(), case.name
 
 
 @pytest.mark.parametrize("checkpoint", CHECKPOINTS)

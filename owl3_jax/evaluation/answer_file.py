@@ -1,0 +1,88 @@
+"""Where the answers of a checkpoint are kept, and by what a prompt is found there again.
+
+The digest in the file's name is of the weight files (names, sizes and times), the model, the dtypes, the processor and the
+sampling settings, so that another checkpoint never gets these answers. A prompt is found by its own digest: after a change of
+a task's settings, prompts that have changed are asked again, and those that are as before are not.
+"""
+
+import dataclasses
+import hashlib
+import itertools
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from owl3_jax.config import Config
+from owl3_jax.evaluation.task import AnyPrompt
+from owl3_jax.formats.converted import PARAMS
+from owl3_jax.formats.workdir import is_workdir, last_checkpoint
+from owl3_jax.inference.sampling import Sampling
+from owl3_jax.processing.images import ImageSource
+from owl3_jax.processing.processor import Processor
+from owl3_jax.processing.video import VideoSource
+
+_WEIGHTS = ("*.safetensors", "*.bin", f"{PARAMS}/**/*")  # of official checkpoints, and of converted ones
+
+
+def answers_path(directory: Path, checkpoint: Path, config: Config, processor: Processor, sampling: Sampling) -> Path:
+    """`answers-<digest>.jsonl` in `directory`, for the answers of a checkpoint with these settings.
+
+    Raises CheckpointError when `checkpoint` is a workdir without a complete checkpoint.
+    """
+    others = [field.name for field in dataclasses.fields(processor) if field.name != "tokenizer"]
+    facts = {
+        "weights": [f"{path.relative_to(checkpoint)} {_version(path)}" for path in weight_files(checkpoint)],
+        "model": dataclasses.asdict(config.model),
+        "dtypes": [config.compute.dtype, config.compute.param_dtype],
+        "tokenizer": processor.tokenizer.to_json(),
+        "processor": {name: repr(getattr(processor, name)) for name in others},
+        "sampling": dataclasses.asdict(sampling),
+    }
+    return directory / f"answers-{_digest([json.dumps(facts).encode()])}.jsonl"
+
+
+def weight_files(checkpoint: Path) -> list[Path]:
+    """The files that hold a checkpoint's parameters; of a training run, all files of its last checkpoint."""
+    if is_workdir(checkpoint):
+        found: Iterable[Path] = last_checkpoint(checkpoint).rglob("*")
+    else:
+        found = itertools.chain.from_iterable(map(checkpoint.glob, _WEIGHTS))
+    return sorted(path for path in found if path.is_file())
+
+
+def prompt_digest(prompt: AnyPrompt) -> str:
+    """A hash of what the model is asked, images and videos included."""
+    return _digest([json.dumps(prompt.messages).encode(), *map(_content, prompt.images), *map(_content, prompt.videos)])
+
+
+def _content(source: ImageSource | VideoSource) -> bytes:
+    """Bytes that change when the image or video does; files are not read."""
+    match source:
+        case str() | Path():
+            path = Path(source)
+            return f"{path} {_version(path) if path.exists() else 'missing'}".encode()
+        case bytes():
+            return source
+        case Image.Image():
+            return f"{source.mode} {source.size} ".encode() + source.tobytes()
+        case np.ndarray():
+            return f"{source.dtype} {source.shape} ".encode() + source.tobytes()
+        case frames:
+            return _digest(map(_content, frames)).encode()
+
+
+def _version(path: Path) -> str:
+    """The size of a file and when it was changed."""
+    status = path.stat()
+    return f"{status.st_size} {status.st_mtime_ns}"
+
+
+def _digest(parts: Iterable[bytes]) -> str:
+    digest = hashlib.blake2b(digest_size=8)
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "little"))  # so that no two lists of parts look the same
+        digest.update(part)
+    return digest.hexdigest()
