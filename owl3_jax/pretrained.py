@@ -27,6 +27,9 @@ from owl3_jax.processing.processor import Prepared, Processor, Sample
 from owl3_jax.processing.video import VideoSource
 from owl3_jax.sharding import devices_along
 
+BUNDLED = ("digits",)  # trained by `train.py --config configs/digits.py`; its metrics.json has the scores
+_BUNDLED_DIRECTORY = Path(__file__).with_name("bundled")
+
 FEATURE_CACHE_BYTES = 2**29  # 200 images of the 1B in float32, 100 of the 7B in bfloat16
 
 
@@ -43,11 +46,12 @@ def from_pretrained(
     """Loads a checkpoint, ready to answer.
 
     Args:
-        path: a Hugging Face directory, a converted one, or a training run's workdir.
+        path: a Hugging Face directory, a converted one, a training run's workdir, or the name of a checkpoint that ships with
+            the package (`BUNDLED`).
         mesh: where to put the parameters, sharded by the rules (`owl3_jax.sharding.make_mesh`); one device by default.
         dtype: of parameters and activations; the checkpoint's own by default.
-        weight_dtype: "int8" keeps matrices in a quarter of float32's memory, half of bfloat16's; docs/inference.md tells the
-            price.
+        weight_dtype: "int8" keeps matrices in a quarter of float32's memory, half of bfloat16's; docs/inference.md shows the
+            cost.
         cache_dtype: "int8" does so with the keys and values of text and images.
         vision_batch_size: images that the vision tower takes at once; for each device 2 on a CPU, 8 elsewhere.
         feature_cache_bytes: features of images that were seen before, kept across calls; 0 turns this off.
@@ -63,7 +67,7 @@ def from_pretrained(
         weight_dtype=weight_dtype,
         cache_dtype=cache_dtype,
     )
-    directory = Path(path)
+    directory = find_checkpoint(path)
     config = load_config(directory)
     convert = weight_quantizer(config) if weight_dtype else None
     params = load_params(directory, config, mesh, dtype=dtype, vocab_multiple=compute.vocab_multiple, convert=convert)
@@ -81,20 +85,26 @@ def from_pretrained(
     return Owl3Checkpoint(runtime, functools.partial(Processor.from_pretrained, directory))
 
 
+def find_checkpoint(path: str | Path) -> Path:
+    """The directory `path`; where there is none of a name in `BUNDLED`, that of the checkpoint that ships with the package."""
+    directory = Path(path)
+    return _BUNDLED_DIRECTORY / directory if str(path) in BUNDLED and not directory.exists() else directory
+
+
 @dataclasses.dataclass(frozen=True)
 class Owl3Checkpoint:
     """A model with its processor. `engine` answers batches, `session` conversations."""
 
     runtime: Runtime
-    load_processor: Callable[[], Processor]  # called when it is first needed: a directory without tokenizer has logits too
+    load_processor: Callable[[], Processor]  # called when first needed: without a tokenizer there are still logits
 
     @functools.cached_property
     def processor(self) -> Processor:
-        """What makes samples. Raises FileNotFoundError when the directory has no tokenizer."""
+        """The checkpoint's processor. Raises FileNotFoundError when the directory has no tokenizer."""
         return self.load_processor()
 
     def with_processor(self, **changes: Any) -> "Owl3Checkpoint":
-        """The same model behind a processor with some fields replaced, e.g. `crop=False`."""
+        """The same model with some fields of its processor replaced, e.g. `crop=False`."""
         return dataclasses.replace(self, load_processor=lambda: dataclasses.replace(self.processor, **changes))
 
     @property
@@ -130,7 +140,7 @@ class Owl3Checkpoint:
         sampling: Sampling | None = None,
         **options: Any,
     ) -> str:
-        """The answer to one prompt, without blanks around it.
+        """The answer to one prompt, stripped.
 
         Args:
             messages, images, videos, crop: as `Processor.__call__` takes them.
@@ -155,7 +165,7 @@ class Owl3Checkpoint:
         sampling: Sampling | None = None,
         **options: Any,
     ) -> Iterator[str]:
-        """As `generate`, piece by piece as it comes."""
+        """As `generate`, in pieces as they are decoded."""
         chosen = (sampling or Sampling()).with_options(**options)
         return self.engine.stream(self.processor.prepare(messages, images, videos, crop), chosen)
 

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 SUBCOMMANDS = {
+    "demo": "ask the checkpoint that ships with the package about handwritten digits",
     "train": "train the model of a config in a workdir, or resume the run that is there",
     "eval": "score the model of a workdir",
     "generate": "answer a prompt about images and videos, or a file of them",

@@ -1,0 +1,77 @@
+"""Asks the checkpoint that ships with the package about handwritten digits.
+
+    owl3 demo
+    owl3 demo --questions 10 --seed 1
+
+The model has 263 k parameters and was trained by `train.py --config configs/digits.py`; none of the pictures that it is asked
+about was shown to it in training. On a terminal the pictures are drawn, elsewhere they are described.
+"""
+
+import dataclasses
+import sys
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import tyro
+from jaxtyping import UInt8
+
+import owl3_jax
+from owl3_jax.evaluation.tasks.digits_prompts import DigitPrompt, decoded_image, draw_scene, draw_target, make_prompt
+from owl3_jax.host.compilation_cache import use_compilation_cache
+from owl3_jax.inference.sampling import Sampling
+
+_NUMBERS_OF_PICTURES = (1, 2, 4, 8)  # of the questions, in turn
+_HALF_BLOCK = "\033[38;2;{};{};{};48;2;{};{};{}m\N{UPPER HALF BLOCK}\033[0m"  # two pixels, one above the other
+
+
+@dataclasses.dataclass(frozen=True)
+class Flags:
+    """Asks the checkpoint that ships with the package about handwritten digits."""
+
+    questions: int = 4
+    seed: int = 0  # of the questions
+
+    def __post_init__(self) -> None:
+        if self.questions < 1:
+            raise ValueError(f"--questions must be at least 1, got {self.questions}")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Prints questions with the model's answers."""
+    flags = tyro.cli(Flags, args=argv, prog="owl3 demo", description=__doc__)
+    use_compilation_cache()
+    began = time.monotonic()
+    owl, right = owl3_jax.from_pretrained("digits"), 0
+    for prompt in draw_prompts(flags.questions, flags.seed):
+        answer = owl.engine.generate([owl.processor.prepare(prompt.messages, prompt.images)], Sampling(max_new_tokens=8))
+        text = answer[0][0].text.strip()
+        right += text == prompt.question.expected
+        print(f"{show(prompt)}\n{prompt.question.text}  {text}\n", flush=True)
+    print(
+        f"{right} of {flags.questions} right, {time.monotonic() - began:.0f} s with loading and compiling. A digit of your own:"
+    )
+    print('owl3 generate --checkpoint digits --image FILE --prompt "Which digit is red?"')
+
+
+def draw_prompts(count: int, seed: int) -> list[DigitPrompt]:
+    """Questions by colour about held-out digits."""
+    rng = np.random.default_rng(seed)
+    numbers = np.resize(_NUMBERS_OF_PICTURES, count).tolist()
+    scenes = [draw_scene(rng, draw_target(rng), number) for number in numbers]
+    return [make_prompt(scene, "colour", name=str(index)) for index, scene in enumerate(scenes)]
+
+
+def show(prompt: DigitPrompt) -> str:
+    """The pictures of a prompt: drawn side by side on a terminal, else in words."""
+    pictures = prompt.question.pictures
+    if not sys.stdout.isatty():
+        return ", ".join(f"{picture.colour} {picture.digit}" for picture in pictures)
+    rows = zip(*(draw(np.asarray(decoded_image(picture))) for picture in pictures), strict=True)
+    return "\n".join("  ".join(row) for row in rows)
+
+
+def draw(pixels: UInt8[np.ndarray, "height width 3"]) -> list[str]:
+    """The lines of a picture in terminal colours, each of two rows of pixels."""
+    pairs = zip(pixels[::2].tolist(), pixels[1::2].tolist(), strict=True)
+    return ["".join(_HALF_BLOCK.format(*above, *below) for above, below in zip(*pair, strict=True)) for pair in pairs]
