@@ -1,7 +1,7 @@
-"""Operations of the model by formula: two for each multiplication and addition of a matrix product, nothing else.
+"""FLOPs of the model by formula: matrix products only, two for each multiply-add.
 
-XLA's own count takes the body of a loop once, so it can't be asked. Attention counts the pairs that see each other.
-What is computed a second time to save memory is no work of the model: MFU, model FLOPs utilisation, leaves it out.
+XLA's own count can't be used: it counts the body of a loop once. Attention counts the pairs of positions and keys where one
+sees the other. What is computed a second time to save memory is not counted as the model's work (MFU, model FLOPs utilisation).
 """
 
 import re
@@ -14,7 +14,7 @@ from flax.traverse_util import flatten_dict
 from owl3_jax.config import ComputeConfig, ModelConfig, Remat
 from owl3_jax.models.owl3 import abstract_params
 
-# Of a block's products with parameters, and of its attention: whether the backward pass computes them again.
+# Whether the backward pass computes a block's products with parameters again, and its attention.
 _COMPUTED_AGAIN: dict[Remat, tuple[bool, bool]] = {
     "none": (False, False),
     "dots": (False, False),
@@ -25,7 +25,7 @@ _COMPUTED_AGAIN: dict[Remat, tuple[bool, bool]] = {
 
 
 class Work(NamedTuple):
-    """What passes the model, summed over the rows of a batch."""
+    """What the model processes, summed over the rows of a batch."""
 
     tokens: int  # text positions
     images: int
@@ -42,12 +42,12 @@ class Work(NamedTuple):
 
 
 class Part(NamedTuple):
-    """A part of the model, in the order in which signals pass it."""
+    """A part of the model, in the order of the forward pass."""
 
     parameters: str  # regex of the paths of its parameters
-    products: int  # operations of products with parameters, going forward
-    pairs: int = 0  # of products of activations with each other
-    deep: bool = False  # several layers: signals go back within it
+    products: int  # FLOPs of products with parameters, forward
+    pairs: int = 0  # FLOPs of products of activations
+    deep: bool = False  # several layers: gradients of activations are needed within it
 
 
 def parts(config: ModelConfig, work: Work) -> list[Part]:
@@ -83,27 +83,27 @@ def _vision_parts(config: ModelConfig, images: int) -> list[Part]:
 
 
 def image_cache_flops(config: ModelConfig, images: int) -> int:
-    """Operations that make keys and values of so many images, in all hyper layers."""
+    """FLOPs of the keys and values of `images` images, in all hyper layers."""
     per_token = 2 * len(config.hyper_layers) * config.hidden_size * 2 * config.num_key_value_heads * config.head_dim
     return images * config.vision.tokens_per_image * per_token
 
 
 def forward_flops(config: ModelConfig, work: Work) -> int:
-    """Operations of a forward pass."""
+    """FLOPs of a forward pass."""
     return sum(part.products + part.pairs for part in parts(config, work))
 
 
 def prefill_flops(config: ModelConfig, images: int, tokens: int) -> int:
-    """Operations that read a prompt and give the logits of its next token, image features given."""
+    """FLOPs from image features and a prompt's tokens to the logits of the next token."""
     text = Work.of_rows(config, 1, tokens, images)._replace(images=0, outputs=1)
     return forward_flops(config, text) + image_cache_flops(config, images)
 
 
 def train_flops(config: ModelConfig, work: Work, trained: Sequence[str] = (".*",), remat: Remat = "none") -> int:
-    """Operations of a training step, in which parameters whose path one of the regexes `trained` matches are trained.
+    """FLOPs of a training step that trains the parameters whose whole path matches one of the regexes `trained`.
 
-    A product with trained parameters counts again for their gradient; one that trained parameters stand before, again for the
-    gradient of what comes in. What `remat` computes a second time is no work of the model: leave it out to get that.
+    A product with trained parameters counts again for their gradient; one after trained parameters counts again for the
+    gradient of its input. With `remat`, what it computes a second time is counted too; the model's own work is without it.
     """
     paths = flatten_dict(nn.unbox(abstract_params(config, ComputeConfig())), sep="/")
     learning = [path for path in paths if any(re.fullmatch(pattern, path) for pattern in trained)]

@@ -26,12 +26,12 @@ MeshAxes = str | tuple[str, ...] | None  # that split one dim
 
 AXES = ("data", "fsdp", "tensor", "context")
 
-# Logical axis name -> mesh axis or axes (None: on every device whole).
+# Logical axis name -> mesh axis or axes (None: not split).
 RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
     # dims of activations
     ("batch", ("data", "fsdp")),
-    ("vision_batch", ("data", "fsdp", "context", "tensor")),  # images of all rows: see owl3_jax.models.image_line
-    ("lookup_row", "data"),  # rows of looked-up embeddings, whose columns lie over `fsdp` as the table's do
+    ("vision_batch", ("data", "fsdp", "context", "tensor")),  # images of all rows: see owl3_jax.nn.vision_batch
+    ("lookup_row", "data"),  # rows of looked-up embeddings, whose columns are split over `fsdp` like the table's
     ("text", "context"),
     ("text_slot", None),  # of the text cache: written at a place that only the running program knows
     ("image", "context"),
@@ -48,7 +48,7 @@ RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
     ("kv_heads", "tensor"),
     ("mlp", "tensor"),
     ("vocab", "tensor"),
-    # Split to be stored only: the images lie over all axes, so a layer's weights are gathered when it runs.
+    # Split only for storage: images are split over all axes, so a layer's weights are gathered when it runs.
     ("vision_embed", ("fsdp", "tensor")),
     ("vision_heads", None),
     ("vision_mlp", None),
@@ -87,16 +87,18 @@ MESH_PRESETS: dict[MeshPreset, MeshConfig] = {
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """The mesh over `devices` (default: all), with all four axes; -1 takes what the others leave.
 
-    Of several slices each takes a stretch of the data axis. Devices that know of no slices, such as a CPU's, count as slices in
-    equal parts, in their order.
+    Each of several slices takes a contiguous part of the data axis. Devices without slices, such as a CPU's, are divided into
+    slices of equal size, in their order.
 
-    Raises ConfigError when the axes do not multiply to the number of devices, or the slices are not those that are there.
+    Raises ConfigError when the product of the axes is not the number of devices, or `config.slices` not the number of slices.
     """
     devices = jax.devices() if devices is None else devices
     sizes, types = _axis_sizes(config, len(devices)), (AxisType.Auto,) * len(AXES)
     there = {getattr(device, "slice_index", None) for device in devices} - {None}
     if there and len(there) != config.slices:
-        raise ConfigError(f"mesh.slices is {config.slices}, but the devices lie in {len(there)} slices; set mesh.slices to it")
+        raise ConfigError(
+            f"mesh.slices is {config.slices}, but the devices form {len(there)} slices; set mesh.slices to {len(there)}"
+        )
     within = (sizes[0] // config.slices, *sizes[1:])
     if len(there) > 1:
         grid = mesh_utils.create_hybrid_device_mesh(within, (config.slices, 1, 1, 1), devices, allow_split_physical_axes=True)
@@ -106,7 +108,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
 
 
 def abstract_mesh(config: MeshConfig, devices: int) -> AbstractMesh:
-    """A mesh to describe, not to compute on: as `make_mesh`, for so many devices that need not be there."""
+    """As `make_mesh`, for a number of devices that need not be present: for descriptions, not for computing."""
     return AbstractMesh(_axis_sizes(config, devices), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
@@ -171,7 +173,7 @@ def _names(axes: MeshAxes) -> tuple[str, ...]:
 def constrain(x: Shaped[Array, "..."], names: tuple[str | None, ...]) -> Shaped[Array, "..."]:
     """Splits an activation by the logical names of its dims; does nothing where no mesh and rules are set.
 
-    A mesh axis that does not divide its dim (the one text position of a decoding step, say) leaves it whole.
+    A mesh axis that does not divide its dim (the one text position of a decoding step, say) is left out.
 
     Raises ValueError for a name that no rule has.
     """
@@ -192,11 +194,11 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def rows_of_process(processes: Int[np.ndarray, "data fsdp tensor context"], process: int) -> tuple[int, int]:
     """Which part of a batch's rows a process makes, and how many parts there are.
 
-    Processes over whose devices `tensor` or `context` goes hold the same rows, so they make the same part.
+    Processes that `tensor` or `context` extends over hold the same rows, so they make the same part.
 
     Args:
-        processes: that each device of a mesh belongs to.
-        process: the one that asks.
+        processes: the process that each device of a mesh belongs to.
+        process: this one.
 
     Raises:
         ConfigError: parts overlap without being the same, or differ in size.
@@ -229,14 +231,14 @@ def shard_batch(batch: Batch, mesh: Mesh) -> Batch:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Whole on every device."""
+    """A full copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def param_shardings(boxed_params: Any, mesh: AnyMesh) -> Any:
     """A NamedSharding for each parameter of the (abstract) tree that `Owl3.init` returns, names attached.
 
-    A mesh axis that does not divide its dim is left out: that dim stays whole.
+    A mesh axis that does not divide its dim is left out.
     """
     specs = nn.logical_to_mesh(nn.get_partition_spec(boxed_params), RULES)
     shapes = nn.unbox(boxed_params)
@@ -254,8 +256,8 @@ def optimizer_shardings(params: Any, shapes: Any, mesh: AnyMesh) -> Any:
         shapes: the parameters, or their shapes.
 
     Returns:
-        As `params`, each with the mesh axes that it leaves free on its largest dim that they divide. The first dim of a matrix
-        is left alone: a scan runs over layers, and gradients of an embedding split by words would need all devices' tokens.
+        As `params`, each with the mesh axes that it does not use on its largest dim that they divide. The first dim of a matrix
+        is not split: scans run over layers, and gradients of an embedding split by words would need the tokens of all devices.
     """
     return jax.tree.map(lambda s, leaf: NamedSharding(mesh, _with_free_axes(s.spec, leaf.shape, mesh)), params, shapes)
 
@@ -274,7 +276,7 @@ def _with_free_axes(spec: PartitionSpec, shape: tuple[int, ...], mesh: AnyMesh) 
 
 
 def describe(boxed_params: Any, mesh: AnyMesh, shardings: Any = None) -> list[str]:
-    """One line per parameter: path, shape, logical axis names, and how it lies on the mesh.
+    """One line per parameter: path, shape, logical axis names, and how the mesh splits it.
 
     `shardings` are those of `param_shardings` if None.
     """

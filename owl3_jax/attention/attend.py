@@ -1,7 +1,7 @@
 """The entry to all attention, and its one backward pass.
 
-The backward pass is written out: it keeps the output and the log-sum-exp and computes the scores again, a chunk at a time, so
-that it is the same for every backend, for one device and for many.
+The backward pass keeps only the output and the log-sum-exp and computes the scores again, a chunk at a time. It is the same for
+every backend, for one device and for many.
 """
 
 import functools
@@ -20,7 +20,7 @@ from owl3_jax.attention.visibility import Visibility
 from owl3_jax.nn.remat import attended
 from owl3_jax.nn.stacks import select_layer
 
-# Blocks whose attention may run at the same time. With one, the cores of a CPU wait for each other after every product.
+# Blocks whose attention may run concurrently. With one, the cores of a CPU wait for each other after every product.
 _BLOCKS_AT_ONCE = 4
 
 Layer = Int[Array, ""] | int
@@ -72,7 +72,7 @@ def _split_rows(x: Shaped[Array, "R H nT *D"], rows: int) -> Shaped[Array, "B H 
 def _attend_to_blocks(
     q: Float[Array, "B H T D"], blocks: Sequence[KeyBlock], visible: Visibility | None, plan: Plan, layer: Layer
 ) -> Part:
-    """Several blocks go a group at a time: what nobody sees costs nothing, and what everybody sees needs no mask."""
+    """Several blocks are taken in groups: one that no position sees costs nothing, one that all positions see needs no mask."""
     if len(blocks) == 1:
         return _attend_to_block(q, blocks[0], visible, plan, layer)
     if visible is None:
@@ -102,12 +102,12 @@ def _merge_group(
         return functools.reduce(merge, parts, merged)
 
     seen = jnp.concatenate([of_block.dense() for of_block in visible], axis=2)
-    nobody, somebody, everybody = (
+    branches = (  # if no position sees the group, if some do, if all do
         lambda merged: merged,
         lambda merged: with_blocks(merged, visible),
         lambda merged: with_blocks(merged, [None] * len(blocks)),
     )
-    part: Part = jax.lax.switch(seen.any().astype(jnp.int32) + seen.all(), (nobody, somebody, everybody), merged)
+    part: Part = jax.lax.switch(seen.any().astype(jnp.int32) + seen.all(), branches, merged)
     return part
 
 
@@ -130,7 +130,7 @@ def _attend_to_layer(plan: Plan, inputs: AttentionInputs) -> Part:
 def _forward(plan: Plan, inputs: AttentionInputs) -> tuple[Part, tuple[AttentionInputs, Part]]:
     part: Part = _attend_to_layer(plan, inputs)
     if plan.dims.keys is None:
-        # Not of images: in a scan over layers, each of the N would make room for what only M compute.
+        # Not for images: in a scan over layers, all N layers would reserve memory for what only M of them compute.
         part = Part(attended(part.out), attended(part.lse))
     return part, (inputs, part)
 

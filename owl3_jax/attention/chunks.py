@@ -1,7 +1,7 @@
 """Attention of one device, a chunk of images at a time, so that memory does not grow with T x (all image tokens).
 
-Each chunk is cut straight out of the keys and values of all layers, which are never copied as a whole; going forward, a chunk
-that no position sees is not computed. Text is C images of one token each, in one chunk.
+Each chunk is cut directly from the keys and values of all layers, which are never copied as a whole. The forward pass skips a
+chunk that no position sees. Text is C images of one token each, in one chunk.
 """
 
 from collections.abc import Callable
@@ -64,9 +64,9 @@ def gradients_in_chunks(plan: Plan, inputs: AttentionInputs, given: OutputGradie
 
 
 def _chunks(plan: Plan, inputs: AttentionInputs) -> tuple[int, Callable[[Int[Array, ""] | int], _Chunk]]:
-    """The number of chunks, and what cuts chunk `number` out of one layer.
+    """The number of chunks, and a function that cuts out chunk `number` of the layer.
 
-    The last chunk ends with the last image; what it shares with the one before is of no segment in it.
+    The last chunk ends with the last image; the images that it shares with the chunk before are not seen in it.
     """
     images, visible = inputs.keys.shape[3], inputs.visible
     size = min(images, plan.images_per_chunk or images)

@@ -1,4 +1,4 @@
-"""What attention reads: a layer of stacked keys, or one block of keys; and what its backward pass reads and returns."""
+"""The inputs of attention at each level, and of its backward pass."""
 
 from typing import NamedTuple
 
@@ -51,7 +51,7 @@ class BlockInputs(NamedTuple):
     q: Float[Array, "B H T D"]
     k: Float[Array, "B K C D"]
     v: Float[Array, "B K C D"]
-    visible: Visibility | None  # over keys, or over images of as many keys each; None: every position sees every key
+    visible: Visibility | None  # over keys, or over images, which share the C equally; None: every position sees every key
 
 
 class OutputGradient(NamedTuple):

@@ -1,4 +1,4 @@
-"""Attention over a part of the keys, and how parts become a whole.
+"""Attention over some of the keys, and how such parts are merged.
 
 Softmax attention over some of the keys that also returns the log-sum-exp of its scores can be merged with attention over
 other keys without error. Chunks and blocks of images, a prompt and its answer, images and text in the joint form, and keys

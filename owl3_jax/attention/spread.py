@@ -1,8 +1,8 @@
-"""Attention over a mesh: each device computes its own rows and heads, of its own positions or its own keys.
+"""Attention over a mesh: each device computes its own rows and heads, for its own positions or its own keys.
 
-Positions may be spread, then every device has all keys (text over itself). Keys may be spread, then every device has all
-positions, and parts are merged by their log-sum-exp (text over images: no device ever gathers the images of the others).
-Kernels can't be split by the compiler, so this is written out, forward and backward, with each collective in sight.
+If positions are split, every device has all keys (text over itself). If keys are split, every device has all positions, and the
+parts are merged by their log-sum-exp (text over images: no device ever gathers the images of the others). The compiler can't
+split kernels, so this is written out, forward and backward, with each collective in sight.
 """
 
 from typing import NamedTuple
@@ -102,7 +102,7 @@ class Placement(NamedTuple):
         return inputs._replace(visible=visible._replace(limits=visible.limits - first))
 
     def _merge(self, part: Part) -> Part:
-        """The parts of all devices that keys are spread over, at a device's own positions; as `parts.merge`, with sums."""
+        """As `parts.merge`, over the devices that hold different keys; the result is at a device's own positions."""
         top = jax.lax.pmax(part.lse, self.keys)
         share = jnp.exp(part.lse - top)
         total = self._own_positions(jax.lax.psum(share, self.keys))
@@ -110,7 +110,7 @@ class Placement(NamedTuple):
         return Part(out, self._own_positions(top) + jnp.log(total))
 
     def _sum_over_keys(self, x: Float[Array, "B H T D"]) -> Float[Array, "B H T2 D"]:
-        """Over the devices that keys are spread over, of a device's own positions."""
+        """The sum over the devices that hold different keys, at a device's own positions."""
         if self.gathered:
             return jax.lax.psum_scatter(x, self.keys, scatter_dimension=2, tiled=True)
         return jax.lax.psum(x, self.keys)

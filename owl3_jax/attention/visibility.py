@@ -1,7 +1,7 @@
-"""What each text position sees, as two numbers for it and one for each key.
+"""Which keys each text position sees, as two numbers for the position and one for each key.
 
-Keys of a segment stand in the order of their positions, so what a position sees of them is a prefix. No array of positions x
-keys exists until plain XLA masks the scores that it has made anyway; the kernel never needs one.
+Keys of a segment are in the order of their positions, so a position sees a prefix of them. No array of positions x keys exists
+until plain XLA masks the scores, which have that shape anyway; the kernels never need one.
 """
 
 import functools
@@ -30,19 +30,19 @@ class Visibility(NamedTuple):
         return self.key_segment_ids.shape[1]
 
     def dense(self, tokens: int | None = None) -> Bool[Array, "B T C"]:
-        """Which keys a position sees; or which of `tokens`, of which every key, being an image, has as many."""
+        """Which keys a position sees. With `tokens`, keys are images, and the C are the `tokens` of all of them together."""
         same = self.segment_ids[:, :, None] == self.key_segment_ids[:, None, :]
         seen = same & (jnp.arange(self.keys) < self.limits[:, :, None])
         return seen if tokens is None else jnp.repeat(seen, tokens // self.keys, axis=2)
 
     def part(self, start: Int[Array, ""] | int, size: int, first: Int[Array, ""] | int = 0) -> "Visibility":
-        """Of `size` keys from `start` on; those before `first` are not seen."""
+        """The visibility of `size` keys from `start` on; those before `first` are not seen."""
         numbers = start + jnp.arange(size)
         key_segment_ids = jax.lax.dynamic_slice_in_dim(self.key_segment_ids, start, size, axis=1)
         return self._replace(limits=self.limits - start, key_segment_ids=jnp.where(numbers >= first, key_segment_ids, 0))
 
     def over_tokens(self, tokens: int) -> "Visibility":
-        """Of `tokens`, of which every key, being an image, has as many."""
+        """The same, with the `tokens` of all images as the keys in place of the images."""
         times = tokens // self.keys
         key_segment_ids = jnp.repeat(self.key_segment_ids, times, axis=1)
         return self._replace(limits=self.limits * times, key_segment_ids=key_segment_ids)
@@ -62,10 +62,11 @@ def visibility(
     *,
     inclusive: bool = True,
 ) -> Visibility:
-    """Text sees the text or the images of its own segment that stand before it (`inclusive`: at it or before).
+    """Text sees the text or the images of its own segment at earlier positions (`inclusive`: or at the same one).
 
-    An image stands where its placeholder starts. Padding (segment 0) sees nothing and is not seen. Two packed samples of two
-    tokens and one padding token over their own text, then five tokens over images at positions 1 and 3, rows see columns:
+    The position of an image is that of the first token of its placeholder. Padding (segment 0) sees nothing and is not seen.
+    Rows see columns in these two examples: two packed samples of two tokens and one padding token over their own text, then
+    five tokens over images at positions 1 and 3:
 
         1 0 0 0 0    strict   0 0   inclusive   0 0
         1 1 0 0 0             0 0               1 0

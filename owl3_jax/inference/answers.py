@@ -10,6 +10,7 @@ import numpy as np
 from owl3_jax.inference import buckets, programs
 from owl3_jax.inference.choose import SamplingOps, SamplingRows
 from owl3_jax.inference.context import Context
+from owl3_jax.inference.runtime import fetch
 from owl3_jax.inference.sampling import Sampling
 from owl3_jax.inference.text_stream import TextStream
 from owl3_jax.processing.tokenizer import ChatTokenizer
@@ -60,7 +61,7 @@ class Answers:
         self._state = context.begin(self._settings, self._ops, capacity=capacity, prompts=prompts)
 
     def stream(self, every: int = 1) -> Iterator[list[str]]:
-        """The new text of every row, again and again, after each `every` tokens."""
+        """The new text of every row, after each `every` tokens."""
         yield self._read()
         while not self._finished():
             self._decode(every)
@@ -68,7 +69,7 @@ class Answers:
         yield [stream.finish() for stream in self._streams]
 
     def run(self) -> list[Answer]:
-        """All answers, with as few stops as can be."""
+        """All answers, stopping on the host as rarely as possible."""
         stops = any(stream.looks_for_stop for stream in self._streams)
         every = _TOKENS_BETWEEN_STOP_STRINGS if stops else int(self._limits.max(initial=1))
         for _ in self.stream(every):
@@ -76,8 +77,8 @@ class Answers:
         return self.answers()
 
     def answers(self) -> list[Answer]:
-        """What there is so far."""
-        logprobs = None if self._state.logprobs is None else np.asarray(self._state.logprobs)
+        """The answers so far."""
+        logprobs = None if self._state.logprobs is None else fetch(self._state.logprobs)
         return [self._answer(row, logprobs) for row in range(len(self._ids))]
 
     def close(self) -> list[tuple[int, ...]]:
@@ -87,12 +88,12 @@ class Answers:
 
     def _decode(self, tokens: int) -> None:
         state = self._state._replace(done=self._state.done | np.array([stream.stopped for stream in self._streams]))
-        limit = min(int(state.written) + tokens, int(self._limits.max()))
+        limit = min(int(fetch(state.written)) + tokens, int(self._limits.max()))
         self._state = self._context.decode(state, self._settings, self._ops, limit)
 
     def _read(self) -> list[str]:
         """Fetches the newest tokens; returns the text that they complete."""
-        answer, written = np.asarray(self._state.answer), int(self._state.written)
+        answer, written = fetch(self._state.answer), int(fetch(self._state.written))
         texts = []
         for row, (stream, ids) in enumerate(zip(self._streams, self._ids, strict=True)):
             new = self._until_stop(answer[row, len(ids) : min(written, self._limits[row])], ids) if not stream.stopped else []
@@ -108,7 +109,7 @@ class Answers:
         return tokens[: stops[0] + 1 if len(stops) else None].tolist()
 
     def _finished(self) -> bool:
-        done = np.asarray(self._state.done) | [stream.stopped for stream in self._streams]
+        done = fetch(self._state.done) | [stream.stopped for stream in self._streams]
         return bool(done.all())
 
     def _answer(self, row: int, logprobs: np.ndarray | None) -> Answer:
@@ -117,7 +118,7 @@ class Answers:
 
 
 def push_until_stop(stream: TextStream, ids: Sequence[int], stop_ids: Sequence[int]) -> tuple[list[int], str]:
-    """Pushes tokens that an answer goes on with; returns those up to the one that completes a stop string, and their text."""
+    """Pushes the next tokens of an answer; returns those up to the one that completes a stop string, and their text."""
     if not stream.looks_for_stop:
         return list(ids), stream.push([token for token in ids if token not in stop_ids])
     kept, text = [], ""

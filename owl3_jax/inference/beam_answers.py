@@ -9,6 +9,7 @@ from owl3_jax.inference import beams, buckets
 from owl3_jax.inference.answers import Answer, Answers, make_answer, push_until_stop, token_limits
 from owl3_jax.inference.choose import SamplingOps, SamplingRows
 from owl3_jax.inference.context import Context, seen_tokens
+from owl3_jax.inference.runtime import fetch
 from owl3_jax.inference.sampling import Sampling
 from owl3_jax.inference.text_stream import TextStream
 from owl3_jax.processing.tokenizer import ChatTokenizer
@@ -37,8 +38,8 @@ class BeamAnswers:
     def run(self) -> list[Answer]:
         """The `n` best answers to each prompt, best first."""
         found = self._search()
-        lengths, tokens = np.asarray(found.lengths), np.asarray(found.tokens)  # [B, W], [B, W, A]
-        logprobs = None if found.logprobs is None else np.asarray(found.logprobs)
+        lengths, tokens = fetch(found.lengths), fetch(found.tokens)  # [B, W], [B, W, A]
+        logprobs = None if found.logprobs is None else fetch(found.logprobs)
         answers = []
         for row, beam in np.ndindex(len(tokens), self._sampling[0].n):
             ids = tokens[row, beam, : lengths[row, beam]].tolist()

@@ -1,9 +1,9 @@
 """Beam search: the W likeliest beginnings of each answer are extended together, on the device, until none can win.
 
-What a beam is worth, which ones go on and when the search ends is as in transformers with `early_stopping=False`.
+The scores of beams, which ones continue and when the search ends are as in transformers with `early_stopping=False`.
 
 The W beams of each of B prompts are R = B * W rows of text. They share their prompt's rows of both caches; keys and values of
-the answers lie in a cache of their own, which follows the beams that go on.
+the answers are in a separate cache, which is reordered to follow the beams that continue.
 """
 
 import functools
@@ -34,7 +34,7 @@ class BeamSettings(NamedTuple):
 class Hypotheses(NamedTuple):
     """Answers or beginnings of answers, the best first."""
 
-    tokens: Int[Array, "B W A"]  # zeros behind the last one
+    tokens: Int[Array, "B W A"]  # zeros after the last one
     logprobs: Float[Array, "B W A"] | None  # of each token by the model alone
     scores: Float[Array, "B W"]
     lengths: Int[Array, "B W"]  # tokens; 0 where there is none yet
@@ -113,7 +113,7 @@ def search(
 
     def step(state: _Search) -> _Search:
         newest = state.running.tokens[:, :, state.written - 1].reshape(-1, 1)
-        used = jnp.where(state.done, 0, 1)  # a prompt that is done goes on as padding
+        used = jnp.where(state.done, 0, 1)  # a prompt that is done continues as padding
         text = Text(newest, spread(state.positions)[:, None], spread(used)[:, None])
         x, extended = run("extend", text, images, state.cache, past)
         state, origin = _advance(state, run("logits", x)[:, 0], settings, ops)
@@ -147,7 +147,7 @@ def _candidates(
 ) -> tuple[Hypotheses, Int[Array, "B W2"], Bool[Array, "B W2"]]:
     """The best continuations of all running beams, the beams that they continue, and whether they end there.
 
-    There are so many that W of them go on, even if each beam's likeliest tokens are the stop ids.
+    There are enough for W of them to continue even if each beam's likeliest tokens are the stop ids.
     """
     B, W = state.running.scores.shape
     V, many = logits.shape[1], W * (1 + settings.stop_ids.shape[0])

@@ -1,7 +1,7 @@
 """Sizes that arrays are padded up to, so that prompts of any size share a few compiled programs.
 
-Sizes up to a power of two are that power; between two powers lie `steps` sizes, evenly spaced. Padding is masked, and
-chunks of images that nobody sees are skipped, so what a larger bucket costs is memory: at most 1 / `steps` of it.
+Sizes up to a power of two are that power; between two powers there are `steps` sizes, evenly spaced. Padding is masked, and
+chunks of images that no position sees are skipped, so a larger bucket costs only memory: at most 1 / `steps` more.
 """
 
 PREFILL_CHUNK = 256  # text positions that are prefilled at a time

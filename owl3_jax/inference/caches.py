@@ -1,4 +1,4 @@
-"""Allocating the two caches that a prompt leaves behind: text per layer, images per hyper layer."""
+"""Allocating, growing and appending to the two caches of a prompt: text per layer, images per hyper layer."""
 
 import functools
 from typing import Any
@@ -33,14 +33,14 @@ def image_bytes(config: ModelConfig, compute: ComputeConfig, rows: int, slots: i
 def empty_text(config: ModelConfig, compute: ComputeConfig, rows: int, slots: int) -> TextCache:
     """A text cache of B = `rows` rows with room for C = `slots` positions, to be read as the past of further text."""
     shape = (config.num_hidden_layers, rows, config.num_key_value_heads, slots, config.head_dim)
-    zeros = lambda: zero_stack(shape, compute)  # buffers of their own, so that each can be donated
+    zeros = lambda: zero_stack(shape, compute)  # separate buffers, so that each can be donated
     ids = lambda: jnp.zeros((rows, slots), jnp.int32)
     return constrain_text(TextCache(zeros(), zeros(), ids(), ids(), jnp.zeros((), jnp.int32)))
 
 
 @functools.partial(jax.jit, donate_argnums=0)
 def append_text(past: TextCache, new: TextCache) -> TextCache:
-    """`past` with the slots of `new`, which has as many rows, behind its own. There must be room for all of them."""
+    """`past` with the slots of `new` after its own. Both have the same rows, and `past` has room for the slots."""
     write = lambda old, x: jax.lax.dynamic_update_slice_in_dim(old, x, past.length, axis=3)
     pairs = ((past.keys, new.keys), (past.values, new.values))
     keys, values = (jax.tree.map(write, old, split_like(as_one_stack(x), old)) for old, x in pairs)
@@ -50,11 +50,11 @@ def append_text(past: TextCache, new: TextCache) -> TextCache:
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def empty_images(config: ModelConfig, compute: ComputeConfig, rows: int, blocks: tuple[int, ...]) -> Images:
-    """An image cache of B = `rows` rows, with room for so many images in each of its blocks; all of them are padding."""
+    """An empty image cache of B = `rows` rows, with room for `blocks` images in each of its blocks."""
     K, L, D = config.num_key_value_heads, config.vision.tokens_per_image, config.head_dim
     zeros = lambda images: zero_stack((len(config.hyper_layers), rows, K, images, L, D), compute)
     ids = lambda: jnp.zeros((rows, sum(blocks)), jnp.int32)
-    # Keys and values are buffers of their own, so that each can be donated.
+    # Keys and values are separate buffers, so that each can be donated.
     return Images(tuple(constrain_block(ImageCache(zeros(images), zeros(images))) for images in blocks), ids(), ids())
 
 
@@ -68,7 +68,7 @@ def grow_text(cache: TextCache, slots: int) -> TextCache:
 
 @functools.partial(jax.jit, static_argnums=1)
 def grow_images(images: Images, blocks: tuple[int, ...]) -> Images:
-    """The same images with so much room in each block. The last block that there was may become larger; others follow it."""
+    """The same images with room for `blocks` images in each block. The last block may become larger, and more blocks follow."""
     empty = jax.tree.map(lambda x: x[:, :, :, :0], images.blocks[0])
     old = (*images.blocks, *[empty] * (len(blocks) - len(images.blocks)))
     widen = lambda block, slots: constrain_block(jax.tree.map(lambda x: _widen(x, 3, slots), block))

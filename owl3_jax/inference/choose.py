@@ -48,7 +48,7 @@ class SamplingOps(NamedTuple):
 
     @classmethod
     def of(cls, samplings: Sequence[Sampling]) -> "SamplingOps":
-        """What these settings ask for."""
+        """The operations that these settings need."""
         return cls(
             sample=any(sampling.temperature > 0 for sampling in samplings),
             penalty=any(sampling.repetition_penalty != 1 for sampling in samplings),

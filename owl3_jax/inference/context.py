@@ -13,7 +13,7 @@ from owl3_jax.inference import buckets, programs
 from owl3_jax.inference.caches import append_text, empty_images, empty_text, grow_images, grow_text, image_bytes, text_bytes
 from owl3_jax.inference.choose import SamplingOps
 from owl3_jax.inference.memory import check_fits
-from owl3_jax.inference.runtime import Runtime
+from owl3_jax.inference.runtime import Runtime, fetch
 from owl3_jax.models.qwen2 import Images, Text, TextCache
 
 View = np.ndarray  # [S, S, 3] uint8, or float32 normalised to [-1, 1]
@@ -158,7 +158,7 @@ class Context:
 
         There must be room for all that `begin` made room for.
         """
-        fed = (np.asarray(state.cache.segment_ids) != 0).sum(axis=1)
+        fed = (fetch(state.cache.segment_ids) != 0).sum(axis=1)
         self.text = self.runtime.run(append_text, self.text, state.cache)
         self.slots += int(state.cache.length)
         self.tokens = self.tokens + fed

@@ -13,7 +13,7 @@ from owl3_jax.inference.beam_answers import BeamAnswers, answers_to
 from owl3_jax.inference.context import Context, NewImages
 from owl3_jax.inference.memory import OutOfMemory, explain_out_of_memory
 from owl3_jax.inference.prompt_sizes import BatchSize, PromptSize
-from owl3_jax.inference.runtime import Runtime
+from owl3_jax.inference.runtime import Runtime, fetch
 from owl3_jax.inference.sampling import Sampling
 from owl3_jax.processing.processor import Prepared, Sample
 from owl3_jax.processing.tokenizer import ChatTokenizer
@@ -127,7 +127,7 @@ def forward(runtime: Runtime, prompt: Prompt) -> np.ndarray:
     ids = lambda values: np.asarray(values, np.int32)[None]
     batch = Batch(ids(prompt.input_ids), ids(range(T)), ids([1] * T), pixels[None], ids(prompt.image_starts), ids([1] * I))
     with explain_out_of_memory("use fewer images, or a mesh with more devices; `Engine` reads images a few at a time"):
-        logits: np.ndarray = np.asarray(runtime.run_model(programs.logits, batch, positions=T))
+        logits: np.ndarray = fetch(runtime.run_model(programs.logits, batch, positions=T))
     return logits[0]
 
 

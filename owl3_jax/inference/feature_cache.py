@@ -1,4 +1,4 @@
-"""Features of images that were seen before, by content: the same image in another request costs no vision tower."""
+"""Features of images that were seen before, by content: an image that is repeated is not encoded again."""
 
 import hashlib
 from collections import OrderedDict
@@ -17,7 +17,7 @@ def key_of(pixels: np.ndarray) -> bytes:
 
 
 class FeatureCache:
-    """Arrays by key, of at most `max_bytes` together; the one that was not asked for the longest gives way first."""
+    """Arrays by key, of at most `max_bytes` together; the least recently used one is dropped first."""
 
     def __init__(self, max_bytes: int) -> None:
         """`max_bytes` 0 keeps nothing. Raises ConfigError when it is negative."""

@@ -26,7 +26,7 @@ from owl3_jax.params import Params
 
 
 class Places(NamedTuple):
-    """Where images belong. A row that the cache does not have marks padding, which is not stored."""
+    """Where images are stored. A row number that the cache does not have marks padding, which is not stored."""
 
     rows: AnyArray  # [J] int32
     slots: AnyArray  # [J] int32
@@ -48,7 +48,7 @@ class Decoding(NamedTuple):
     token: Int[Array, " R"]
     positions: Int[Array, " R"]  # of `token`
     done: Bool[Array, " R"]
-    answer: Int[Array, "R A"]  # zeros behind the last token
+    answer: Int[Array, "R A"]  # zeros after the last token
     logprobs: Float[Array, "R A"] | None
     seen: Bool[Array, "R V"] | None  # tokens of prompt and answer, for the repetition penalty
     cache: TextCache  # of the answers alone
@@ -72,8 +72,11 @@ def encode(model: Owl3, params: Params, pixels: Shaped[Array, "J S S 3"]) -> Flo
 def store(model: Owl3, params: Params, block: ImageCache, features: Float[Array, "J L E"], places: Places) -> ImageCache:
     """One block of an image cache with J more images."""
     new = apply(model, params, "image_cache", features[None], places.positions[None])
-    # Two index arrays with a slice between them: J comes first.
-    write = lambda old, x: old.at[:, places.rows, :, places.slots].set(jnp.moveaxis(x[:, 0], 2, 0), mode="drop")
+
+    def write(old: Shaped[Array, "M B K I L *D"], x: Shaped[Array, "M 1 K J L *D"]) -> Shaped[Array, "M B K I L *D"]:
+        # Two index arrays with a slice between them: J comes first.
+        return old.at[:, places.rows, :, places.slots].set(jnp.moveaxis(x[:, 0], 2, 0), mode="drop")
+
     return constrain_block(
         ImageCache(*(jax.tree.map(write, old, stack_like(x, old)) for old, x in zip(block, new, strict=True)))
     )
@@ -149,10 +152,10 @@ def decode(
     *,
     ops: SamplingOps,
 ) -> Decoding:
-    """Goes on until every row is done or the answers have `limit` tokens. Answers to one prompt share its row of `past`."""
+    """Decodes until every row is done or the answers have `limit` tokens. Answers to one prompt share its row of `past`."""
 
     def step(state: Decoding) -> Decoding:
-        # A finished row goes on as padding: what it computes is seen by nobody.
+        # A finished row continues as padding, which no position sees.
         text = Text(state.token[:, None], state.positions[:, None], jnp.where(state.done, 0, 1)[:, None])
         x, cache = apply(model, params, "extend", text, images, state.cache, past)
         logits = apply(model, params, "logits", x)[:, 0]

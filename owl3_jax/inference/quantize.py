@@ -1,7 +1,7 @@
-"""int8 weights, made of a checkpoint's own while it is read: a quarter of float32's memory, half of bfloat16's.
+"""int8 weights, quantised while a checkpoint is read: a quarter of float32's memory, half of bfloat16's.
 
-Every matrix of the vision encoder, the projector and the decoder, the token embedding and the head become whole numbers with
-one float32 scale for each output channel (a row of embedding or head); norms, biases and gates stay as they are. Which
+Every matrix of the vision encoder, the projector and the decoder, the token embedding and the head become integers with one
+float32 scale for each output channel (a row of embedding or head); norms, biases and gates stay as they are. Which
 parameters have scales, and which dims a scale covers, is what the model declares with `ComputeConfig.weight_dtype`.
 """
 
@@ -22,9 +22,9 @@ _SCALE = "_scale"
 
 
 def weight_quantizer(config: ModelConfig) -> Callable[[str, AnyArray], Mapping[str, AnyArray]]:
-    """What makes of one parameter, given by path ("/" between levels), the ones that stand for it, by path.
+    """A function that quantises one parameter: from its path ("/" between levels) and value to the parameters that replace it.
 
-    A matrix turns into int8 of the same shape, and scales, which lie on a mesh as its output channels do.
+    A matrix is replaced by int8 values of the same shape and by scales, which a mesh splits like its output channels.
     """
     covered = _covered_dims(config)
 

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from owl3_jax.config import ComputeConfig, ModelConfig
@@ -20,11 +21,11 @@ from owl3_jax.models.owl3 import Owl3
 from owl3_jax.params import Params
 from owl3_jax.sharding import devices_along, rows_divisor, use_mesh
 
-# Bytes of one step of image attention: scores, and what is copied for them. On a CPU they should stay in its caches.
+# Bytes of one step of image attention: scores, and the keys and values copied for them. On a CPU they should fit its caches.
 _CHUNK_BYTES = {"cpu": 8 * 2**20}
 _CHUNK_BYTES_ELSEWHERE = 512 * 2**20
 
-# Bytes of the keys and values that lie in one buffer, for one layer and row, where layers have buffers of their own.
+# Bytes of keys and values in one buffer, for one layer and row, where each layer has its own buffers.
 _BLOCK_BYTES = 24 * 2**20
 
 
@@ -45,16 +46,16 @@ class Runtime:
         return self.mesh.size if self.mesh else 1
 
     def rows(self, prompts: int) -> int:
-        """Rows of a batch for so many prompts."""
+        """Rows of a batch of `prompts` prompts."""
         return buckets.rows(prompts, rows_divisor(self.mesh) if self.mesh else 1)
 
     def image_slots(self, images: int) -> int:
-        """Slots of an image cache for so many images: a bucket that the mesh can spread evenly."""
+        """Slots of an image cache for `images` images: a bucket that the mesh splits evenly."""
         spread = devices_along("image", self.mesh) if self.mesh else 1
         return -(-buckets.image_slots(images) // spread) * spread
 
     def image_blocks(self, images: int) -> tuple[int, ...]:
-        """The same slots, as the blocks of an image cache: one, or where layers are written out more of a bounded size."""
+        """The same slots as the blocks of an image cache: one, or several of bounded size where layers are written out."""
         slots = self.image_slots(images)
         if self.compute.scan_layers:
             return (slots,)
@@ -63,7 +64,7 @@ class Runtime:
         return (most,) * whole + ((rest,) if rest or not whole else ())
 
     def encoder_batch(self, images: int) -> int:
-        """Images that the vision tower takes at once for so many that there are: a power of two, or the full batch."""
+        """The batch size of the vision encoder for `images` images: a power of two, or the full batch."""
         return min(buckets.bucket(images, steps=1), self.vision_batch_size)
 
     def run(self, program: Callable[..., Any], *arguments: Any) -> Any:
@@ -86,7 +87,7 @@ class Runtime:
         missing = {key: view for key, view in zip(keys, views, strict=True) if found[key] is None}
         if missing:
             encoded = self._encode(list(missing.values()), min(size, buckets.bucket(len(missing), steps=1)))
-            found |= dict(zip(missing, encoded, strict=False))  # behind them comes padding
+            found |= dict(zip(missing, encoded, strict=False))  # the rest is padding
         for key in missing:
             cache.put(key, found[key])
         return jnp.stack([found[key] for key in keys] + [found[keys[0]]] * (size - len(views)))
@@ -99,11 +100,11 @@ class Runtime:
 
     def _images_per_chunk(self, positions: int, rows: int) -> int:
         config, shared = self.config, rows_divisor(self.mesh) if self.mesh else 1
-        # Out of a stack of layers keys and values of a chunk are copied; in buffers of their own they stay where they are.
+        # Keys and values of a chunk are copied out of a stack of layers, but read in place from separate buffers.
         copied = 2 * config.num_key_value_heads * config.head_dim if self.compute.scan_layers else 0
         per_token = copied + config.num_attention_heads * positions
         per_image = 4 * per_token * config.vision.tokens_per_image * max(1, rows // shared)
-        # Of the devices that it runs on, which need not be of this machine: tools/compile_tpu.py.
+        # The platform of the devices that it runs on, which need not be this machine's: `owl3 compile`.
         platform = self.mesh.devices.flat[0].platform if self.mesh else jax.default_backend()
         return max(1, _CHUNK_BYTES.get(platform, _CHUNK_BYTES_ELSEWHERE) // per_image)
 
@@ -112,6 +113,11 @@ class Runtime:
         spread = devices_along("image", self.mesh) if self.mesh else 1
         layers = len(self.config.hyper_layers)
         return spread * 2 ** int(math.log2(max(1, _BLOCK_BYTES * layers // image_bytes(self.config, self.compute, 1, spread))))
+
+
+def fetch(array: jax.Array) -> np.ndarray:
+    """The whole array on this host. One that is spread over the devices of several hosts has to be fetched by all of them."""
+    return np.asarray(array) if array.is_fully_addressable else multihost_utils.process_allgather(array, tiled=True)
 
 
 @functools.cache

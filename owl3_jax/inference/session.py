@@ -77,7 +77,7 @@ class Session:
         """As `ask`, piece by piece. What was answered before the stream is closed counts as the answer.
 
         `advance` is called after every few images of the turn, with how many these were and how many it has in all. A turn
-        that fails is no part of the conversation, which can go on. Raises RuntimeError while another stream is open.
+        that fails is not part of the conversation, which can continue. Raises RuntimeError while another stream is open.
         """
         sampling = sampling or Sampling()
         check_one_answer(sampling)

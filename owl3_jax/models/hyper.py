@@ -1,4 +1,4 @@
-"""Hyper attention: what a few decoder layers have beside the common ones (paper, section 3).
+"""Hyper attention: what the hyper layers have in addition to other decoder layers (paper, section 3).
 
 The extras of all hyper layers are stacked, [M, ...]. Image keys and values depend on the images and
 their placeholders' positions only, so they are computed once, before the decoder's layers run, in
@@ -46,10 +46,10 @@ class ImageCache(NamedTuple):
 
 
 class Fusion(NamedTuple):
-    """All that hyper attention needs beside the text's own attention, for every hyper layer."""
+    """What hyper attention reads in addition to the text's self-attention, for all hyper layers."""
 
-    blocks: tuple[ImageCache, ...]  # of B rows, or of fewer: each then serves several rows of text that follow each other
-    visible: Visibility  # of the cache's rows: where B is more, the text that shares a row is one row of B/rows * T positions
+    blocks: tuple[ImageCache, ...]  # of B rows, or of fewer: each then serves several successive rows of text
+    visible: Visibility  # by the cache's rows: text rows that share one are a single row of B/rows * T positions
     gate: tuple[Array, ...]  # gated: kernel [M, D, D] and bias [M, D]; static: [M, H, D]; joint: nothing
 
 
@@ -111,14 +111,18 @@ def _keys_values(
     """Rotated keys, and values, of one hyper layer."""
     x = rms_norm(features, norm_scale, config.rms_norm_eps)
     kv = jnp.einsum("bile,ekcd->cbkild", x, kernel.astype(compute.dtype))
-    spread = lambda x: jnp.moveaxis(x, 1, 0)[:, None, :, None, None]  # [K, 2, D] -> [2, 1, K, 1, 1, D]
     if kernel_scale is not None:
-        kv = rescale(kv, spread(kernel_scale))
-    kv = kv + spread(bias).astype(compute.dtype)
+        kv = rescale(kv, _over_tokens(kernel_scale))
+    kv = kv + _over_tokens(bias).astype(compute.dtype)
     kv = constrain(kv, ("key_value", "batch", "act_kv_heads", "image", "image_token", "head_dim"))
     # All L tokens of an image share one rotation; values are not rotated.
     positions = (image_positions + config.image_rope_offset)[:, None, :, None]  # [B, 1, I, 1]
     return rope(kv[0], positions, config.rope_theta), kv[1]
+
+
+def _over_tokens(x: Float[Array, "K 2 D"]) -> Float[Array, "2 1 K 1 1 D"]:
+    """What is the same for all rows, images and tokens, to be broadcast to keys and values."""
+    return jnp.moveaxis(x, 1, 0)[:, None, :, None, None]
 
 
 def hyper_attention(

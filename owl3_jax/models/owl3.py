@@ -52,7 +52,7 @@ class Owl3(nn.Module):
 
     def _forward(self, batch: Batch) -> tuple[Float[Array, "B T E"], Float[Array, "B I L E"], Float[Array, "N1 B T E"] | None]:
         """Hidden states after the final norm, image features, and the hidden states of all layers if they are collected."""
-        batch = jax.tree.map(jnp.asarray, batch)  # numpy batches are welcome
+        batch = jax.tree.map(jnp.asarray, batch)  # from numpy
         I = batch.pixels.shape[1]
         batch = _spread_images(batch)
         features = self.encode_images(batch.pixels)
@@ -80,8 +80,8 @@ class Owl3(nn.Module):
     ) -> tuple[Float[Array, "B T E"], TextCache]:
         """Hidden states of further text, and the cache with it: no vision weight and no `v_kv_proj` is read.
 
-        `past` is text before that of the cache, which is only read. It and `images` may have fewer rows than the text: B / n
-        rows, each shared by n rows of text that follow each other.
+        `past` is the text before that of the cache; it is only read. It and `images` may have fewer rows than the text: B / n
+        rows, each shared by n successive rows of text.
         """
         x, extended, _ = self.language_model(text, images, cache, past)
         return x, cache if extended is None else extended  # a cache that was given comes back
@@ -91,12 +91,12 @@ class Owl3(nn.Module):
         return self.language_model.logits(x)
 
     def padded_logits(self, x: Float[Array, "B T E"]) -> Float[Array, "B T Vp"]:
-        """As `logits`, with -inf in the columns that pad the vocabulary for sharding: for reductions over all words."""
+        """As `logits`, with -inf in the columns that pad the vocabulary for sharding: for reductions over the vocabulary."""
         return self.language_model.padded_logits(x)
 
 
 def _spread_images(batch: Batch) -> Batch:
-    """Padding, so that the devices that a row's images are spread over divide their number."""
+    """Pads the images of each row to a multiple of the devices that they are split over."""
     fields = ("pixels", "image_positions", "image_segment_ids")
     return batch._replace(**{name: pad_to_multiple(getattr(batch, name), 1, devices_along("image")) for name in fields})
 

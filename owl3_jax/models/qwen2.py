@@ -2,8 +2,8 @@
 
 All layers run as one scan over stacked parameters, [N, ...], so that they are compiled once; a layer
 that is a hyper layer takes the other branch of a condition inside that one body. With `scan_layers` off
-they are written out, each with parameters of its own (`unstack_layers`): a scan has to cut every layer's
-weights out of the stack, which a decoding step on a CPU pays for with half of its time.
+they are written out, each with its own parameters (`unstack_layers`): a scan has to copy every layer's
+weights out of the stack, which takes half the time of a decoding step on a CPU.
 """
 
 import functools
@@ -52,7 +52,7 @@ class TextCache(NamedTuple):
         return cls(zeros, zeros, ids, ids, jnp.zeros((), jnp.int32))
 
     def with_ids(self, positions: Int[Array, "B T"], segment_ids: Int[Array, "B T"]) -> "TextCache":
-        """Announces T new positions at the end, whose keys and values the layers will write."""
+        """Appends T new positions, whose keys and values the layers will write."""
         write = lambda old, new: jax.lax.dynamic_update_slice(old, new, (0, self.length))
         return self._replace(positions=write(self.positions, positions), segment_ids=write(self.segment_ids, segment_ids))
 
@@ -168,7 +168,7 @@ class Attention(nn.Module):
             return out
 
         if self.compute.remat == "none":
-            # Otherwise each of the N layers would keep room for image keys and values that only M of them use.
+            # Otherwise all N layers would reserve memory for image keys and values that only M of them use.
             hyper_or_plain = jax.checkpoint(hyper_or_plain, prevent_cse=False)
         return hyper_or_plain(hyper_layer, q, text, fusion)
 
@@ -180,7 +180,7 @@ def _write_layer(cache: Vectors, new: Float[Array, "B K T D"], *, layer: Layer, 
 
 
 class DecoderLayer(nn.Module):
-    """Pre-norm block; a scan body, or one layer by itself. Returns the carry and, with `collect`, its output to stack."""
+    """Pre-norm block; the body of a scan, or a single layer. Returns the carry and, with `collect`, its output to stack."""
 
     config: ModelConfig
     compute: ComputeConfig
@@ -216,11 +216,12 @@ class Qwen2(nn.Module):
         config = self.config
         E, N, eps = config.hidden_size, config.num_hidden_layers, config.rms_norm_eps
         self.embed_tokens, self.embed_tokens_scale = self._declare_table("embed_tokens")
-        # Beside the scanned layers, not in them: image tokens pass the hyper layers' rows before the scan starts.
+        # Not inside the scanned layers: image tokens pass through the hyper layers' norms before the scan starts.
         self.input_layernorm = RMSNorm((N, E), ("layers", "norm"), eps, self.compute)
         self.hyper_layers = HyperLayers(config, self.compute)
         layer = rematerialized(DecoderLayer, self.compute.remat)
         build = lambda layer: layer(config, self.compute, self.collect_hidden_states)
+        # Any: a module, or a list of them.
         self.layers: Any = build(_scanned(layer, N)) if self.compute.scan_layers else [build(layer) for _ in range(N)]
         self.norm = RMSNorm((E,), ("norm",), eps, self.compute)
         if not config.tie_word_embeddings:
@@ -250,8 +251,8 @@ class Qwen2(nn.Module):
         """Hidden states after the final norm, the extended cache, and with `collect_hidden_states` the
         embedding output followed by each layer's, the last one after the final norm.
 
-        With a cache the T positions follow those it holds, and attend to them too; and to those of `past`, which stays as it
-        is. Like the images, `past` may have fewer rows than the text: B / n, each shared by n rows that follow each other.
+        With a cache, the T positions follow those it holds and attend to them too, and to those of `past`, which is not
+        changed. Like the images, `past` may have fewer rows than the text: B / n, each shared by n successive rows.
         """
         x = self._embed(text.tokens)
         inputs = LayerInputs(
@@ -293,7 +294,7 @@ class Qwen2(nn.Module):
 
     def _embed(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T E"]:
         x = self.embed_tokens.astype(self.compute.dtype)[tokens]
-        # Each device looks up its columns for the rows of others too (tokens are small, the table is not), then swaps them.
+        # Each device looks up its columns for other devices' rows too (tokens are small), then they are exchanged.
         x = constrain(constrain(x, ("lookup_row", "text", "embed")), _HIDDEN)
         return x if self.embed_tokens_scale is None else rescale(x, self.embed_tokens_scale[tokens][..., None])
 
@@ -316,7 +317,7 @@ class Qwen2(nn.Module):
 
 
 def _visible_to_shared(text: Text, keys: Images | TextCache, *, inclusive: bool = True) -> Visibility:
-    """Of `keys` in fewer rows, each shared by rows of text that follow each other and here are one."""
+    """The visibility of `keys`, which may have fewer rows: the successive rows of text that share one are joined here."""
     rows = keys.positions.shape[0]
     positions, segment_ids = (x.reshape(rows, -1) for x in (text.positions, text.segment_ids))
     return visibility(positions, segment_ids, keys.positions, keys.segment_ids, inclusive=inclusive)

@@ -41,8 +41,8 @@ def declare_scale(
 class Linear(nn.Module):
     """A linear map written as an einsum of input and kernel, e.g. `"bte,ehd->bthd"`.
 
-    Dims of the kernel that the output lacks are summed over; a bias has those that it keeps. A letter
-    that all three share is a stack of independent maps. Dims that kernel and output share stand in the
+    Dims of the kernel that the output lacks are summed over; a bias has those that the output keeps. A
+    letter shared by all three is a stack of independent maps. Dims shared by kernel and output come in the
     same order in both. Kernels start with variance 1 / fan-in.
     """
 

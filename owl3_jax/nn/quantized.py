@@ -1,7 +1,7 @@
-"""int8 in place of floats: whole numbers times a scale, symmetric, so that zero stays zero.
+"""int8 instead of floats: integers times a scale, symmetric, so that zero stays zero.
 
-A scale covers the dims of an array that share it: the summed dims of a weight, hence one scale for each output channel, which
-the product is multiplied with; the last dim of cached keys and values, hence one for each token and head.
+The dims that share a scale are, in a weight, those that are summed over: there is one scale for each output channel, and the
+product is multiplied by it. In cached keys and values it is the last dim: there is one scale for each token and head.
 """
 
 from typing import NamedTuple
@@ -32,7 +32,7 @@ Vectors = Float[Array, "*dims D"] | Quantized
 
 
 def quantize(x: Float[Array, "..."], dims: tuple[int, ...]) -> tuple[Int8[Array, "..."], Float32[Array, "..."]]:
-    """Whole numbers, and scales that cover `dims` and lack them: off by at most half a scale. Zeros have a scale of 0."""
+    """Integers, and scales without the dims `dims`, which share them: off by at most half a scale. Zeros have a scale of 0."""
     x = x.astype(jnp.float32)
     scale = jnp.abs(x).max(axis=dims, keepdims=True) / _LARGEST
     values = jnp.round(x / jnp.where(scale == 0, 1, scale))

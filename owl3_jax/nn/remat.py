@@ -1,6 +1,7 @@
 """What a block keeps for its backward pass, by name: `compute.remat`.
 
-Less kept means more computed again. Of one decoder block, beside its weights, in units of one residual stream [B, T, E]:
+The less is kept, the more is computed again. For one decoder block, weights not counted, in units of one residual stream
+[B, T, E]:
 
     name     kept                                                     size
     none     everything that the backward pass reads                  all of it, attention scores included

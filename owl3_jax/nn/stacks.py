@@ -1,7 +1,7 @@
-"""Keys and values of all layers: one stack, or each layer's in a buffer of its own.
+"""Keys and values of all layers: in one stack, or in a separate buffer for each layer.
 
-A scan over layers reads a stack [N, ...]. Layers that are written out (`ComputeConfig.scan_layers` off) read their own buffers
-in place; out of a stack each of them would have to be copied first.
+A scan over layers reads a stack [N, ...]. Layers that are written out (`ComputeConfig.scan_layers` off) read separate buffers
+in place; from a stack, each layer would first have to be copied out.
 """
 
 from typing import NamedTuple
@@ -16,7 +16,7 @@ Layer = Int[Array, ""] | int
 
 
 class PerLayer(NamedTuple):
-    """Stacks of one layer each, [1, ...]: what holds for the dims of a stack holds for theirs."""
+    """A stack of one layer, [1, ...], for each layer: its dims are those of a stack of all layers."""
 
     layers: tuple[Vectors, ...]
 
@@ -37,7 +37,7 @@ def stack_like(x: Float[Array, "N *rest"], other: Stack) -> Stack:
 
 
 def split_like(x: Vectors, other: Stack) -> Stack:
-    """The stack `x`, each layer by itself where `other` has them so."""
+    """The stack `x`, split into layers if `other` is."""
     if isinstance(other, PerLayer):
         return PerLayer(
             tuple(jax.tree.map(lambda x, layer=layer: x[layer : layer + 1], x) for layer in range(len(other.layers)))
@@ -46,9 +46,9 @@ def split_like(x: Vectors, other: Stack) -> Stack:
 
 
 def as_one_stack(stack: Stack) -> Vectors:
-    """The stack itself; TypeError where layers lie apart, which can be read but not written to layer by layer."""
+    """The stack itself. Raises TypeError for separate buffers, which can be read but not written to layer by layer."""
     if isinstance(stack, PerLayer):
-        raise TypeError("layers write to one stack; a cache whose layers lie apart can be the past only")
+        raise TypeError("layers write to one stack; a cache with a buffer for each layer can only be the past")
     return stack
 
 

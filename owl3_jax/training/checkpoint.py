@@ -2,7 +2,7 @@
 
     params/     the parameters: all that `owl3_jax.convert.load` reads
     progress/   step, optimizer state and random key
-    iterator/   where the data iterator stands, one file a process
+    iterator/   the position of the data iterator, one file per process
     run/        the run's Config and its number of processes, as JSON: no checkpoint is read as another model's
 
 A checkpoint is written under a temporary name, in the background, and renamed once all of it is on disk: a process
@@ -64,7 +64,7 @@ class Checkpoints:
             self._manager.close()
 
     def latest_step(self) -> int | None:
-        """Training steps behind the last complete checkpoint; None when there is none."""
+        """The training step of the last complete checkpoint; None when there is none."""
         return self._manager.latest_step()
 
     def check_same_run(self) -> None:
@@ -146,7 +146,7 @@ def _restore(manager: ocp.CheckpointManager, step: int, **items: ocp.args.Checkp
     except (OSError, ValueError, KeyError) as error:
         raise SavedRunError(
             f"cannot read checkpoint {Path(manager.directory) / str(step)}: {error}; "
-            "if its files are damaged, delete that directory to go on from the one before"
+            "if its files are damaged, delete that directory to resume from the one before"
         ) from error
 
 

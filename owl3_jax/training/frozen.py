@@ -1,7 +1,7 @@
 """Which parameters a run trains: those whose whole path a regex of `train.trained` matches; the others are frozen.
 
-A path is that of `sharding.txt`, e.g. `language_model/hyper_layers/v_kv_proj/kernel`. Frozen parameters lie in
-`train.frozen_dtype`; they get no gradients and have no optimizer state.
+A path is that of `sharding.txt`, e.g. `language_model/hyper_layers/v_kv_proj/kernel`. Frozen parameters are kept
+in `train.frozen_dtype`; they get no gradients and have no optimizer state.
 """
 
 import re
@@ -15,7 +15,7 @@ from owl3_jax.params import Params
 
 
 def split_params(params: Params, patterns: Sequence[str]) -> tuple[Params, Params]:
-    """The trained and the frozen part of a tree of parameters, each a tree of its own; `join_params` undoes it.
+    """The trained and the frozen part of a tree of parameters, as two trees; `join_params` undoes it.
 
     Raises ConfigError when a pattern matches nothing.
     """

@@ -1,7 +1,7 @@
 """Loss and gradients of one batch, microbatch by microbatch.
 
 The loss is a mean over all targets of the batch. Their number is known before any of it is computed, so that the
-gradients of the microbatches simply add up to those of the whole.
+gradients of the microbatches simply add up.
 """
 
 from collections.abc import Callable
@@ -72,7 +72,10 @@ def head_table(params: Params) -> Float[Array, "Vp E"]:
 
 def microbatch(batch: Batch, count: int, number: Int[Array, ""]) -> Batch:
     """Rows `number`, `number` + `count`, ... : rows that are spread over devices stay where they are, equally many on each."""
-    cut = lambda x: jax.lax.dynamic_index_in_dim(x.reshape(-1, count, *x.shape[1:]), number, axis=1, keepdims=False)
+
+    def cut(x: Shaped[Array, "B *rest"]) -> Shaped[Array, "b *rest"]:
+        return jax.lax.dynamic_index_in_dim(x.reshape(-1, count, *x.shape[1:]), number, axis=1, keepdims=False)
+
     return jax.tree.map(cut, batch)
 
 

@@ -72,7 +72,7 @@ class _Taken(NamedTuple):
 
 
 def train(config: Config, workdir: Path, compiled: Path | None = None) -> TrainState:
-    """Trains the model of `config` in `workdir`, or goes on with the run that is there, and returns the last state.
+    """Trains the model of `config` in `workdir`, or resumes the run in it, and returns the last state.
 
     A run starts in this order:
       1. The mesh is made.
@@ -82,7 +82,7 @@ def train(config: Config, workdir: Path, compiled: Path | None = None) -> TrainS
       4. config.json, processor.json, tokenizer.json and sharding.txt are written.
       5. Parameters, optimizer, step, random key and the iterator's place come from the checkpoint, straight into their
          shardings; without one they are made from `train.seed` and `data.seed`.
-      6. metrics.jsonl and the TensorBoard events go on after that step; what was written on later ones is dropped.
+      6. metrics.jsonl and the TensorBoard events continue after that step; later entries are removed.
 
     `compiled` is a file of `owl3_jax.training.compiled_step`, which is executed in place of compiling the step.
 
@@ -169,11 +169,11 @@ def _require_finite(run: _Run, state: TrainState, taken: _Taken | None) -> None:
         return
     loss, norm = (float(taken.metrics[name]) for name in ("loss", "grad_norm"))
     broken = sorted(nonfinite_tensors(run.config, run.mesh)(state, taken.batch), reverse=True)  # parameters, then gradients
-    named = ", ".join(broken[:TENSORS_NAMED]) or "none of the tensors by itself"
+    named = ", ".join(broken[:TENSORS_NAMED]) or "none of the tensors on its own"
     more = f" and {len(broken) - TENSORS_NAMED} more" if len(broken) > TENSORS_NAMED else ""
     raise NonFiniteError(
         f"step {taken.step} is not finite (loss {loss}, gradient norm {norm}), in {named}{more}. Nothing of it was saved: "
-        "lower optimizer.learning_rate, and run again to go on from the last checkpoint before it"
+        "lower optimizer.learning_rate, and run again to resume from the last checkpoint before it"
     )
 
 
@@ -226,7 +226,7 @@ def _say_what_runs(run: _Run, state: TrainState, start: int) -> None:
 def _say_how_it_ended(run: _Run, step: int) -> None:
     steps = run.config.train.steps
     if step >= steps:
-        run.progress.say(f"finished: step {step} of {steps}; everything lies in {run.workdir}")
+        run.progress.say(f"finished: step {step} of {steps}; everything is saved in {run.workdir}")
     else:
         run.progress.say(
             f"stopped by {run.stop.received or 'a signal'}: step {step} of {steps}; run the same command to resume"

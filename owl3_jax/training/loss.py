@@ -60,7 +60,7 @@ def next_token_sums(
 
 
 def _split_positions(x: Shaped[Array, "B T *rest"], chunk: int) -> Shaped[Array, "n r b s t *rest"]:
-    """`n` chunks of positions; each holds as many of every device: r x s devices split rows and text.
+    """`n` chunks of positions, each with the same number from every device: r x s devices split rows and text.
 
     Nothing moves between devices. Zeros follow the last position where `n` x `s` does not divide T.
     """

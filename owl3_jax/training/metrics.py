@@ -62,8 +62,8 @@ def format_values(values: Values) -> str:
 class MetricsFiles:
     """`metrics.jsonl` and `tensorboard/` of a workdir. A context manager.
 
-    Opened to go on after `step`: reports on later steps, left by an earlier run that got further than its last
-    checkpoint, are dropped, so that no step appears twice.
+    Opened to continue after `step`: reports on later steps, from an earlier run that was stopped after its last checkpoint,
+    are removed, so that no step appears twice.
     """
 
     def __init__(self, workdir: Path, step: int) -> None:
@@ -89,7 +89,7 @@ class MetricsFiles:
 
 
 def _drop_lines_after(path: Path, step: int) -> None:
-    """Also drops a last line that a killed process has not finished."""
+    """Also drops a last line that a killed process did not finish."""
     if not path.exists():
         return
     whole = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
-from jaxtyping import Array, Key
+from jaxtyping import Array, Bool, Key
 
 from owl3_jax.batch import AnyArray, Batch
 from owl3_jax.config import Config, ConfigError
@@ -103,11 +103,10 @@ def make_train_step(config: Config, mesh: Mesh) -> OnMesh[[TrainState, Batch], t
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
         trained, frozen = split_params(state.params, config.train.trained)
         updates, opt_state = optimizer.update(grads, state.opt_state, trained)
-        keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
-        params = join_params(keep(optax.apply_updates(trained, updates), trained), frozen)
+        params = join_params(_new_if(finite, optax.apply_updates(trained, updates), trained), frozen)
         metrics |= {"grad_norm": norm, "learning_rate": schedule(state.step), "finite": finite}
         metrics |= {"tokens": (batch.segment_ids != 0).sum(), "images": (batch.image_segment_ids != 0).sum()}
-        opt_state = keep(opt_state, state.opt_state)
+        opt_state = _new_if(finite, opt_state, state.opt_state)
         return dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state), metrics
 
     shardings = jax.tree.map(lambda x: x.sharding, abstract_state(config, mesh))
@@ -118,6 +117,14 @@ def make_train_step(config: Config, mesh: Mesh) -> OnMesh[[TrainState, Batch], t
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,
     )
+
+
+Tree = TypeVar("Tree", Params, optax.OptState)
+
+
+def _new_if(finite: Bool[Array, ""], new: Tree, old: Tree) -> Tree:
+    kept: Tree = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+    return kept
 
 
 def nonfinite_tensors(config: Config, mesh: Mesh) -> Callable[[TrainState, Batch], list[str]]:

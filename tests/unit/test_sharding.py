@@ -219,7 +219,7 @@ def test_only_the_data_axis_crosses_slices():
     assert mesh.shape == {"data": 4, "fsdp": 2, "tensor": 2, "context": 1}
     slices = np.vectorize(lambda device: device.slice_index)(mesh.devices)
     assert [set(part.flat) for part in slices] == [{0}, {0}, {1}, {1}]
-    with pytest.raises(ConfigError, match="slices is 1, but the devices lie in 2 slices"):
+    with pytest.raises(ConfigError, match="slices is 1, but the devices form 2 slices"):
         sharding.make_mesh(MeshConfig(), devices)
 
 

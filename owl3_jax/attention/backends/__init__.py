@@ -1,7 +1,7 @@
-"""THE table of backends: what computes attention over one block of keys on one device.
+"""THE table of backends, which compute attention over one block of keys on one device.
 
-Compiling for a TPU happens on machines without one, so the platform is not asked of the machine: a backend is chosen when the
-program is lowered.
+Programs for TPUs are also compiled on machines without one, so between TPU and elsewhere the choice is made when the program is
+lowered, not by the devices that are present.
 """
 
 import functools
@@ -34,7 +34,7 @@ class Row(NamedTuple):
 
 
 def _has_few_positions(inputs: BlockInputs) -> bool:
-    """As in decoding: they would leave most of the kernel's smallest block empty."""
+    """As in decoding: most of the kernel's smallest block would be empty."""
     return inputs.q.shape[2] < SMALLEST_BLOCK
 
 

@@ -11,9 +11,9 @@ from owl3_jax.attention.parts import Part
 
 
 def takes(inputs: BlockInputs) -> bool:
-    """Whether cuDNN computes this block: it wants half precision, and must be there while tracing.
+    """Whether cuDNN computes this block: unmasked, in half precision, on a GPU that is present while tracing.
 
-    Text and images need masks; what cuDNN makes of these has not been measured on a GPU.
+    Attention of text needs masks; how fast cuDNN is with them has not been measured.
     """
     q = inputs.q
     unmasked = inputs.visible is None

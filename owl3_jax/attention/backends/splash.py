@@ -29,7 +29,7 @@ _common: dict[str, Any] = {
     "attn_logits_soft_cap": None,
 }
 _layouts = dict.fromkeys(("q_layout", "k_layout", "v_layout"), kernels.QKVLayout.HEAD_DIM_MINOR)
-_ROWS = 16  # that one call of the kernel takes, if the same positions see the same keys in all of them
+_ROWS = 16  # at most, in one call of the kernel, if the same positions see the same keys in all of them
 
 Arrays = tuple[Shaped[Array, "..."], ...]  # [heads, length, *_] of one row: of its queries, or of its keys
 
@@ -88,7 +88,7 @@ def _scaled(q: Float[Array, "B H T D"]) -> Float[Array, "B H T D"]:
 
 
 def _precision(dtype: DTypeLike) -> contextlib.AbstractContextManager[None]:
-    """Kernels know one precision of bfloat16 products only, whatever `jax_default_matmul_precision` asks for."""
+    """The kernels have only one precision for bfloat16 products, whatever `jax_default_matmul_precision` is."""
     return jax.default_matmul_precision("default") if dtype == jnp.bfloat16 else contextlib.nullcontext()
 
 
@@ -98,10 +98,10 @@ def _row_by_row(
     keys: tuple[Float[Array, "B K C D"], ...],
     visible: Visibility | None,
 ) -> tuple[Arrays, Arrays]:
-    """What `kernel` makes of queries and of keys, padded to whole blocks: a tuple like each of both.
+    """Calls `kernel` on queries and keys padded to whole blocks; returns arrays of the shapes of queries, and of keys.
 
-    The kernel knows one row. Rows without a mask are further heads of a row, as many as memory for their log-sum-exps (which
-    the kernel writes 128 times) may take.
+    The kernel takes one row. Without a mask, several rows are passed as further heads of one row, up to a limit: the kernel
+    writes each log-sum-exp 128 times, and memory has to hold them.
     """
     B, _, T, C = *queries[0].shape[:3], keys[0].shape[2]
     together = next(n for n in range(_ROWS, 0, -1) if B % n == 0) if visible is None else 1

@@ -1,4 +1,4 @@
-"""What splash's kernels need to know of a row of text: how it is cut into blocks, and which pairs of blocks matter.
+"""What splash's kernels need to know about a row of text: how it is cut into blocks, and which pairs of blocks matter.
 
 A row's `Visibility.limits` are what splash calls `q_sequence`; its segments are splash's.
 """
@@ -15,14 +15,14 @@ from owl3_jax.attention.visibility import Visibility
 from owl3_jax.nn.padding import pad_to_multiple
 
 SMALLEST_BLOCK = 128
-# At head size 128 the kernels take 1024 x 1024 in float32 at most of the 16 MiB that v4 has for them.
+# The most that fits into the 16 MiB that v4 has for kernels, at head size 128, is 1024 x 1024 in float32.
 _QUERIES = (512, 384, 256, SMALLEST_BLOCK)
 _KEYS = (1024, 768, 512, 384, 256, SMALLEST_BLOCK)
 _KEYS_AT_ONCE = 512
 
 
 class Blocks(NamedTuple):
-    """A row cut into blocks of `queries` positions x `keys` keys, each padded to whole ones."""
+    """A row cut into blocks of `queries` positions x `keys` keys, and padded to whole blocks."""
 
     queries: int
     keys: int
@@ -32,7 +32,7 @@ class Blocks(NamedTuple):
 
     @classmethod
     def of(cls, T: int, C: int, visible: Visibility | None) -> "Blocks":
-        """The blocks of T positions and C keys. `visible` is that of one row, without its dim B."""
+        """The blocks of T positions and C keys. `visible` is for one row, without the dim B."""
         queries, keys = _block(T, _QUERIES), _block(C, _KEYS)
         if visible is None:
             return cls(queries, keys, pad_to_multiple(jnp.full(T, C, jnp.int32), 0, queries), None, None)
@@ -46,22 +46,22 @@ class Blocks(NamedTuple):
         return self.keys if self.keys <= _KEYS_AT_ONCE else self.keys // 2
 
     def mask_info(self, *, by_keys: bool = False) -> MaskInfo:
-        """For kernels that go over the keys of each block of queries, or (`by_keys`) the other way round."""
+        """For kernels that loop over the keys of each block of queries, or (`by_keys`) the other way round."""
         table = lambda x: None if x is None else x[None].astype(jnp.int32)
         read = None if self.needed is None else _read(self.needed, 0 if by_keys else 1)
-        limits: Any = self.limits  # traced, where the class names numpy arrays
+        limits: Any = self.limits  # Any: traced, where the class is typed for numpy arrays
         return MaskInfo(table(read), None, table(self.needed), None, limits, is_dynamic_mask=True)
 
 
 def _block(size: int, blocks: tuple[int, ...]) -> int:
-    """The largest block that pads `size` by an eighth at most, else the one that pads it least; small ones for small sizes."""
+    """The largest block that pads `size` by at most an eighth, else the one that pads it least; small for small sizes."""
     padding = lambda block: -size % block
     large = [block for block in blocks if block >= min(size, 256)]
     return next((block for block in large if padding(block) * 8 <= size), min(large, key=padding))
 
 
 def _needed(limits: Array, segment_ids: SegmentIds, queries: int, keys: int) -> Bool[Array, "blocks_of_queries blocks_of_keys"]:
-    """Whether any position of a block may see any key of another, by the largest limit and the span of the segments."""
+    """Whether any position of one block may see any key of another, by the largest limit and the span of the segments."""
     limits = limits.reshape(-1, queries)
     first, last = _span(segment_ids.q.reshape(-1, queries), limits > 0)
     of_keys = segment_ids.kv.reshape(-1, keys)
@@ -71,13 +71,13 @@ def _needed(limits: Array, segment_ids: SegmentIds, queries: int, keys: int) -> 
 
 
 def _span(segment_ids: Array, counted: Array) -> tuple[Array, Array]:
-    """The first and the last segment of each block; of none, a span that meets no other."""
+    """The first and the last segment of each block; if none is counted, a span that overlaps no other."""
     most = jnp.iinfo(jnp.int32).max
     return jnp.where(counted, segment_ids, most).min(1), jnp.where(counted, segment_ids, -1).max(1)
 
 
 def _read(needed: Array, axis: int) -> Array:
-    """The block to load at each step along `axis`: for those that are not needed one that is there already, if possible."""
+    """The block to load at each step along `axis`; where none is needed, one that is already loaded, if possible."""
     number = jax.lax.broadcasted_iota(jnp.int32, needed.shape, axis)
     first = jnp.where(needed, number, needed.shape[axis]).min(axis, keepdims=True)
     last = jnp.where(needed, number, 0).max(axis, keepdims=True)
