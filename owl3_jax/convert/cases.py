@@ -1,4 +1,4 @@
-"""Parity cases: a .npz file of prompts and images with the outputs that another implementation gave for them.
+"""Parity cases: a .npz file of prompts and images, and the outputs of another implementation for them.
 
 Keys are `NAME/input_ids` [T], `NAME/media_starts` [I] and `NAME/pixel_values` [I, 3, S, S] (absent without images), and the
 outputs `image_embeds` [I, L, E], `hidden_states` [N + 1, T, E], `logits` [T, V] and `greedy` [A], each of them optional.
@@ -6,11 +6,11 @@ outputs `image_embeds` [I, L, E], `hidden_states` [N + 1, T, E], `logits` [T, V]
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from owl3_jax.batch import Batch
+from owl3_jax.batch import AnyArray, Batch
 from owl3_jax.host.files import write_atomically
 
 OUTPUTS = ("image_embeds", "hidden_states", "logits", "greedy")
@@ -53,7 +53,7 @@ def _case(arrays: dict[str, np.ndarray], name: str, image_size: int) -> Case:
 
 def write_cases(path: Path, cases: Iterable[Case]) -> None:
     """Writes a file that `read_cases` reads; it appears when all of it is written."""
-    arrays: dict[str, Any] = {}
+    arrays: dict[str, AnyArray] = {}
     for case in cases:
         arrays |= {f"{case.name}/input_ids": case.input_ids, f"{case.name}/media_starts": case.image_starts}
         if len(case.image_starts):

@@ -1,4 +1,4 @@
-"""Two implementations' outputs of one case held against each other, a table row for each tensor."""
+"""The outputs of two implementations for one case, compared in a table with a row for each tensor."""
 
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple

@@ -1,6 +1,6 @@
-"""Whole directories there and back: Hugging Face's layout <-> orbax with everything else beside it.
+"""Whole directories there and back: Hugging Face's layout <-> orbax's, with all other files.
 
-What training leaves goes the second way only: it becomes a directory that others can load.
+A training run is converted in one direction only, to a directory that others can load.
 """
 
 import json
@@ -28,7 +28,7 @@ _COPIED_FROM_A_RUN = ("tokenizer.json", "processor.json")
 
 
 def _ignore(done: int, total: int) -> None:
-    """An `Advance` that tells nobody."""
+    """An `Advance` that reports nothing."""
 
 
 def to_orbax(source: Path, destination: Path, *, dtype: DType | None = None, advance: Advance = _ignore) -> None:
@@ -63,10 +63,10 @@ def to_hugging_face(
     """Converts a directory that `to_orbax` wrote back, or exports a training run; memory holds one tensor at a time.
 
     Tensors get the names, shapes and, without `dtype`, the bits that they came with, the unused ones too. A run has no
-    unused ones; its config.json says what `ModelConfig` does.
+    unused ones; its config.json is made from its `ModelConfig`.
 
     Args:
-        source: a directory that `to_orbax` wrote, or a training run's workdir, whose last checkpoint is taken.
+        source: a directory that `to_orbax` wrote, or a training run's workdir, whose last checkpoint is exported.
         destination: a new directory; it appears when all of it is written.
         dtype: of the parameters; each keeps its own by default.
         max_shard_bytes: of one weight file.
@@ -130,7 +130,7 @@ def _describe_run(workdir: Path, stored: StoredCheckpoint, directory: Path) -> N
 
 
 def _copy_other_files(source: Path, directory: Path, dtype: DType | None) -> None:
-    """Copies all but the weights; a new dtype is told in config.json too."""
+    """Copies all but the weights; config.json gets a new dtype too."""
     for file in source.iterdir():
         if file.is_file() and not file.name.endswith(_NOT_COPIED):
             shutil.copyfile(file, directory / file.name)

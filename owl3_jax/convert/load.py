@@ -3,7 +3,6 @@
 import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -11,6 +10,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
+from owl3_jax.batch import AnyArray
 from owl3_jax.config import ComputeConfig, DType, ModelConfig, field_differences
 from owl3_jax.convert.official import Parameter, open_checkpoint
 from owl3_jax.convert.orbax_params import StoredParameter
@@ -18,10 +18,10 @@ from owl3_jax.convert.stored import open_stored
 from owl3_jax.formats.checkpoint import is_stored, load_config
 from owl3_jax.formats.weight_files import CheckpointError
 from owl3_jax.models.owl3 import abstract_params
+from owl3_jax.params import Params
 from owl3_jax.sharding import param_shardings
 
-Params = dict[str, Any]
-Convert = Callable[[str, Any], Mapping[str, Any]]  # path and value of a parameter -> others, by path
+Convert = Callable[[str, AnyArray], Mapping[str, AnyArray]]  # path and value of a parameter -> others, by path
 
 
 def load_params(
@@ -38,13 +38,13 @@ def load_params(
     With a mesh every host reads only the bytes of its own shards, one parameter after the other.
 
     Args:
-        directory: a Hugging Face directory, one that `tools/convert_checkpoint.py` wrote, or a training run's workdir,
-            whose last checkpoint is taken.
+        directory: a Hugging Face directory, one that `owl3 convert` wrote, or a training run's workdir,
+            whose last checkpoint is read.
         config: the architecture, from `owl3_jax.formats.checkpoint.load_config`.
         mesh: where to put the parameters, sharded by the rules; without one they are numpy arrays.
         dtype: what to cast to while reading; the checkpoint's own by default.
         vocab_multiple: as `ComputeConfig` has it: embedding and head get rows of zeros up to a multiple.
-        convert: takes each parameter by path, as soon as it is read, to what shall stand for it in the tree.
+        convert: called with the path and value of each parameter as soon as it is read; the tree gets what it returns.
 
     Raises:
         CheckpointError: the directory does not hold this model; it lists everything that is wrong.
@@ -75,7 +75,7 @@ def read_parameters(
         part = functools.partial(_read_padded, parameter, shape)
         return part() if mesh is None else jax.make_array_from_callback(shape, shardings[path], part)
 
-    tree: dict[str, np.ndarray | jax.Array] = {}
+    tree: dict[str, AnyArray] = {}
     for path, parameter in parameters.items():
         value = read(path, parameter)
         tree |= convert(path, value) if convert else {path: value}
@@ -91,7 +91,7 @@ def _require_same_model(directory: Path, saved: ModelConfig, wanted: ModelConfig
 def _read_padded(
     parameter: Parameter | StoredParameter, shape: tuple[int, ...], index: tuple[slice, ...] | None = None
 ) -> np.ndarray:
-    """As `parameter.read`, with rows of zeros behind its own up to `shape`."""
+    """As `parameter.read`, followed by rows of zeros up to `shape`."""
     if parameter.shape == shape:
         return parameter.read(index)
     rows, *others = index or (slice(None),) * len(shape)

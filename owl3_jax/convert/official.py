@@ -53,11 +53,11 @@ class Parameter:
 
 @dataclasses.dataclass(frozen=True)
 class OfficialCheckpoint:
-    """What a checkpoint directory holds, by our names."""
+    """The content of a checkpoint directory, by our names."""
 
     parameters: dict[str, Parameter]  # by path, "/" between levels
     unused: tuple[Tensor, ...]  # of the official model, but never read
-    tied_head: bool  # the embedding stands there twice
+    tied_head: bool  # whether the embedding is there twice
 
 
 def open_checkpoint(directory: Path, config: ModelConfig, dtype: np.dtype | None = None) -> OfficialCheckpoint:

@@ -12,12 +12,13 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import NoReturn
 
 import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore
 from flax.traverse_util import unflatten_dict
+from orbax.checkpoint.type_handlers import ParamInfo
 
 from owl3_jax.config import ModelConfig
 from owl3_jax.convert.official import Index, Parameter, parameter_shapes
@@ -26,7 +27,7 @@ from owl3_jax.formats.weight_files import CheckpointError
 
 Advance = Callable[[int, int], object]  # called with the bytes just done and those of the whole
 
-_DATABASE = "manifest.ocdbt"  # the file that tells orbax's other storage, which training uses
+_DATABASE = "manifest.ocdbt"  # present where orbax keeps all arrays in one database, as training does
 _BLOCK_BYTES = 32 * 2**20  # written at a time; also the least that a host can read of a parameter
 
 
@@ -76,7 +77,7 @@ def open_params(path: Path, config: ModelConfig, dtype: np.dtype | None = None) 
             problems.append(f"{name}: {error}")
             continue
         if name in tables and store.shape[0] > shapes[name][0]:
-            store = store[: shapes[name][0]]  # behind them lies padding for sharding (`ComputeConfig.vocab_multiple`)
+            store = store[: shapes[name][0]]  # followed by padding for sharding (`ComputeConfig.vocab_multiple`)
         if tuple(store.shape) != shapes[name]:
             problems.append(f"{name}: shape {list(store.shape)}, expected {list(shapes[name])}")
         found[name] = StoredParameter(path, name, dtype or store.dtype.numpy_dtype, store)
@@ -86,7 +87,7 @@ def open_params(path: Path, config: ModelConfig, dtype: np.dtype | None = None) 
 
 
 def _find_arrays(path: Path) -> dict[str, tensorstore.KvStore]:
-    """Where each array of an orbax checkpoint lies: in a directory of its own, or in the one database of them all."""
+    """Where each array of an orbax checkpoint is stored: in a directory of its own, or in the one database of them all."""
     files = {"driver": "file", "path": f"{path.absolute()}/"}
     place = {"driver": "ocdbt", "base": files} if (path / _DATABASE).exists() else files
     try:
@@ -118,7 +119,9 @@ class _BlockWriter(ocp.type_handlers.TypeHandler):
     def typestr(self) -> str:
         return "np.ndarray"
 
-    async def serialize(self, values: Sequence[Parameter], infos: Sequence[Any], args: Any = None) -> Sequence[Any]:
+    async def serialize(
+        self, values: Sequence[Parameter], infos: Sequence[ParamInfo], args: Sequence[ocp.SaveArgs] | None = None
+    ) -> Sequence[ocp.future.Future]:
         for parameter, info in zip(values, infos, strict=True):
             await info.await_path_creation()
             await self._write(parameter, Path(info.parent_dir) / info.name)
@@ -139,10 +142,10 @@ class _BlockWriter(ocp.type_handlers.TypeHandler):
             await store[index].write(values)
             self._advance(values.nbytes)
 
-    async def metadata(self, infos: Sequence[Any]) -> Sequence[Any]:
+    async def metadata(self, infos: Sequence[ParamInfo]) -> NoReturn:
         raise NotImplementedError("only saves: what is saved is read as a numpy array")
 
-    async def deserialize(self, infos: Sequence[Any], args: Any = None) -> Sequence[Any]:
+    async def deserialize(self, infos: Sequence[ParamInfo], args: Sequence[ocp.RestoreArgs] | None = None) -> NoReturn:
         raise NotImplementedError("only saves: what is saved is read as a numpy array")
 
 
@@ -163,7 +166,7 @@ def _blocks(shape: tuple[int, ...], block: tuple[int, ...]) -> Iterator[Index]:
 
 @contextlib.contextmanager
 def _quiet_orbax() -> Iterator[None]:
-    """Keeps orbax from warning of what is meant: no OCDBT, and no jax array among the leaves."""
+    """Silences orbax's warnings of what is intended here: no OCDBT, and no jax array among the leaves."""
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.ERROR)

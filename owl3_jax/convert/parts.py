@@ -7,7 +7,6 @@ import dataclasses
 import functools
 import json
 from pathlib import Path
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -16,14 +15,14 @@ from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 from jaxtyping import Array, Key
 
-from owl3_jax.config import ComputeConfig, DType, ModelConfig
+from owl3_jax.config import ComputeConfig, DType, JsonTree, ModelConfig
 from owl3_jax.convert.load import read_parameters
 from owl3_jax.convert.official import assemble
 from owl3_jax.convert.table import EMBEDDING, TIED_HEAD, entries_for, parameter_to_official
+from owl3_jax.formats.config_json import CONFIG
 from owl3_jax.formats.weight_files import CheckpointError, Tensor, find_tensors
 from owl3_jax.models.owl3 import initial_params
-
-Params = dict[str, Any]
+from owl3_jax.params import Params
 
 _FRESH = ("vision2text_model/", "language_model/hyper_layers/gate")  # paths that neither part has
 # Settings in which a part may differ from what it becomes a part of.
@@ -43,7 +42,7 @@ def load_parts(
     """Parameters from a SigLIP directory and a Qwen2 directory, both of Hugging Face's layout.
 
     `v_kv_proj` starts from the language model's own key and value projections, projector and gates from fresh values.
-    Of a larger vocabulary the first rows are taken.
+    A larger vocabulary is truncated to the rows that the model has.
 
     Args:
         vision: e.g. siglip-so400m-patch14-384; its text model is ignored.
@@ -67,9 +66,9 @@ def load_parts(
     return read_parameters(checkpoint.parameters, config, mesh, vocab_multiple)
 
 
-def _differences(directory: Path, expected: dict[str, Any], section: str = "") -> list[str]:
+def _differences(directory: Path, expected: JsonTree, section: str = "") -> list[str]:
     """One line for each setting in a part's config.json that is not as expected."""
-    path = directory / "config.json"
+    path = directory / CONFIG
     tree = json.loads(path.read_text())
     tree = tree.get(section, tree)
     names = (tree.keys() & expected.keys()) - set(_FREE)

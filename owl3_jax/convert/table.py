@@ -3,7 +3,7 @@
 A `{layer}` in an official name is a row of our stacked parameter: decoder and encoder layers counted
 from zero, and for hyper layers the decoder layer that the row belongs to. A name is thus read in both
 directions: as a pattern for a checkpoint's tensors, and as the name to give a row. PyTorch keeps linear
-weights as [out, in]; our kernels are [*in, *out] with heads apart. Layout changes are views, and every
+weights as [out, in]; our kernels are [*in, *out] with a dim for heads. Layout changes are views, and every
 function here works on shapes alone, so that all of it serves abstract checkpoints too.
 """
 
@@ -11,17 +11,18 @@ import dataclasses
 import math
 import re
 from collections.abc import Iterable, Iterator
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from flax.traverse_util import flatten_dict
 
 from owl3_jax.config import Form, ModelConfig
+from owl3_jax.params import Params
 
 Layout = Literal["same", "vector", "linear", "linear_from_heads", "convolution"]
 
 EMBEDDING = "language_model.model.embed_tokens.weight"
-TIED_HEAD = "language_model.lm_head.weight"  # may stand in a tied checkpoint too, as a copy of the embedding
+TIED_HEAD = "language_model.lm_head.weight"  # a tied checkpoint may have it too, as a copy of the embedding
 VOCABULARY = (EMBEDDING, TIED_HEAD)  # a row for each word
 
 
@@ -115,7 +116,7 @@ def entries_for(config: ModelConfig) -> tuple[Entry, ...]:
 
 
 def rows_of(entry: Entry, config: ModelConfig) -> tuple[int | None, ...]:
-    """The layer number behind each row of a stacked parameter; (None,) when it is not stacked."""
+    """The layer number of each row of a stacked parameter; (None,) when it is not stacked."""
     if not entry.stacked:
         return (None,)
     if entry.path.startswith("vision_model"):
@@ -142,7 +143,7 @@ class Names(NamedTuple):
     missing: tuple[str, ...]
     unmapped: tuple[str, ...]
     unused: tuple[str, ...]
-    tied_head: bool  # a copy of the embedding stands there as `lm_head.weight`
+    tied_head: bool  # whether a tied checkpoint has a copy of the embedding as `lm_head.weight`
 
 
 def sort_names(names: Iterable[str], config: ModelConfig) -> Names:
@@ -210,7 +211,7 @@ def parameter_to_official(entry: Entry, value: np.ndarray, config: ModelConfig) 
         yield name, to_official(entry, row)
 
 
-def params_to_official(params: dict[str, Any], config: ModelConfig) -> dict[str, np.ndarray]:
+def params_to_official(params: Params, config: ModelConfig) -> dict[str, np.ndarray]:
     """A tree of parameters (or of their gradients) as official tensors by name, on the host."""
     flat = flatten_dict(params, sep="/")
     return dict(
