@@ -3,7 +3,7 @@
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal, NamedTuple, Protocol, TypeVar
+from typing import Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int
@@ -59,6 +59,7 @@ class Scene(NamedTuple):
     target: int
 
 
+@runtime_checkable
 class Point(Protocol):
     """A score for one naming and one number of images."""
 
