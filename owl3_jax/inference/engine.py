@@ -46,8 +46,8 @@ class Engine:
             prompts: read together as the rows of one batch; texts and numbers of images may differ.
             sampling: for all prompts or for each; `n` and `num_beams` are the same for all.
             advance: called after every few images, with how many these were and how many there are in all.
-            size: what the batch is padded to, so that all batches of that size share their programs; its rows must be a
-                multiple of the mesh's. By default the nearest size of a few.
+            size: what the batch is padded to, so that all batches of that size share their programs (but the vision tower,
+                which has sizes of its own); its rows must be a multiple of the mesh's. By default the nearest of a few sizes.
 
         Raises:
             ValueError: a prompt has no token, or more than the model has positions; samplings differ in `n` or

@@ -14,6 +14,7 @@ from owl3_jax.inference import beams, programs
 from owl3_jax.inference.caches import empty_images, empty_text
 from owl3_jax.inference.engine import Engine
 from owl3_jax.inference.feature_cache import FeatureCache
+from owl3_jax.inference.prompt_sizes import BatchSize, PromptSize
 from owl3_jax.inference.runtime import Runtime
 from owl3_jax.inference.sampling import Sampling
 from owl3_jax.processing.processor import Sample
@@ -36,6 +37,16 @@ def test_other_sizes_in_the_same_buckets_compile_nothing(sampling):
     engine().generate([prompt(24, range(10)), prompt(3, [0]), prompt(1, [0]), prompt(21)], sampling)
     longer = sampling.with_options(max_new_tokens=40, stop=["red"], min_new_tokens=0)
     engine().generate([prompt(5), prompt(22, range(9), seed=7), prompt(18)], longer)
+    assert compiled() == before
+
+
+def test_batches_of_one_size_share_their_programs():
+    size = BatchSize(3, PromptSize(70, 5))
+    engine().generate([prompt(70, range(5)), prompt(60, range(5)), prompt(3)], GREEDY, size=size)
+    before = compiled()
+    engine().generate([prompt(70, range(5))] * 2, GREEDY, size=size)
+    engine().generate([prompt(1, [0]), prompt(2, [1])], GREEDY, size=size)  # as many images as the vision tower takes at once
+    engine().generate([prompt(33), prompt(64)], GREEDY.with_options(max_new_tokens=9), size=size)
     assert compiled() == before
 
 

@@ -1,17 +1,21 @@
 """Batches equal single runs and whole forward passes; errors say what to do."""
 
 import dataclasses
+from unittest import mock
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from owl3_jax.inference import buckets, memory
+from owl3_jax.inference import buckets, memory, programs
 from owl3_jax.inference import runtime as runtime_module
 from owl3_jax.inference.engine import Engine, forward
 from owl3_jax.inference.memory import OutOfMemory
+from owl3_jax.inference.prompt_sizes import BatchSize, PromptSize
+from owl3_jax.inference.runtime import Runtime
 from owl3_jax.inference.sampling import Sampling
+from owl3_jax.processing.tokenizer import ChatTokenizer
 from tests.tiny import FORMS
 from tests.tolerances import ENGINE_LOGITS
 from tests.unit.inference.tiny_engine import (
@@ -100,6 +104,55 @@ def test_the_vision_batch_changes_no_answer():
 def test_an_answer_ends_with_the_models_positions():
     ((answer,),) = engine().generate([prompt(POSITIONS - 3)], GREEDY)
     assert len(answer.ids) == 3 and answer.finish_reason == "length"
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_padding_to_a_batch_size_changes_no_answer(form):
+    alone = [engine(form).generate([row], GREEDY)[0][0] for row in RAGGED]
+    padded = [answer for (answer,) in engine(form).generate(RAGGED, GREEDY, size=BatchSize(6, PromptSize(90, 9)))]
+    check_greedy(form, RAGGED, padded, ENGINE_LOGITS)
+    assert [answer.ids for answer in padded] == [answer.ids for answer in alone]
+    for found, expected in zip(padded, alone, strict=True):
+        np.testing.assert_allclose(found.logprobs, expected.logprobs, rtol=0, atol=ENGINE_LOGITS)
+
+
+def test_padding_that_no_row_needs_is_not_read(monkeypatch):
+    """A chunk of padding alone is left out, whatever the size; what is read is read in the chunks of the whole size."""
+    monkeypatch.setattr(buckets, "PREFILL_CHUNK", 16)
+    chunks, run_model = [], Runtime.run_model
+
+    def noting(self, program, *arguments, **options):
+        if program is programs.prefill:
+            chunks.append(arguments[0].tokens.shape)
+        return run_model(self, program, *arguments, **options)
+
+    monkeypatch.setattr(Runtime, "run_model", noting)
+    engine().generate([prompt(5), prompt(17)], GREEDY, size=BatchSize(3, PromptSize(60, 0)))
+    assert chunks == [(3, 16), (3, 16)]
+
+
+@pytest.mark.parametrize("rows", [[prompt(5)] * 3, [prompt(5), prompt(9)], [prompt(5, [0, 1])]])
+def test_prompts_that_do_not_fit_the_batch_size_are_an_error(rows):
+    with pytest.raises(ValueError, match="do not fit into the batch size that was asked for, 2 rows of 8 tokens and 1 images"):
+        engine().generate(rows, GREEDY, size=BatchSize(2, PromptSize(8, 1)))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_an_answer_ends_with_its_stop_id(form):
+    """One that is free until its limit; with a token of its own as the stop id, it is the same up to that one."""
+    free = [answer.ids for (answer,) in Engine(runtime(form), tokenizer_that_stops_at()).generate(RAGGED, GREEDY)]
+    stop = free[1][3]
+    stopped = Engine(runtime(form), tokenizer_that_stops_at(stop, 31)).generate(RAGGED, GREEDY)
+    for ids, (answer,) in zip(free, stopped, strict=True):
+        ends = [index for index, token in enumerate(ids) if token in (stop, 31)]
+        assert answer.ids == ids[: ends[0] + 1 if ends else 9] and len(ids) == 9
+        assert answer.finish_reason == ("stop" if ends else "length")
+
+
+def tokenizer_that_stops_at(*stop_ids: int) -> ChatTokenizer:
+    tokenizer = mock.create_autospec(ChatTokenizer, instance=True, stop_ids=stop_ids)
+    tokenizer.decode.return_value = ""
+    return tokenizer
 
 
 def test_no_prompts_have_no_answers():

@@ -23,6 +23,16 @@ def test_results_are_found_again(tmp_path):
         assert each.failures(REQUESTS) == 1 and each.failures(REQUESTS[:1]) == 0
 
 
+def test_records_are_read_again_from_the_file(tmp_path):
+    results = Results(tmp_path / "out.jsonl")
+    assert list(results.records()) == [] and 1 not in results
+    results.append([{"id": 1, "answers": [{"text": "é\n"}]}])
+    results.append(RECORDS[1:])
+    for each in (results, Results(tmp_path / "out.jsonl")):
+        assert list(each.records()) == [{"id": 1, "answers": [{"text": "é\n"}]}, *RECORDS[1:]]
+        assert 1 in each and 3 not in each
+
+
 @settings(deadline=None, max_examples=40)
 @given(cut=st.integers(0, 200))
 def test_wherever_the_file_was_cut_off_whole_lines_stay_and_the_rest_waits(tmp_path_factory, cut):
