@@ -70,7 +70,7 @@ class VisionConfig:
         _require(self.num_hidden_layers >= 2, "vision.num_hidden_layers must be at least 2: the penultimate block is used")
         _require(
             self.hidden_size % self.num_attention_heads == 0,
-            f"vision.hidden_size {self.hidden_size} is no multiple of vision.num_attention_heads {self.num_attention_heads}",
+            f"vision.hidden_size {self.hidden_size} is not a multiple of vision.num_attention_heads {self.num_attention_heads}",
         )
         _require(self.image_size >= self.patch_size, "vision.image_size must hold at least one patch")
 
@@ -114,11 +114,12 @@ class ModelConfig:
         _require_positive(self, "num_key_value_heads", "rope_theta", "max_position_embeddings", "initializer_range")
         _require(
             self.hidden_size % self.num_attention_heads == 0,
-            f"hidden_size {self.hidden_size} is no multiple of num_attention_heads {self.num_attention_heads}",
+            f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}",
         )
         _require(
             self.num_attention_heads % self.num_key_value_heads == 0,
-            f"num_attention_heads {self.num_attention_heads} is no multiple of num_key_value_heads {self.num_key_value_heads}",
+            f"num_attention_heads {self.num_attention_heads} is not a multiple of "
+            f"num_key_value_heads {self.num_key_value_heads}",
         )
         _require(self.head_dim % 2 == 0, f"head size {self.head_dim} must be even for RoPE")
         layers = self.hyper_layers
@@ -222,7 +223,7 @@ class DataConfig:
     """One batch: `rows` x (`tokens_per_row` tokens, `images_per_row` images)."""
 
     dataset: str = "digits"
-    data_dir: str = "data"  # prepared data sets lie here
+    data_dir: str = "data"  # where data sets are prepared
     rows: int = 16  # over all hosts
     tokens_per_row: int = 512
     images_per_row: int = 12
@@ -249,15 +250,13 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         _require_positive(self, "learning_rate", "clip_norm", "eps")
-        _require(
-            0 <= self.end_learning_rate <= self.learning_rate, "optimizer.end_learning_rate must lie in [0, learning_rate]"
-        )
+        _require(0 <= self.end_learning_rate <= self.learning_rate, "optimizer.end_learning_rate must be in [0, learning_rate]")
         _require(self.warmup_steps >= 0, f"optimizer.warmup_steps must not be negative, got {self.warmup_steps}")
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """Length of a run and what it leaves behind."""
+    """Length of a run, and what it trains, logs and saves."""
 
     steps: int = 1000
     seed: int = 0  # parameters and augmentation
@@ -275,7 +274,7 @@ class TrainConfig:
         _require_positive(self, "microbatches", "loss_chunk")
         _require(len(self.trained) > 0, 'train.trained is empty: nothing would be trained; (".*",) trains everything')
         for pattern in self.trained:
-            _require(_is_regex(pattern), f"train.trained: {pattern!r} is no regular expression")
+            _require(_is_regex(pattern), f"train.trained: {pattern!r} is not a regular expression")
         _require(self.shift_pixels >= 0, f"train.shift_pixels must not be negative, got {self.shift_pixels}")
 
 

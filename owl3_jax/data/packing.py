@@ -1,7 +1,7 @@
 """Packing of samples into rows by grain, and the batch form made from its result.
 
 grain's first-fit packer fills all rows of a batch at the same time: a sample goes into the first row that has room for its
-tokens and its images; when none has, the batch is complete. It numbers the samples of a row from 1 and their tokens from 0,
+tokens and its images; when no row has, the batch is complete. It numbers the samples of a row from 1 and their tokens from 0,
 as the batch form does. With one sample a row at most, the same packer pads.
 """
 

@@ -1,7 +1,7 @@
-"""From stored records to training batches: shuffle, shard, process, pack, prefetch (grain).
+"""From records to training batches: shuffle, shard, process, pack, prefetch (grain).
 
-The iterator's state is the index of the next record. Everything else follows from it and the seed, so that `set_state`
-resumes with exactly the batches that would have come, in the middle of an epoch too.
+The iterator's state is the index of the next record. Everything else follows from it and the seed, so `set_state` resumes
+with exactly the batches that would have come, in the middle of an epoch too.
 """
 
 import functools
@@ -17,7 +17,7 @@ from owl3_jax.processing.batch import check_fits
 from owl3_jax.processing.images import UnreadableImage, load_image
 from owl3_jax.processing.processor import Processor, Sample
 
-# A data set that is mostly unreadable is an error, not something to skip through; grain looks at each 1000 records.
+# A mostly unreadable data set is an error, not something to skip through; grain checks every 1000 records.
 MOST_SKIPPED = 0.5
 
 
@@ -93,7 +93,7 @@ def _rows_per_shard(config: DataConfig, shard_count: int) -> int:
 
 
 def _process(record: Record, config: DataConfig, processor: Processor, unreadable: UnreadableImages) -> Sample | None:
-    """None, which grain leaves out, when an image is unreadable."""
+    """A record's sample; None, which grain skips, when an image is unreadable."""
     try:
         sample = process_record(record, processor, training=True)
     except UnreadableImage as error:

@@ -1,7 +1,7 @@
-"""Records that mean nothing and fill a batch: for measuring and testing at the real shapes, without any data.
+"""Records without meaning that fill a batch: for measuring and testing at the real shapes, without any data.
 
-Every record is one conversation with as many images and tokens as a row holds, under the tokenizer of the digits. It
-depends on its index alone and is made while it is read.
+Every record is one conversation with as many images and tokens as a row has room for, with the tokenizer of the digits. It
+depends only on its index and is made while it is read.
 """
 
 import io

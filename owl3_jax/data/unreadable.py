@@ -10,7 +10,7 @@ class UnreadableImages:
     """How many records the pipeline has skipped since it was made; safe to share between threads.
 
     It counts what was read, which is up to `data.prefetch` batches ahead of training, and the same record again in every
-    epoch. It is no part of the iterator's state: after a resume it starts from zero.
+    epoch. It is not part of the iterator's state: after a resume it starts at zero.
     """
 
     def __init__(self) -> None:

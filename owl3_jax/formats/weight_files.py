@@ -1,8 +1,7 @@
 """Reads weight files of the official layout tensor by tensor: safetensors, or PyTorch's `.bin`.
 
-A tensor's own bytes of the file are mapped into memory for as long as it is used, and a slice of it touches no
-others, so that neither the number nor the size of the files matters. The safetensors library is not used because
-it reads whole tensors.
+Only a tensor's own bytes of the file are mapped into memory, as long as it is used, and a slice of it reads no others, so
+neither the number nor the size of the files matters. The safetensors library is not used because it reads whole tensors.
 """
 
 import functools
@@ -16,6 +15,8 @@ from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
+
+from owl3_jax.config import JsonTree
 
 DTYPES = {
     "F64": np.dtype(np.float64),
@@ -133,7 +134,7 @@ def read_safetensors(file: Path) -> tuple[dict[str, Tensor], list[str]]:
     return tensors, problems
 
 
-def _read_header(file: Path) -> tuple[dict[str, Any], int]:
+def _read_header(file: Path) -> tuple[JsonTree, int]:
     """The JSON header without its metadata, and where the data starts."""
     if not file.exists():
         raise _CorruptError("this file is missing")
@@ -141,7 +142,7 @@ def _read_header(file: Path) -> tuple[dict[str, Any], int]:
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         if not 2 <= length <= size - 8:
-            raise _CorruptError(f"no safetensors file, or truncated within its header; it has {size} bytes")
+            raise _CorruptError(f"not a safetensors file, or truncated within its header; it has {size} bytes")
         try:
             header = json.loads(stream.read(length))
             return {name: about for name, about in header.items() if name != "__metadata__"}, 8 + length
@@ -149,7 +150,7 @@ def _read_header(file: Path) -> tuple[dict[str, Any], int]:
             raise _CorruptError(f"corrupt header: {error}") from error
 
 
-def _tensor(name: str, about: Any, file: Path, start: int) -> Tensor:
+def _tensor(name: str, about: Any, file: Path, start: int) -> Tensor:  # Any: a JSON value, checked here
     try:
         code, shape, (begin, end) = about["dtype"], tuple(about["shape"]), about["data_offsets"]
     except (KeyError, TypeError, ValueError) as error:
@@ -173,12 +174,13 @@ def _map(file: Path, dtype: np.dtype, offset: int, shape: tuple[int, ...]) -> np
 def read_torch(file: Path) -> tuple[dict[str, Tensor], list[str]]:
     """The tensors of one PyTorch `.bin` file, and what is wrong with others in it.
 
-    PyTorch, which must be installed, only says where in the file they lie. Nothing but tensors is ever unpickled.
+    PyTorch, which must be installed, only says where in the file they are. Nothing but tensors is ever unpickled.
     """
     if importlib.util.find_spec("torch") is None:
         raise _CorruptError("a .bin file is read by PyTorch, which is not installed; install it, or convert to safetensors")
     if not file.exists():
         raise _CorruptError("this file is missing")
+    # By name, so that nothing but this line depends on PyTorch.
     torch, fake_tensor = importlib.import_module("torch"), importlib.import_module("torch._subclasses.fake_tensor")
     try:
         with fake_tensor.FakeTensorMode():  # reads no tensor, but notes where each storage starts
@@ -194,11 +196,11 @@ def read_torch(file: Path) -> tuple[dict[str, Tensor], list[str]]:
     return tensors, problems
 
 
-def _torch_tensor(name: str, value: Any, file: Path) -> Tensor:
+def _torch_tensor(name: str, value: Any, file: Path) -> Tensor:  # Any: a torch.Tensor, which need not be installed
     kind = str(getattr(value, "dtype", type(value)))
     dtype = next((known for known in DTYPES.values() if kind == f"torch.{known.name}"), None)
     if dtype is None:
-        raise _CorruptError(f"{kind} is no tensor of {', '.join(known.name for known in DTYPES.values())}")
+        raise _CorruptError(f"{kind} is not a tensor of {', '.join(known.name for known in DTYPES.values())}")
     start = value.untyped_storage()._checkpoint_offset  # None in files of PyTorch before 1.6
     if start is None or not value.is_contiguous():
         raise _CorruptError(

@@ -5,10 +5,11 @@ import math
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from owl3_jax.config import JsonTree
 from owl3_jax.formats.weight_files import DTYPES, SAFETENSORS_INDEX
 
 MAX_SHARD_BYTES = 5 * 10**9  # of one file
@@ -28,7 +29,7 @@ class TensorSpec(NamedTuple):
 
 
 class WeightWriter:
-    """The files `STEM.safetensors`, or `STEM-00001-of-0000N.safetensors` with an index, of tensors announced at the start.
+    """The files `STEM.safetensors`, or `STEM-00001-of-0000N.safetensors` with an index, of tensors declared at the start.
 
     Args:
         directory: exists.
@@ -51,18 +52,18 @@ class WeightWriter:
     def write(self, name: str, tensor: np.ndarray) -> None:
         """Writes one tensor to its place.
 
-        Raises ValueError when its dtype or shape is not as announced.
+        Raises ValueError when its dtype or shape is not as declared.
         """
         file, offset, spec = self._places[name]
         if (tensor.dtype, tensor.shape) != (spec.dtype, spec.shape):
-            raise ValueError(f"{name} was announced as {spec.dtype} {spec.shape}, got {tensor.dtype} {tensor.shape}")
+            raise ValueError(f"{name} was declared as {spec.dtype} {spec.shape}, got {tensor.dtype} {tensor.shape}")
         with file.open("r+b") as stream:
             stream.seek(offset)
             stream.write(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data)
 
     def _lay_out(self, file: Path, shard: list[TensorSpec]) -> None:
         """Writes the header and makes room for the data."""
-        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers refuses files without it
+        header: JsonTree = {"__metadata__": {"format": "pt"}}  # transformers refuses files without it
         ends = np.cumsum([0, *(spec.nbytes for spec in shard)]).tolist()
         for spec, begin, end in zip(shard, ends[:-1], ends[1:], strict=True):
             header[spec.name] = {"dtype": _code(spec.dtype), "shape": spec.shape, "data_offsets": [begin, end]}

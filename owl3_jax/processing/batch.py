@@ -15,9 +15,9 @@ def pad_batch(samples: Sequence[Sample], *, tokens_per_row: int, images_per_row:
 
 
 def pack_batch(rows: Sequence[Sequence[Sample]], *, tokens_per_row: int, images_per_row: int, image_size: int) -> Batch:
-    """Writes the samples of each row one behind the other.
+    """Writes the samples of each row one after the other.
 
-    Which samples share a row is the caller's choice; training leaves it to grain (`owl3_jax.data.packing`).
+    The caller chooses which samples share a row; in training grain does (`owl3_jax.data.packing`).
 
     Args:
         rows: the samples of each row; a row may be empty.

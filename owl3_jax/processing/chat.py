@@ -1,16 +1,16 @@
 """The chat layout: messages to a list of text chunks, every newline as the official processor writes it.
 
-One question, ready to be answered (`⏎` is one newline, nothing else stands between the pieces):
+One question, ready to be answered (`⏎` is one newline; there is nothing else between the pieces):
 
     <|im_start|>system⏎<|im_end|>⏎<|im_start|>user⏎{question}<|im_end|>⏎<|im_start|>assistant⏎
 
-and, in training, `{answer}<|im_end|><|endoftext|>` behind it; these are the targets of the loss. `<|endoftext|>` follows
-every assistant turn, in the middle of a history too. Source: the processor of mPLUG-Owl3-7B-240728.
+In training this is followed by `{answer}<|im_end|><|endoftext|>`, the targets of the loss. `<|endoftext|>` follows every
+assistant turn, in the middle of a history too. Source: the processor of mPLUG-Owl3-7B-240728.
 
 The official processor tokenises chunk by chunk. The chunks here are finer than its own: a marker such as `<|im_end|>` is a
-chunk by itself. That gives the same ids, since a tokenizer splits at special tokens first, and lets the markers be told
-from a user's text that spells one. Where a border is ours alone and may be no border of tokens, the chunk `continues` the
-one before it.
+chunk by itself. That gives the same ids, since a tokenizer splits at special tokens first, and it distinguishes the markers
+from user text that spells one. Where the official processor has no border, tokens may cross the one between two chunks; the
+second chunk then `continues` the first.
 """
 
 import re
@@ -20,7 +20,7 @@ from typing import Literal, NamedTuple
 from owl3_jax.config import ChatStyle
 
 Message = Mapping[str, str]
-Kind = Literal["text", "marker", "media", "image"]
+ChunkKind = Literal["text", "marker", "media", "image"]
 
 IMAGE = "<|image|>"
 VIDEO = "<|video|>"
@@ -40,8 +40,8 @@ class Chunk(NamedTuple):
     """A piece of text that is tokenised by itself."""
 
     text: str
-    kind: Kind = "text"  # "media" is a marker around crops or frames: a token in some checkpoints, text in others
-    is_target: bool = False  # whether its tokens bear loss
+    kind: ChunkKind = "text"  # "media" is a marker around crops or frames: a token in some checkpoints, text in others
+    is_target: bool = False  # whether its tokens have loss
     continues: bool = False  # one text with the chunk before it, if neither is a token of its own
 
 
@@ -65,17 +65,17 @@ def chat_chunks(
     Args:
         messages: `{"role", "content"}` each; the content of user messages holds one placeholder, `<|image|>` or `<|video|>`,
             per image or video.
-        training: True keeps everything. False makes a prompt: the targets at the end are cut off (of a last assistant
-            message only the header stays), and a last user message gets the assistant's header.
+        training: True keeps everything. False makes a prompt: the targets at the end are dropped (only the header of a last
+            assistant message remains), and a last user message is followed by the assistant's header.
         style: `plain` has no roles and no system turn; an answer ends in `<|endoftext|>` alone.
-        media: what stands for each placeholder, in text order (`owl3_jax.processing.media`); one image chunk by default.
+        media: what each placeholder becomes, in text order (`owl3_jax.processing.media`); one image chunk by default.
 
     Returns:
         Chunks whose texts joined are the whole text. None is empty, and user text is split at every placeholder.
 
     Raises:
-        ValueError: an unknown role, no message, content that is no string, a placeholder outside user text (in the answers
-            of a prompt it is mere text), or `media` of another number than the placeholders.
+        ValueError: an unknown role, no message, content that is not a string, a placeholder outside user text (in the answers
+            of a prompt it is plain text), or a number of `media` that differs from the number of placeholders.
     """
     placeholders = find_placeholders(messages, style, training=training)
     pieces = [[Chunk(IMAGE, "image")]] * len(placeholders) if media is None else media
@@ -108,7 +108,7 @@ def _check_message(message: Message, name: str, roles: Sequence[str], *, trainin
     found = _AT_PLACEHOLDERS.search(content)
     is_answer = role == "assistant" and not training  # a model can spell anything
     if role != "user" and not is_answer and found:
-        raise ValueError(f"{name} ({role}) contains {found[0]}; images and videos can stand in user messages only")
+        raise ValueError(f"{name} ({role}) contains {found[0]}; images and videos can be in user messages only")
 
 
 def _chatml(messages: Sequence[Message], media: Iterator[Sequence[Chunk]]) -> list[Chunk]:

@@ -1,7 +1,7 @@
-"""Crops: a large image as a grid of squares, and the whole of it once more at the end.
+"""Crops: a large image as a grid of squares, followed by the whole image.
 
-The grid is chosen from a fixed set of seven by the image's shape, then by its size. There is no grid of one square, so
-that a small image is enlarged to three crops at least. Source: the processor of mPLUG-Owl3-7B-240728.
+The grid is chosen from a fixed set of seven by the image's shape, then by its size. No grid has only one square, so even a
+small image is enlarged to three crops at least. Source: the processor of mPLUG-Owl3-7B-240728.
 """
 
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ class Grid(NamedTuple):
     columns: int
 
 
-# Of two equally good grids the first one is taken.
+# The first of two equally good grids is chosen.
 GRIDS = (Grid(2, 2), Grid(1, 3), Grid(1, 4), Grid(3, 1), Grid(4, 1), Grid(2, 3), Grid(3, 2))
 
 
@@ -39,7 +39,7 @@ def grid_scores(width: int, height: int, size: int) -> np.ndarray:
         float32 [7], bit for bit the official scores.
     """
     heights, widths = np.array(GRIDS).T * size
-    # The official code keeps this in an integer array, which cuts the fraction off; near ties depend on it.
+    # The official code keeps this in an integer array, which truncates it; near ties depend on it.
     scaled_height = (np.float32(height / width) * widths.astype(np.float32)).astype(np.int64)
     same_shape = _overlap(widths, heights, widths, scaled_height)
     return np.float32(100) * same_shape + _overlap(widths, heights, width, height)
@@ -49,7 +49,7 @@ def views(image: Image.Image, grid: Grid | None, size: int) -> Iterator[np.ndarr
     """The crops of an RGB image row by row, then the whole image; without a grid the whole image alone.
 
     Yields:
-        uint8 [S, S, 3] with S = `size`. Nothing keeps the aspect ratio: the image is stretched to fill the grid.
+        uint8 [S, S, 3] with S = `size`. The aspect ratio is not kept: the image is stretched to fill the grid.
     """
     if grid:
         stretched = image.resize((grid.columns * size, grid.rows * size), Image.Resampling.BICUBIC)

@@ -1,10 +1,10 @@
 """Images to the squared RGB images that the vision encoder takes. Normalisation to [-1, 1] happens in the model.
 
-`load_image` decodes, `to_rgb` brings every mode to RGB, `squash` resizes. The official processor expects RGB and leaves the
-first two to its callers, so the choices made here are ours:
+`load_image` decodes, `to_rgb` converts every mode to RGB, `squash` resizes. The official processor expects RGB and its callers
+do the first two, so these choices are ours:
 
-* EXIF orientation is applied: the picture is seen as a viewer shows it.
-* Transparency, of palettes and grey images too, is laid over white.
+* EXIF orientation is applied: the model sees the picture as a viewer shows it.
+* Transparent images, palettes and grey ones too, are composited over white.
 * 16-bit grey keeps its upper eight bits (Pillow's own conversion would clip at 255).
 * CMYK, YCbCr, LAB, HSV and 1-bit images take Pillow's conversion.
 """
@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
-ImageSource = Image.Image | np.ndarray | bytes | str | Path  # decoded, encoded, or where it lies
+ImageSource = Image.Image | np.ndarray | bytes | str | Path  # decoded, encoded, or the path of a file
 
-# A small file can unpack to any size. Pillow warns from this number on, and refuses twice of it.
+# A small file can unpack to any size. Pillow warns above this number, and refuses twice as many.
 MAX_PIXELS = 89_478_485
 
 _TRANSPARENT_MODES = ("RGBA", "LA", "PA")

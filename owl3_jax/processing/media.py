@@ -1,7 +1,7 @@
 """Pictures and videos of a conversation: what their placeholders become in the text, and the views the model sees.
 
-A placeholder of the text stands for one image or video of the call; each `<|image|>` of the result stands for one view: a
-crop, a whole image or a video frame. There are two sets of templates:
+A placeholder in the text marks one image or video of the call; each `<|image|>` of the result marks one view: a crop, a whole
+image or a video frame. There are two sets of templates:
 
 * `words` (7B-240728): `Cut to 2 rows 3 columns with a global view` and `subimg(0,0)<|image|>` for every crop; a video is one
   `<|image|>` per frame and nothing else.
@@ -26,7 +26,7 @@ _VIEW = Chunk(IMAGE, "image")
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """One image, decoded when its views are asked for."""
+    """One image, which is decoded when its views are read."""
 
     source: ImageSource
     name: str  # for messages
@@ -34,11 +34,11 @@ class Picture:
 
     @property
     def num_views(self) -> int:
-        """Its crops, and the whole."""
+        """Its crops and the whole image."""
         return 1 + (self.grid.rows * self.grid.columns if self.grid else 0)
 
     def chunks(self, style: MediaStyle) -> list[Chunk]:
-        """What stands in the text for it, with one image chunk per view."""
+        """What its placeholder becomes, with one image chunk per view."""
         if self.grid is None:
             return [_VIEW]
         return _crops_in_words(self.grid) if style == "words" else _crops_in_markers(self.grid)
@@ -50,7 +50,7 @@ class Picture:
 
 @dataclasses.dataclass(frozen=True)
 class Clip:
-    """One video, whose frames are decoded one by one; never cropped."""
+    """One video, whose frames are decoded one by one. Frames are never cropped."""
 
     video: Video
 
@@ -60,7 +60,7 @@ class Clip:
         return self.video.num_frames
 
     def chunks(self, style: MediaStyle) -> list[Chunk]:
-        """What stands in the text for it, with one image chunk per frame."""
+        """What its placeholder becomes, with one image chunk per frame."""
         frames = [_VIEW] * self.video.num_frames
         return frames if style == "words" else [Chunk(VIDEO_START, "media"), *frames, Chunk(VIDEO_END, "media")]
 

@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import NamedTuple, TypeVar, get_args
 
 import numpy as np
 
@@ -18,6 +18,8 @@ from owl3_jax.processing.tokenizer import ChatTokenizer
 from owl3_jax.processing.tokenizer_files import FAST, read_tokenizer
 from owl3_jax.processing.video import VideoSampling, VideoSource, open_video
 
+_T = TypeVar("_T")
+
 
 class Sample(NamedTuple):
     """One conversation with its images; crops and video frames count as images."""
@@ -25,7 +27,7 @@ class Sample(NamedTuple):
     input_ids: np.ndarray  # [T] int32
     image_starts: np.ndarray  # [I] int32, index of the first token of each placeholder
     pixel_values: np.ndarray  # [I, S, S, 3] uint8
-    labels: np.ndarray  # [T] bool, True where the token bears loss
+    labels: np.ndarray  # [T] bool, True where the token has loss
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,7 +180,7 @@ class Processor:
             yield Clip(open_video(source, self.video_sampling, _name(index, source)))
 
 
-def _as_list(values: Sequence[Any] | None, name: str) -> list[Any]:
+def _as_list(values: Sequence[_T] | None, name: str) -> list[_T]:
     if values is None:
         return []
     if not isinstance(values, Sequence) or isinstance(values, str | bytes):

@@ -14,12 +14,12 @@ class EncodedText(NamedTuple):
     """Tokens of a conversation."""
 
     input_ids: np.ndarray  # [T] int32
-    labels: np.ndarray  # [T] bool, True where the token bears loss
+    labels: np.ndarray  # [T] bool, True where the token has loss
     image_starts: np.ndarray  # [I] int32, index of the first token of each placeholder
 
 
 class ChatTokenizer:
-    """Tokenises chunk by chunk. Markers of the chat layout become special tokens; text does so only when asked."""
+    """Tokenises chunk by chunk. Markers of the chat layout become special tokens; text that spells one does so on request."""
 
     def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
         """Takes a copy of `tokenizer`. Raises ValueError when it lacks a marker of the chat layout."""
@@ -27,12 +27,12 @@ class ChatTokenizer:
         self._escaping = _escaping(self._tokenizer)
         self._marker_ids = {marker: [self.token_id(marker)] for marker in MARKERS}
         self._marker_ids |= {marker: [self.token_id(marker)] for marker in MEDIA_MARKERS if self._has_token(marker)}
-        # The released tokenizers have no such token: there the placeholder is five ordinary ids.
+        # The released tokenizers have no such token: their placeholder is five ordinary ids.
         self._image_ids = [self.token_id(IMAGE)] if self._has_token(IMAGE) else self._encode_text(IMAGE, self._escaping)
 
     @classmethod
     def from_file(cls, path: str | Path) -> "ChatTokenizer":
-        """Reads a tokenizer.json. Raises FileNotFoundError, or ValueError when it is no such file."""
+        """Reads a tokenizer.json. Raises FileNotFoundError, or ValueError when its content is something else."""
         text = Path(path).read_text(encoding="utf-8")
         try:
             tokenizer = tokenizers.Tokenizer.from_str(text)
@@ -122,14 +122,14 @@ class ChatTokenizer:
         try:
             return tokenizer.encode(text, add_special_tokens=False).ids
         except TypeError as error:  # what the library says to half a surrogate pair
-            raise ValueError(f"{text[:60]!r} has half of a surrogate pair in it, which is no character") from error
+            raise ValueError(f"{text[:60]!r} contains half of a surrogate pair, which is not a character") from error
 
 
 def _escaping(tokenizer: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
     """A copy to which special tokens, and all that this package writes into text, are ordinary characters."""
     copy = tokenizers.Tokenizer.from_str(tokenizer.to_str())
     copy.encode_special_tokens = True
-    # A checkpoint may hold them as tokens that are not special; here that would be parsed in a user's text.
+    # A checkpoint may have them as tokens that are not special; these would be parsed in a user's text.
     copy.add_special_tokens(
         [token for token in (*MARKERS, *MEDIA_MARKERS, IMAGE, VIDEO) if copy.token_to_id(token) is not None]
     )

@@ -3,17 +3,17 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
+from owl3_jax.config import JsonTree
 from owl3_jax.processing.tokenizer import ChatTokenizer
 
 FAST = "tokenizer.json"
 SLOW = (VOCABULARY, MERGES, CONFIG) = ("vocab.json", "merges.txt", "tokenizer_config.json")
 
-# What Qwen2 never merges across: contractions, words, single digits, punctuation, line ends, blanks.
+# Qwen2 never merges across these: contractions, words, single digits, punctuation, line ends, spaces.
 _PIECE = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 
@@ -22,7 +22,7 @@ def read_tokenizer(directory: Path) -> ChatTokenizer:
 
     Raises:
         FileNotFoundError: neither is there.
-        ValueError: a file is no such file, or lacks what it must have.
+        ValueError: a file has another content than its name promises, or lacks something.
     """
     if (directory / FAST).exists():
         return ChatTokenizer.from_file(directory / FAST)
@@ -49,8 +49,8 @@ def byte_level_bpe(
 
     Args:
         vocabulary: token, spelt in byte-level letters, to its id.
-        merges: pairs of tokens, the ones that merge first in front.
-        added: tokens that are found before all else; each gets the next free id, in their order.
+        merges: pairs of tokens, those that merge first come first.
+        added: tokens that are found before everything else; each gets the next free id, in their order.
     """
     tokenizer = tokenizers.Tokenizer(models.BPE(dict(vocabulary), list(merges)))
     tokenizer.normalizer = normalizers.NFC()
@@ -72,10 +72,10 @@ def _added_tokens(path: Path) -> dict[int, tokenizers.AddedToken]:
         entries = json.loads(path.read_text(encoding="utf-8"))["added_tokens_decoder"]
         return {int(index): _added_token(entries[index]) for index in sorted(entries, key=int)}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} has no readable added_tokens_decoder, which tells the special tokens: {error!r}") from error
+        raise ValueError(f"{path} has no readable added_tokens_decoder, which lists the special tokens: {error!r}") from error
 
 
-def _added_token(entry: Mapping[str, Any]) -> tokenizers.AddedToken:
+def _added_token(entry: JsonTree) -> tokenizers.AddedToken:
     options = ("special", "normalized", "lstrip", "rstrip", "single_word")
     return tokenizers.AddedToken(entry["content"], **{name: entry.get(name, False) for name in options})
 

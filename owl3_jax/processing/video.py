@@ -27,21 +27,23 @@ class Video:
     """A video whose frames are chosen but not decoded."""
 
     num_frames: int  # frames that `frames` gives, at least one
-    frames: Callable[[], Iterator[Image.Image]]  # RGB, in order; every call starts anew; raises UnreadableVideo on damage
+    frames: Callable[
+        [], Iterator[Image.Image]
+    ]  # RGB, in order; every call starts at the first; raises UnreadableVideo on damage
 
 
 def open_video(source: VideoSource, sampling: VideoSampling, name: str) -> Video:
     """Chooses the frames of a video. Files are read, but nothing is decoded yet.
 
     Args:
-        source: a video file, whose turns are applied (see `decode_frames`); or a folder, whose image files are the frames in
+        source: a video file, whose rotation is applied (see `decode_frames`); or a folder, whose image files are the frames in
             natural order (`2.png` before `10.png`), one a second; or a list of frames, PIL images or uint8 [H, W, 3].
-        sampling: how frames are chosen from a file or folder. A list is taken whole.
+        sampling: how frames are chosen from a file or folder. All frames of a list are used.
         name: what errors call the video.
 
     Raises:
-        UnreadableVideo: there is no such file, it holds no video or is cut off, there are no frames, or a frame of a list is
-            no image, or it is a frame itself. Damage within a file shows when `frames` comes to it.
+        UnreadableVideo: there is no such file, it holds no video or is truncated, there are no frames, a frame of a list is
+            not an image, or the source is a single frame. Damage within a file is found when `frames` reaches it.
     """
     if not isinstance(source, str | Path):
         return _open_list(source, name)
@@ -94,7 +96,7 @@ def _is_image(path: Path) -> bool:
 
 
 def _natural_order(path: Path) -> tuple[list[str | int], str]:
-    parts = re.split("([0-9]+)", path.name)  # text and digits take turns, so that equal places compare
+    parts = re.split("([0-9]+)", path.name)  # text and digits alternate, so that equal places compare
     return [int(part) if index % 2 else part for index, part in enumerate(parts)], path.name
 
 
@@ -107,7 +109,7 @@ def _load_images(paths: Sequence[Path], name: str) -> Iterator[Image.Image]:
 
 
 def _repeated(indices: Sequence[int], images: Iterator[Image.Image]) -> Iterator[Image.Image]:
-    """Gives each of `images`, which stand for the distinct `indices`, as often as its index occurs."""
+    """Gives each of `images`, one for each distinct index, as often as its index occurs in `indices`."""
     for (_, same), image in zip(itertools.groupby(indices), images, strict=True):
         for _ in same:
             yield image

@@ -1,7 +1,7 @@
-"""Video files by PyAV: their frames counted without decoding, and the wanted ones decoded without the rest.
+"""Video files by PyAV: counts frames without decoding, then decodes the wanted ones and no more than they need.
 
-Both passes read the packets from the first on: skipping one costs nothing but its bytes and, unlike a seek, works the same
-in every container. What is decoded starts at the keyframe before a wanted frame and ends with that frame.
+Both passes read all packets from the first one on: skipping a packet costs only the reading of its bytes and, unlike a seek,
+works the same in every container. Decoding starts at the keyframe before a wanted frame and ends with that frame.
 """
 
 import contextlib
@@ -20,10 +20,10 @@ from PIL import Image
 
 from owl3_jax.processing.video_frames import FrameTable, PacketInfo, frame_table
 
-# FFmpeg would also open playlists, which make it read other files, and any text, as terminal art.
+# FFmpeg would also open playlists, which make it read other files, and any text file, as terminal art.
 CONTAINERS = ("asf", "avi", "flv", "gif", "matroska", "mov", "mpeg", "mpegts", "ogg")
 _OPTIONS = {"format_whitelist": ",".join(CONTAINERS), "protocol_whitelist": "file"}
-_MISSING_SECONDS = 1.0  # a file that ends this much before the end that its header states is cut off
+_MISSING_SECONDS = 1.0  # a file that ends this much earlier than its header states is truncated
 _VP8_SHOWN = 0x10  # bit of the first byte of a VP8 packet
 _TURNS = {1: Image.Transpose.ROTATE_90, 2: Image.Transpose.ROTATE_180, 3: Image.Transpose.ROTATE_270}
 _REMEDY = "; does a player show it? If so, convert it to MP4, otherwise fetch it again"
@@ -32,19 +32,19 @@ _AnyPacket = TypeVar("_AnyPacket", av.Packet, PacketInfo)
 
 
 class UnreadableVideo(ValueError):
-    """A video that cannot be read; the message names it, says why, and what to do."""
+    """A video that cannot be read; the message names it and says why and what to do."""
 
 
 def read_frame_table(path: Path, name: str) -> FrameTable:
-    """Finds the frames of a video file without decoding one. It reads the whole file: headers may be wrong.
+    """Finds the frames of a video file without decoding any. It reads the whole file, since headers may be wrong.
 
-    Packets before the first keyframe do not count: a recording cut out of a broadcast has such.
+    Packets before the first keyframe are ignored; recordings cut out of a broadcast have some.
 
-    Raises UnreadableVideo, saying `name`: no video, no frames, or a file that is cut off.
+    Raises UnreadableVideo, which says `name`: no video, no frames, or a truncated file.
     """
     with _naming(name), _open(path) as container:
         stream = _video_stream(container, name)
-        # Only a list of all packets has sizes (MP4's); Matroska's, of keyframes, has none.
+        # Only an index of all packets has sizes (MP4); an index of keyframes (Matroska) has none.
         promised = sum(entry.size > 0 for entry in stream.index_entries)
         duration = (container.duration or 0) / av.time_base
         packets, whole, end = _scan(container, stream)
@@ -60,7 +60,7 @@ def read_frame_table(path: Path, name: str) -> FrameTable:
 def decode_frames(path: Path, table: FrameTable, wanted: Sequence[int], name: str) -> Iterator[Image.Image]:
     """The frames `wanted`, in RGB and upright, one at a time.
 
-    A quarter or half turn that the file asks for is applied (phones store upright videos so); mirroring is not.
+    Quarter and half turns that the file specifies are applied (phones store upright videos that way); mirroring is not.
 
     Args:
         path: the file.
@@ -68,7 +68,7 @@ def decode_frames(path: Path, table: FrameTable, wanted: Sequence[int], name: st
         wanted: frame numbers, ascending, each once.
         name: for errors.
 
-    Raises UnreadableVideo, saying `name`, when a packet that they need is damaged.
+    Raises UnreadableVideo, which says `name`, when a packet that they need is damaged.
     """
     missing = list(reversed(wanted))
     with _naming(name), _open(path) as container:
@@ -91,14 +91,14 @@ def _naming(name: str) -> Iterator[None]:
 
 
 def _open(path: Path) -> InputContainer:
-    # The prefix keeps a file called `http:x` a file. Metadata in a wrong encoding is none of our business.
+    # With the prefix a file called `http:x` is a file. Metadata in a wrong encoding does not matter.
     return av.open(f"file:{path}", options=_OPTIONS, metadata_errors="ignore")
 
 
 def _video_stream(container: InputContainer, name: str) -> VideoStream:
     stream = container.streams.best("video")
     if not isinstance(stream, VideoStream) or Disposition.attached_pic in stream.disposition:  # an album's cover
-        raise UnreadableVideo(f"cannot read video {name}: it has no video stream; give a file with pictures, not sound alone")
+        raise UnreadableVideo(f"cannot read video {name}: it has no video stream; give a file with pictures, not only sound")
     return stream
 
 
@@ -117,13 +117,13 @@ def _scan(container: InputContainer, stream: VideoStream) -> tuple[list[PacketIn
 def _is_shown(packet: av.Packet, stream: VideoStream) -> bool:
     if stream.codec_context.name == "vp8":
         return bool(memoryview(packet)[0] & _VP8_SHOWN)
-    # Discarded is what an edit list cuts away; corrupt is a last frame of which only a part was recorded.
+    # An edit list discards packets; a last frame that was recorded only in part is corrupt.
     return not (packet.is_discard or packet.is_corrupt)
 
 
 def _check_complete(is_complete: bool, part: str, name: str) -> None:
     if not is_complete:
-        raise UnreadableVideo(f"cannot read video {name}: it is cut off, {part} are there{_REMEDY}")
+        raise UnreadableVideo(f"cannot read video {name}: it is truncated: {part} are there{_REMEDY}")
 
 
 def _from_first_keyframe(packets: Iterable[_AnyPacket]) -> Iterator[_AnyPacket]:
@@ -139,7 +139,7 @@ def _decode(container: InputContainer, stream: VideoStream, runs: Sequence[range
                 yield from packet.decode()
             if position == run[-1]:
                 break
-        yield from stream.codec_context.decode(None)  # frames held back, to be put in order
+        yield from stream.codec_context.decode(None)  # frames that the decoder still holds, to present them in order
         stream.codec_context.flush_buffers()
 
 

@@ -1,7 +1,7 @@
-"""Which packets of a video file have to be decoded for given frames: plain arithmetic on what demuxing tells.
+"""Which packets of a video file must be decoded for given frames: arithmetic on what demuxing yields.
 
-A file stores its packets in decoding order: a frame that refers to a later one (a B-frame) stands behind it. Frames are
-numbered in order of presentation, and decoding has to start at a keyframe (K):
+A file stores its packets in decoding order: a frame that refers to a later one (a B-frame) comes after it. Frames are
+numbered in order of presentation, and decoding must start at a keyframe (K):
 
     packet   0K 1  2  3  4K 5  6  7
     time     0  3  1  2  4  7  5  6
@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 
 class PacketInfo(NamedTuple):
-    """What one packet of a video stream says without being decoded."""
+    """What is known of one packet of a video stream without decoding it."""
 
     time: int | None  # presentation time in ticks of the stream
     is_keyframe: bool
@@ -24,9 +24,9 @@ class PacketInfo(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class FrameTable:
-    """Where the frames of a video stream are, packets being counted in the order of the file."""
+    """Where the frames of a video stream are; packets are counted in the order of the file."""
 
-    times: Sequence[int] | None  # presentation time of each packet; None: unknown, frames have to be counted
+    times: Sequence[int] | None  # presentation time of each packet; None: unknown, so frames are counted
     keys: Sequence[int]  # packets that are keyframes
     positions: Sequence[int]  # packet of each frame
     fps: Fraction  # average frames per second; 0: unknown
@@ -69,7 +69,7 @@ def _are_sound(times: Sequence[int], keys: Sequence[int], num_packets: int) -> b
 
 
 def _run(times: Sequence[int], keys: Sequence[int], position: int) -> range:
-    # What is shown before a keyframe may refer to what stands before it, even when it is stored behind it.
+    # A frame shown before a keyframe may refer to packets before that keyframe, even when it is stored after it.
     starts = [key for key in keys if key <= position and times[key] <= times[position]]
     return range(max(starts, default=0), position + 1)
 

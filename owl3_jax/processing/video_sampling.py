@@ -44,7 +44,7 @@ class VideoSampling:
 def per_second_indices(num_frames: int, fps: Fraction | float, max_frames: int) -> list[int]:
     """Every `round(fps)`-th frame from the first on, thinned evenly to `max_frames` (README of the released models).
 
-    Below 0.5 frames per second every frame is taken, as ms-swift does; the README's own code would fail there.
+    Below 0.5 frames per second it gives every frame, as ms-swift does; the README's own code would fail there.
     """
     step = max(round(fps), 1)
     taken = range(0, num_frames, step)
@@ -57,10 +57,10 @@ def per_second_indices(num_frames: int, fps: Fraction | float, max_frames: int) 
 def middle_indices(num_frames: int, max_frames: int) -> list[int]:
     """The middle frames of `max_frames` equal parts (the official evaluation's reader of whole videos).
 
-    Always `max_frames` long: a video with fewer frames gives all of them and repeats its last.
+    The result always has `max_frames` entries: a video with fewer frames gives all of them and repeats its last one.
     """
     parts = min(max_frames, num_frames)
-    # Truncated floats, as the official code has them: exact integers would move an edge where a float falls just short.
+    # Truncated floats, as in the official code: exact integers would move an edge where a float is just below one.
     edges = np.linspace(0, num_frames, parts + 1).astype(int).tolist()
     middles = [(start + stop - 1) // 2 for start, stop in itertools.pairwise(edges)]
     return middles + middles[-1:] * (max_frames - parts)

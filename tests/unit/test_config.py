@@ -43,11 +43,11 @@ def test_json_without_a_later_field_or_section_takes_its_default() -> None:
 @pytest.mark.parametrize(
     ("cls", "values", "message"),
     [
-        (VisionConfig, {"hidden_size": 10, "num_attention_heads": 3}, "vision.hidden_size 10 is no multiple"),
+        (VisionConfig, {"hidden_size": 10, "num_attention_heads": 3}, "vision.hidden_size 10 is not a multiple"),
         (VisionConfig, {"num_hidden_layers": 1}, "vision.num_hidden_layers must be at least 2"),
         (VisionConfig, {"image_size": 13}, "at least one patch"),
-        (ModelConfig, {"hidden_size": 3585}, "hidden_size 3585 is no multiple of num_attention_heads 28"),
-        (ModelConfig, {"num_key_value_heads": 5}, "num_attention_heads 28 is no multiple of num_key_value_heads 5"),
+        (ModelConfig, {"hidden_size": 3585}, "hidden_size 3585 is not a multiple of num_attention_heads 28"),
+        (ModelConfig, {"num_key_value_heads": 5}, "num_attention_heads 28 is not a multiple of num_key_value_heads 5"),
         (ModelConfig, {"hidden_size": 28 * 3}, "head size 3 must be even"),
         (ModelConfig, {"hyper_layers": ()}, "hyper_layers is empty"),
         (ModelConfig, {"hyper_layers": (0, 4)}, r"hyper_layers \(0, 4\) must be increasing numbers from 1"),
@@ -59,7 +59,7 @@ def test_json_without_a_later_field_or_section_takes_its_default() -> None:
         (ProcessorConfig, {"max_frames": 0}, "ProcessorConfig.max_frames must be positive, got 0"),
         (DataConfig, {"rows": 0}, "DataConfig.rows must be positive, got 0"),
         (OptimizerConfig, {"learning_rate": 0.0}, "learning_rate must be positive"),
-        (OptimizerConfig, {"learning_rate": 1e-3, "end_learning_rate": 1e-2}, "end_learning_rate must lie in"),
+        (OptimizerConfig, {"learning_rate": 1e-3, "end_learning_rate": 1e-2}, "end_learning_rate must be in"),
         (OptimizerConfig, {"warmup_steps": -1}, "warmup_steps must not be negative"),
         (TrainConfig, {"log_every": 0}, "TrainConfig.log_every must be positive"),
         (TrainConfig, {"shift_pixels": -1}, "train.shift_pixels must not be negative, got -1"),

@@ -7,8 +7,8 @@
     count          <|image|><|image|>⏎How many images?                                             2
     caption        <|image|>⏎Describe the image.                                                   a red 7
 
-An answer about a colour repeats it: the digit right after the colour's name is what a tiny model learns fast. The index
-form is the paper's (Distractor Resistance).
+An answer about a colour repeats it: a tiny model soon learns the digit right after the colour's name. The index form is the
+paper's (Distractor Resistance).
 """
 
 from collections.abc import Sequence
@@ -19,16 +19,16 @@ import numpy as np
 from owl3_jax.data.digits.images import COLOURS, DigitImage, digit_image
 from owl3_jax.processing.chat import IMAGE, Message
 
-Kind = Literal["colour", "colour_choice", "index", "index_choice", "count", "caption"]
+QuestionKind = Literal["colour", "colour_choice", "index", "index_choice", "count", "caption"]
 
 LETTERS = "ABCD"
-_LABELLED: tuple[Kind, ...] = ("index", "index_choice")
+_LABELLED: tuple[QuestionKind, ...] = ("index", "index_choice")
 
 
 class Question(NamedTuple):
     """What is asked, without the images' placeholders, and the one right answer."""
 
-    kind: Kind
+    kind: QuestionKind
     text: str
     answer: str
 
@@ -36,7 +36,7 @@ class Question(NamedTuple):
 def ask_colour(images: Sequence[DigitImage], target: int, options: Sequence[int] = ()) -> Question:
     """Asks for the digit of `images[target]` by its colour; with `options` (four digits) as multiple choice.
 
-    Raises ValueError when another image has the same colour, or the options don't hold the digit exactly once.
+    Raises ValueError when another image has the same colour, or the options don't have the digit exactly once.
     """
     colour, digit = images[target].colour, images[target].digit
     if sum(image.colour == colour for image in images) != 1:

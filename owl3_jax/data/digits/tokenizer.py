@@ -1,7 +1,7 @@
 """A word-level tokenizer over the closed vocabulary of the digit questions, built on the fly.
 
-Numbers are spelt in single digits, a newline is a token, `<|image|>` is one id. A word has one id wherever it stands, so
-that `red` is the same token in a question and in its answer. Id 0, the padding of batches, is the unknown word.
+Numbers are spelt in single digits, a newline is a token, `<|image|>` is one id. A word has the same id everywhere, so that
+`red` is the same token in a question and in its answer. Id 0, the padding of batches, is the unknown word.
 """
 
 import tokenizers
@@ -22,7 +22,7 @@ def make_tokenizer() -> ChatTokenizer:
     words = [_UNKNOWN, "\n", *"?.:,", *"0123456789", *LETTERS, *ROLES, *COLOURS, *_WORDS]
     model = models.WordLevel({word: index for index, word in enumerate(words)}, unk_token=_UNKNOWN)
     tokenizer = tokenizers.Tokenizer(model)
-    # With `invert` the pattern says what to keep: the spaces between are dropped.
+    # With `invert` the pattern is what to keep: the spaces between words are dropped.
     tokenizer.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex(_TOKEN), behavior="removed", invert=True)
     tokenizer.add_special_tokens([*MARKERS, IMAGE])
     return ChatTokenizer(tokenizer)

@@ -48,7 +48,7 @@ def test_what_pytorch_saved_otherwise_is_named(tmp_path):
     torch.save({"a": whole, "turned": whole.T, "steps": 3}, tmp_path / "pytorch_model.bin")
     message = error_of(tmp_path)
     assert "pytorch_model.bin: turned: not stored in one piece" in message
-    assert "pytorch_model.bin: steps: <class 'int'> is no tensor of " in message
+    assert "pytorch_model.bin: steps: <class 'int'> is not a tensor of " in message
     assert len(message.splitlines()) == 3
     torch.save({"a": whole}, tmp_path / "pytorch_model.bin", _use_new_zipfile_serialization=False)
     assert "a: not stored in one piece, or in PyTorch's old format" in error_of(tmp_path)
@@ -163,7 +163,7 @@ def test_written_files_are_read_by_the_library(tmp_path_factory, specs, limit, r
     assert max(sizes) <= max(limit, *(t.nbytes for t in tensors.values()))
 
 
-def test_writer_refuses_what_was_not_announced(tmp_path):
+def test_writer_refuses_what_was_not_declared(tmp_path):
     writer = WeightWriter(tmp_path, [TensorSpec("a", A.dtype, A.shape)])
-    with pytest.raises(ValueError, match="a was announced as float32"):
+    with pytest.raises(ValueError, match="a was declared as float32"):
         writer.write("a", A.T)

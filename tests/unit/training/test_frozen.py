@@ -35,5 +35,5 @@ def test_a_run_that_trains_nothing_is_refused():
 
 
 def test_what_is_no_regular_expression_is_refused():
-    with pytest.raises(ConfigError, match=r"train\.trained: 'head/\(' is no regular expression"):
+    with pytest.raises(ConfigError, match=r"train\.trained: 'head/\(' is not a regular expression"):
         TrainConfig(trained=("head/(",))
