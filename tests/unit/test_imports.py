@@ -55,3 +55,8 @@ def test_public_names_come_from_the_package(name: str) -> None:
 def test_an_unknown_name_is_refused_as_usual() -> None:
     with pytest.raises(AttributeError, match="module 'owl3_jax' has no attribute 'from_pretraned'"):
         owl3_jax.from_pretraned  # noqa: B018
+
+
+def test_private_functions_of_jax_are_looked_up_in_one_file() -> None:
+    files = [file.relative_to(PACKAGE).as_posix() for file in PACKAGE.rglob("*.py") if "jax._src" in file.read_text()]
+    assert files == ["private_jax.py"]
