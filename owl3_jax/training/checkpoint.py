@@ -21,10 +21,8 @@ from pathlib import Path
 import grain
 import grain.checkpoint
 import jax
-import optax
 import orbax.checkpoint as ocp
 
-from owl3_jax.batch import AnyArray
 from owl3_jax.config import Config, ConfigError, field_differences, load_json_tree
 from owl3_jax.formats.workdir import CHECKPOINTS
 from owl3_jax.training.step import TrainState
@@ -136,7 +134,7 @@ def config_differences(saved: Config, wanted: Config, *sections: str) -> list[st
     return [line for pair in pairs for line in field_differences(*pair)]
 
 
-def _progress(state: TrainState) -> dict[str, AnyArray | optax.OptState]:
+def _progress(state: TrainState) -> dict[str, object]:
     return {"step": state.step, "opt_state": state.opt_state, "rng": state.rng}
 
 

@@ -119,7 +119,7 @@ def make_train_step(config: Config, mesh: Mesh) -> OnMesh[[TrainState, Batch], t
     )
 
 
-Tree = TypeVar("Tree", Params, optax.OptState)
+Tree = TypeVar("Tree")
 
 
 def _new_if(finite: Bool[Array, ""], new: Tree, old: Tree) -> Tree:
