@@ -11,6 +11,7 @@ from the 1B. Its four hyper layers are not published; the entry has those of 7B-
 that a checkpoint's tensor names imply. Loading a checkpoint uses its own config.json, never this table.
 """
 
+import dataclasses
 from typing import Literal
 
 from owl3_jax.config import ModelConfig, VisionConfig
@@ -26,15 +27,7 @@ _SIGLIP = VisionConfig(
     patch_size=14,
     layer_norm_eps=1e-6,
 )
-_SIGLIP_378 = VisionConfig(  # 27 patches a side, as at 384, without the 6 pixels that those drop
-    hidden_size=1152,
-    intermediate_size=4304,
-    num_hidden_layers=27,
-    num_attention_heads=16,
-    image_size=378,
-    patch_size=14,
-    layer_norm_eps=1e-6,
-)
+_SIGLIP_378 = dataclasses.replace(_SIGLIP, image_size=378)  # 27 patches a side, as at 384, which drops 6 pixels
 
 NAMED_SIZES: dict[Size, ModelConfig] = {
     "7b-240728": ModelConfig(
