@@ -12,7 +12,7 @@ from owl3_jax.config import ModelConfig
 from owl3_jax.convert.official import OfficialCheckpoint
 from owl3_jax.convert.orbax_params import Advance, write_params
 from owl3_jax.formats.converted import MODEL, PARAMS, UNUSED
-from owl3_jax.formats.weight_files import CheckpointError
+from owl3_jax.formats.errors import CheckpointError
 from owl3_jax.formats.weight_writer import TensorSpec, WeightWriter
 
 

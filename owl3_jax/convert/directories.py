@@ -19,7 +19,7 @@ from owl3_jax.convert.table import EMBEDDING, TIED_HEAD, entries_for, official_n
 from owl3_jax.formats.checkpoint import is_stored, load_config
 from owl3_jax.formats.config_json import CONFIG, config_json_of
 from owl3_jax.formats.converted import MODEL
-from owl3_jax.formats.weight_files import CheckpointError
+from owl3_jax.formats.errors import CheckpointError
 from owl3_jax.formats.weight_writer import MAX_SHARD_BYTES, TensorSpec, WeightWriter
 from owl3_jax.formats.workdir import is_workdir
 

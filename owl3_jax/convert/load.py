@@ -16,7 +16,7 @@ from owl3_jax.convert.official import Parameter, open_checkpoint
 from owl3_jax.convert.orbax_params import StoredParameter
 from owl3_jax.convert.stored import open_stored
 from owl3_jax.formats.checkpoint import is_stored, load_config
-from owl3_jax.formats.weight_files import CheckpointError
+from owl3_jax.formats.errors import CheckpointError
 from owl3_jax.models.owl3 import abstract_params
 from owl3_jax.params import Params
 from owl3_jax.sharding import param_shardings

@@ -21,7 +21,8 @@ from owl3_jax.convert.table import (
     row_shape,
     sort_names,
 )
-from owl3_jax.formats.weight_files import CheckpointError, Tensor, find_tensors
+from owl3_jax.formats.errors import CheckpointError
+from owl3_jax.formats.weight_files import Tensor, find_tensors
 from owl3_jax.models.owl3 import abstract_params
 
 Index = tuple[slice, ...]

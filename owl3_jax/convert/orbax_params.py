@@ -23,7 +23,7 @@ from orbax.checkpoint.type_handlers import ParamInfo
 from owl3_jax.config import ModelConfig
 from owl3_jax.convert.official import Index, Parameter, parameter_shapes
 from owl3_jax.convert.table import VOCABULARY
-from owl3_jax.formats.weight_files import CheckpointError
+from owl3_jax.formats.errors import CheckpointError
 
 Advance = Callable[[int, int], object]  # called with the bytes just done and those of the whole
 

@@ -20,7 +20,8 @@ from owl3_jax.convert.load import read_parameters
 from owl3_jax.convert.official import assemble
 from owl3_jax.convert.table import EMBEDDING, TIED_HEAD, entries_for, parameter_to_official
 from owl3_jax.formats.config_json import CONFIG
-from owl3_jax.formats.weight_files import CheckpointError, Tensor, find_tensors
+from owl3_jax.formats.errors import CheckpointError
+from owl3_jax.formats.weight_files import Tensor, find_tensors
 from owl3_jax.models.owl3 import initial_params
 from owl3_jax.params import Params
 

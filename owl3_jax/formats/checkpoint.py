@@ -5,7 +5,7 @@ from pathlib import Path
 from owl3_jax.config import ModelConfig
 from owl3_jax.formats.config_json import CONFIG, read_config_json
 from owl3_jax.formats.converted import is_converted, read_model
-from owl3_jax.formats.weight_files import CheckpointError
+from owl3_jax.formats.errors import CheckpointError
 from owl3_jax.formats.workdir import is_workdir, last_checkpoint, read_run_model
 
 _NO_CHECKPOINT = (

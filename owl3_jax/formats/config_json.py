@@ -9,7 +9,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from owl3_jax.config import ConfigError, Form, JsonTree, ModelConfig, VisionConfig
-from owl3_jax.formats.weight_files import CheckpointError, find_tensors
+from owl3_jax.formats.errors import CheckpointError
+from owl3_jax.formats.weight_files import find_tensors
 
 CONFIG = "config.json"
 

@@ -10,7 +10,8 @@ import json
 from pathlib import Path
 
 from owl3_jax.config import ConfigError, ModelConfig, load_json_tree
-from owl3_jax.formats.weight_files import CheckpointError, Tensor, read_safetensors
+from owl3_jax.formats.errors import CheckpointError
+from owl3_jax.formats.weight_files import Tensor, read_safetensors
 
 PARAMS = "params"
 MODEL = "model.json"

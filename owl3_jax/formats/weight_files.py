@@ -9,7 +9,7 @@ import importlib
 import importlib.util
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ import ml_dtypes
 import numpy as np
 
 from owl3_jax.config import JsonTree
+from owl3_jax.formats.errors import CheckpointError
 
 DTYPES = {
     "F64": np.dtype(np.float64),
@@ -30,13 +31,6 @@ DTYPES = {
 }
 SAFETENSORS_INDEX = "model.safetensors.index.json"
 TORCH_INDEX = "pytorch_model.bin.index.json"
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be read or converted; the message lists everything that is wrong with it."""
-
-    def __init__(self, directory: Path, problems: Iterable[str]) -> None:
-        super().__init__("\n  ".join([f"{directory} is not a checkpoint that can be loaded:", *problems]))
 
 
 class Tensor(NamedTuple):

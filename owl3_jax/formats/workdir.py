@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 
 from owl3_jax.config import ModelConfig, load_json_tree
-from owl3_jax.formats.weight_files import CheckpointError
+from owl3_jax.formats.errors import CheckpointError
 
 CHECKPOINTS = "checkpoints"
 

@@ -16,7 +16,8 @@ from owl3_jax.convert.directories import to_hugging_face, to_orbax
 from owl3_jax.convert.load import load_params
 from owl3_jax.data.digits.tokenizer import make_tokenizer
 from owl3_jax.formats.checkpoint import load_config
-from owl3_jax.formats.weight_files import CheckpointError, find_tensors
+from owl3_jax.formats.errors import CheckpointError
+from owl3_jax.formats.weight_files import find_tensors
 from owl3_jax.processing.processor import Processor
 from tests.unit.convert.checkpoints import GOLDEN, contents, edited, golden_tensors
 

@@ -12,7 +12,8 @@ from owl3_jax.config import ModelConfig, VisionConfig
 from owl3_jax.convert.official import Parameter, open_checkpoint
 from owl3_jax.convert.table import Entry, official_shape, to_official
 from owl3_jax.formats.checkpoint import load_config
-from owl3_jax.formats.weight_files import CheckpointError, Tensor
+from owl3_jax.formats.errors import CheckpointError
+from owl3_jax.formats.weight_files import Tensor
 from tests.unit.convert.checkpoints import GOLDEN, edited, golden_tensors
 
 EMBEDDING, HEAD = "language_model.model.embed_tokens.weight", "language_model.lm_head.weight"

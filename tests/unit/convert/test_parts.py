@@ -10,7 +10,7 @@ from transformers import Qwen2ForCausalLM, SiglipConfig, SiglipModel
 
 from owl3_jax.config import MeshConfig
 from owl3_jax.convert.parts import load_parts
-from owl3_jax.formats.weight_files import CheckpointError
+from owl3_jax.formats.errors import CheckpointError
 from owl3_jax.sharding import make_mesh
 from tests.parity.torch_owl3 import qwen2_config, siglip_config
 from tests.tiny import FORMS, model_config

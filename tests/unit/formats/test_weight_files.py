@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from owl3_jax.formats.weight_files import DTYPES, CheckpointError, find_tensors
+from owl3_jax.formats.errors import CheckpointError
+from owl3_jax.formats.weight_files import DTYPES, find_tensors
 from owl3_jax.formats.weight_writer import TensorSpec, WeightWriter
 
 A, B = np.arange(15, dtype=np.float32).reshape(3, 5), np.arange(7, dtype=np.int64)

@@ -21,7 +21,7 @@ from owl3_jax.convert.orbax_params import StoredParameter
 from owl3_jax.data.digits.tokenizer import make_tokenizer
 from owl3_jax.formats.checkpoint import load_config
 from owl3_jax.formats.config_json import config_json_of
-from owl3_jax.formats.weight_files import CheckpointError
+from owl3_jax.formats.errors import CheckpointError
 from owl3_jax.models.owl3 import abstract_params
 from owl3_jax.processing.processor import Processor
 from owl3_jax.sharding import make_mesh, param_shardings
