@@ -161,7 +161,7 @@ class ComputeConfig:
     vocab_multiple: int = 1  # embedding and head get rows of zeros up to a multiple of this, for a mesh axis to divide them
     scan_layers: bool = True  # the decoder as one scan over stacked parameters, or written out
     attention: AttentionBackend = "auto"  # auto: the splash kernel on TPU, cuDNN for images on GPU; pallas: splash anywhere
-    images_per_chunk: int = 16  # images whose attention scores exist at the same time
+    images_per_chunk: int = 16  # images whose attention scores are in memory at the same time
     weight_dtype: Literal["int8"] | None = None  # of matrices, for inference (`owl3_jax.inference.quantize`); None: param_dtype
     cache_dtype: Literal["int8"] | None = None  # of keys and values that inference keeps; None: dtype
 
@@ -180,7 +180,7 @@ class MeshConfig:
     fsdp: int = 1  # rows and parameters
     tensor: int = 1  # heads, MLP and vocabulary; it must divide the key/value heads
     context: int = 1  # text positions and images of a row
-    slices: int = 1  # TPU slices that a slower network joins: they share the data axis, so only gradients cross it
+    slices: int = 1  # TPU slices, joined by a slower network: they share the data axis, so only gradients cross it
     shard_optimizer: bool = False  # its state over the devices that hold copies of a parameter (ZeRO-1)
 
     def __post_init__(self) -> None:
@@ -196,14 +196,12 @@ class MeshConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ProcessorConfig:
-    """What makes samples of conversations, for the model that is trained; processor.json and tokenizer.json keep it.
+    """How conversations become samples for the model that is trained; processor.json and tokenizer.json record it.
 
     The side of an image is the model's, `model.vision.image_size`.
     """
 
-    tokenizer: str = (
-        "digits"  # the embedded one for handwritten digits; or a tokenizer.json, or a directory with tokenizer files
-    )
+    tokenizer: str = "digits"  # the embedded one; or the path of a tokenizer.json, or of a directory with tokenizer files
     style: ChatStyle = "chatml"  # plain: no roles and no system turn
     media_style: MediaStyle = "words"  # what crops and videos become in the text
     crop: bool = False  # whether images are seen in crops too
@@ -263,8 +261,8 @@ class TrainConfig:
     trained: tuple[str, ...] = (".*",)  # regexes of parameter paths, each of the whole path; all others are frozen
     frozen_dtype: DType = "bfloat16"  # of frozen parameters
     microbatches: int = 1  # parts of a batch that are computed one after the other
-    loss_chunk: int = 512  # text positions of a row whose logits exist at the same time, at most
-    shift_pixels: int = 0  # augmentation: each image moves by up to so many pixels
+    loss_chunk: int = 512  # most text positions of a row whose logits are in memory at the same time
+    shift_pixels: int = 0  # augmentation: each image moves by at most this many pixels
     log_every: int = 20  # steps
     checkpoint_every: int = 500  # steps
     checkpoints_to_keep: int = 2
@@ -289,7 +287,7 @@ class EvalConfig:
     distractor_draws: int = 2  # sets of distractors per question
     max_new_tokens: int = 8
     images_per_batch: int = 256  # bounds the memory of one generation batch
-    batch_shapes: int = 5  # at most so many different ones; each is compiled once
+    batch_shapes: int = 5  # most shapes of batches; each is compiled once
     samples_shown: int = 8  # on the contact sheet
     seed: int = 0
     tasks: tuple[str, ...] = ("exact_match", "distractor_resistance")  # names in owl3_jax.evaluation.tasks
@@ -328,7 +326,7 @@ class Config:
 
 
 def field_differences(saved: _Dataclass, wanted: _Dataclass, name: str) -> list[str]:
-    """One line for each field that differs: `model.hidden_size: 64 there, 128 in this run`, the dataclasses being a `model`."""
+    """One line for each field that differs, such as `model.hidden_size: 64 there, 128 in this run` for the name `model`."""
     lines = []
     for field in dataclasses.fields(wanted):
         path, before, now = f"{name}.{field.name}", getattr(saved, field.name), getattr(wanted, field.name)

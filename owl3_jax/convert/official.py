@@ -77,7 +77,7 @@ def assemble(
     """`open_checkpoint` for tensors that are found already; `directory` is for messages only."""
     names = sort_names(tensors, config)
     problems = [f"{name}: missing" for name in names.missing]
-    problems += [f"{name}: in {tensors[name].file.name}, but no tensor of this model" for name in names.unmapped]
+    problems += [f"{name}: in {tensors[name].file.name}, but not a tensor of this model" for name in names.unmapped]
     problems += _hyper_layer_problems(tensors, config)
     parameters = {}
     for entry, shape in parameter_shapes(config).items():

@@ -1,8 +1,8 @@
 """Parameters as an orbax checkpoint that is written and read piece by piece.
 
 orbax keeps each parameter as a zarr array, named by the path with dots; TensorStore, which orbax itself uses, reads and
-writes parts of it. Whole trees are left to orbax in training; here the memory must not hold a tree, or most of it twice, as
-orbax does while it restores.
+writes parts of it. Training lets orbax handle whole trees. Here memory must never hold a whole tree, let alone most of it
+twice, as orbax does while it restores.
 """
 
 import contextlib
@@ -68,7 +68,7 @@ def open_params(path: Path, config: ModelConfig, dtype: np.dtype | None = None) 
     tables = {entry.path for entry in parameter_shapes(config) if entry.official in VOCABULARY}
     there = _find_arrays(path)
     problems = [f"{name}: missing" for name in shapes.keys() - there.keys()]
-    problems += [f"{name}: no parameter of this model" for name in there.keys() - shapes.keys()]
+    problems += [f"{name}: not a parameter of this model" for name in there.keys() - shapes.keys()]
     found = {}
     for name in sorted(shapes.keys() & there.keys()):
         try:

@@ -16,7 +16,8 @@ from owl3_jax.processing.media import Clip, Picture
 from owl3_jax.processing.settings import SETTINGS, naming_damage, read_settings, settings_of_checkpoint, write_settings
 from owl3_jax.processing.tokenizer import ChatTokenizer
 from owl3_jax.processing.tokenizer_files import FAST, read_tokenizer
-from owl3_jax.processing.video import VideoSampling, VideoSource, open_video
+from owl3_jax.processing.video import VideoSource, open_video
+from owl3_jax.processing.video_sampling import VideoSampling
 
 _T = TypeVar("_T")
 
@@ -65,7 +66,7 @@ class Processor:
     image_size: int  # S, pixels
     style: ChatStyle = "chatml"
     media_style: MediaStyle = "words"  # what crops and videos become in the text
-    crop: bool = False  # for calls that don't say
+    crop: bool = False  # unless a call specifies it
     video_sampling: VideoSampling = dataclasses.field(default_factory=VideoSampling)
 
     def __post_init__(self) -> None:
@@ -112,7 +113,7 @@ class Processor:
 
         Args:
             messages: `{"role", "content"}` each, with one `<|image|>` or `<|video|>` in user text per image or video; or a
-                question as a string. A string without any placeholder gets them put before it, a line each.
+                question as a string. A string without placeholders gets them in front, a line each.
             images: Pillow images, uint8 arrays [height, width, 3], paths or encoded bytes, in text order.
             videos: files, folders of frames or lists of frames, in text order.
             crop: whether images are seen in crops too; `self.crop` by default. Off whenever there is a video and

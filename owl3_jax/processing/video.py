@@ -14,8 +14,6 @@ from owl3_jax.processing.images import UnreadableImage, load_image, to_rgb
 from owl3_jax.processing.video_file import UnreadableVideo, decode_frames, read_frame_table
 from owl3_jax.processing.video_sampling import VideoSampling
 
-__all__ = ["UnreadableVideo", "Video", "VideoSampling", "VideoSource", "open_video"]
-
 VideoSource = str | Path | Sequence[Image.Image | np.ndarray]
 
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
@@ -27,9 +25,7 @@ class Video:
     """A video whose frames are chosen but not decoded."""
 
     num_frames: int  # frames that `frames` gives, at least one
-    frames: Callable[
-        [], Iterator[Image.Image]
-    ]  # RGB, in order; every call starts at the first; raises UnreadableVideo on damage
+    frames: Callable[[], Iterator[Image.Image]]  # RGB, from the first one in every call; raises UnreadableVideo on damage
 
 
 def open_video(source: VideoSource, sampling: VideoSampling, name: str) -> Video:

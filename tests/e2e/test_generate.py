@@ -9,7 +9,7 @@ import pytest
 import owl3_jax
 from owl3_jax.inference import programs
 from owl3_jax.inference.engine import Engine
-from owl3_jax.processing.video import VideoSampling
+from owl3_jax.processing.video_sampling import VideoSampling
 from tests.e2e.tools import make_checkpoint, run, run_here, save_photos
 from tests.unit.inference.tiny_engine import memory_running_out
 from tests.videos import write_video

@@ -37,7 +37,7 @@ def test_one_error_lists_everything(tmp_path):
     for line in (
         "vision2text_model.bias: missing",
         "language_model.model.layers.3.mlp.up_proj.weight: missing",
-        "vision2text_model.scale: in model.safetensors, but no tensor of this model",
+        "vision2text_model.scale: in model.safetensors, but not a tensor of this model",
         "language_model.model.norm.weight: shape [1, 64], expected [64]",
         "language_model.model.layers.2.self_attn.q_proj.bias: dtype float16",
     ):
@@ -61,7 +61,7 @@ def test_hyper_layers_elsewhere_than_the_config_says(tmp_path):
     message = error_of(directory)
     assert "hyper_layers are [1, 3, 4], but the tensors are those of [1, 3, 5]" in message
     assert "language_model.model.layers.3.self_attn.v_kv_proj.bias: missing" in message
-    assert "language_model.model.layers.4.self_attn.v_kv_proj.bias: in model.safetensors, but no tensor" in message
+    assert "language_model.model.layers.4.self_attn.v_kv_proj.bias: in model.safetensors, but not a tensor" in message
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,8 @@ from PIL import Image
 from owl3_jax.processing.crops import GRIDS, Grid
 from owl3_jax.processing.images import squash
 from owl3_jax.processing.media import Clip, Picture
-from owl3_jax.processing.video import VideoSampling, open_video
+from owl3_jax.processing.video import open_video
+from owl3_jax.processing.video_sampling import VideoSampling
 
 IMAGE = Image.new("RGB", (7, 5), (10, 20, 30))
 WORDS_2_3 = (

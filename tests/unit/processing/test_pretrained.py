@@ -9,7 +9,7 @@ import pytest
 from owl3_jax.convert.directories import to_orbax
 from owl3_jax.data.digits.tokenizer import make_tokenizer
 from owl3_jax.processing.processor import Processor
-from owl3_jax.processing.video import VideoSampling
+from owl3_jax.processing.video_sampling import VideoSampling
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 

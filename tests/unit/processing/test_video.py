@@ -8,7 +8,9 @@ import pytest
 from PIL import Image
 
 from owl3_jax.processing import video
-from owl3_jax.processing.video import UnreadableVideo, Video, VideoSampling, open_video
+from owl3_jax.processing.video import Video, open_video
+from owl3_jax.processing.video_file import UnreadableVideo
+from owl3_jax.processing.video_sampling import VideoSampling
 from tests.videos import number_image, number_of, write_video
 
 PER_SECOND = VideoSampling()
