@@ -28,13 +28,14 @@ def make_report(summaries: Iterable[Summary], samples: Iterable[Sample], config:
 def write_results(
     directory: Path, summaries: Sequence[Summary], samples: Sequence[Sample], config: EvalConfig, run: JsonTree
 ) -> list[Path]:
-    """Writes report.json, the figures of all tasks and samples.png into `directory`; returns their paths.
+    """Writes report.json, the figures of all tasks and (of samples, if there are any) samples.png; returns their paths.
 
     `run` (device, versions, time) is what differs between equal evaluations: the report's last block.
     """
     report = make_report(summaries, samples, config) | {"run": run}
     figures = {name: figure for summary in summaries for name, figure in summary.figures.items()}
-    figures["samples.png"] = draw_contact_sheet([sample.card for sample in samples], SHEET_NOTE)
+    if samples:
+        figures["samples.png"] = draw_contact_sheet([sample.card for sample in samples], SHEET_NOTE)
     return [
         write_text(directory / "report.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n"),
         *(save_figure(figure, directory / name) for name, figure in figures.items()),

@@ -1,16 +1,28 @@
 """`eval.py` as it is called, on an untrained model of a few thousand parameters."""
 
+import dataclasses
+import functools
 import json
+import os
 import re
 import runpy
+import shutil
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import grain
 import jax
 import pytest
 
-from owl3_jax.config import MeshConfig
+from owl3_jax.cli.eval import main
+from owl3_jax.config import Config, MeshConfig
+from owl3_jax.data.digits.tokenizer import make_tokenizer
+from owl3_jax.evaluation.tasks import digits_prompts
 from owl3_jax.host.command_line import load_config
+from owl3_jax.inference.engine import Engine
+from owl3_jax.processing.processor import Processor
 from owl3_jax.sharding import make_mesh
 from owl3_jax.training.checkpoint import Checkpoints
 from owl3_jax.training.step import init_state
@@ -42,10 +54,38 @@ def workdir(tmp_path_factory) -> Path:
     workdir = tmp_path_factory.mktemp("run")
     (workdir / "tiny.py").write_text(CONFIG)
     config = load_config(workdir / "tiny.py")
+    save_checkpoint(workdir, config, 1)
+    Processor(make_tokenizer(), config.model.vision.image_size).save(workdir)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def evaluated(workdir) -> Path:
+    """The workdir with its evaluation."""
+    main([f"--config={workdir}/tiny.py", f"--workdir={workdir}"])
+    return workdir
+
+
+@pytest.fixture
+def fresh(workdir, tmp_path) -> Path:
+    """A copy of the workdir without its evaluation."""
+    shutil.copytree(workdir, tmp_path / "copy", ignore=shutil.ignore_patterns("eval"))
+    return tmp_path / "copy"
+
+
+def save_checkpoint(workdir: Path, config: Config, step: int) -> None:
     data = iter(grain.MapDataset.range(3).to_iter_dataset())
     with Checkpoints(workdir, config) as checkpoints:
-        checkpoints.save(1, init_state(config, make_mesh(MeshConfig(), jax.devices()[:1])), data)
-    return workdir
+        checkpoints.save(step, init_state(config, make_mesh(MeshConfig(), jax.devices()[:1])), data)
+
+
+def read_answers(workdir: Path) -> list[dict]:
+    (path,) = (workdir / "eval").glob("answers-*.jsonl")
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def report_without_run(workdir: Path) -> str:
+    return (workdir / "eval" / "report.json").read_text().split('"run": {')[0]
 
 
 def run(monkeypatch, config: Path, workdir: Path, *flags: str) -> None:
@@ -53,11 +93,9 @@ def run(monkeypatch, config: Path, workdir: Path, *flags: str) -> None:
     runpy.run_path(str(SCRIPT), run_name="__main__")
 
 
-def test_the_same_model_gives_the_same_report_on_eight_devices(workdir, monkeypatch, capsys):
-    texts = []
-    for _ in range(2):
-        run(monkeypatch, workdir / "tiny.py", workdir)
-        texts.append((workdir / "eval" / "report.json").read_text())
+def test_the_same_model_gives_the_same_report_on_eight_devices(evaluated, fresh, monkeypatch, capsys):
+    run(monkeypatch, fresh / "tiny.py", fresh)
+    texts = [(directory / "eval" / "report.json").read_text() for directory in (evaluated, fresh)]
     before_run_block = [text.split('"run": {')[0] for text in texts]
     assert before_run_block[0] == before_run_block[1] != texts[0]
     report = json.loads(texts[0])
@@ -66,6 +104,71 @@ def test_the_same_model_gives_the_same_report_on_eight_devices(workdir, monkeypa
     printed = capsys.readouterr().out
     for name in ("report.json", "exact_match.png", "distractor_resistance.png", "samples.png"):
         assert re.search(rf"^\S*eval/{name}$", printed, re.MULTILINE)
+
+
+def test_an_evaluation_that_was_stopped_resumes(evaluated, fresh, monkeypatch):
+    prompts, generate = [], Engine.generate
+
+    def stopping(self, asked, *arguments, **options):
+        prompts.append(len(asked))
+        if len(prompts) == 3:
+            raise KeyboardInterrupt
+        return generate(self, asked, *arguments, **options)
+
+    monkeypatch.setattr(Engine, "generate", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        run(monkeypatch, fresh / "tiny.py", fresh)
+    assert not (fresh / "eval" / "report.json").exists()
+    run(monkeypatch, fresh / "tiny.py", fresh)
+    assert report_without_run(fresh) == report_without_run(evaluated)
+    assert sum(prompts) - prompts[2] == len(read_answers(fresh)) == 2 * 2 * 3 + 2 * 2 * (4 + 8)
+
+
+def test_a_new_checkpoint_is_asked_anew(fresh, monkeypatch):
+    run(monkeypatch, fresh / "tiny.py", fresh)
+    config = load_config(fresh / "tiny.py")
+    save_checkpoint(fresh, dataclasses.replace(config, train=dataclasses.replace(config.train, seed=1)), 2)
+    calls, generate = [], Engine.generate
+    monkeypatch.setattr(Engine, "generate", lambda self, *a, **options: calls.append(a) or generate(self, *a, **options))
+    run(monkeypatch, fresh / "tiny.py", fresh)
+    assert len(calls) > 2 and len(list((fresh / "eval").glob("answers-*.jsonl"))) == 2
+    calls.clear()
+    run(monkeypatch, fresh / "tiny.py", fresh)
+    assert not calls, "all answers of this checkpoint are there"
+
+
+def test_an_image_that_cannot_be_read_ends_in_an_error_when_all_others_are_answered(evaluated, fresh, monkeypatch):
+    decoded, broken = digits_prompts.decoded_image, []
+
+    def breaking(picture):
+        broken[:] = broken or [picture]
+        return b"no image" if [picture] == broken else decoded(picture)
+
+    monkeypatch.setattr(digits_prompts, "decoded_image", breaking)
+    failure = r"error: \d+ of 60 prompts failed: exact_match/colour/1/0 \w+: cannot read image 0: "
+    with pytest.raises(SystemExit, match=failure):
+        run(monkeypatch, fresh / "tiny.py", fresh)
+    assert 40 < len(read_answers(fresh)) < 60
+    monkeypatch.setattr(digits_prompts, "decoded_image", decoded)
+    run(monkeypatch, fresh / "tiny.py", fresh)
+    assert report_without_run(fresh) == report_without_run(evaluated)
+
+
+def test_two_processes_evaluate_together_and_the_first_one_writes(evaluated, fresh):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    command = [sys.executable, str(SCRIPT), f"--config={fresh}/tiny.py", f"--workdir={fresh}"]
+    command += ["--config.mesh.data=2", "--config.mesh.fsdp=1", f"--distributed.coordinator={address}"]
+    command += ["--distributed.processes=2"]
+    environment = os.environ | {"XLA_FLAGS": ""}  # one device each
+    start = functools.partial(subprocess.Popen, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    processes = [start([*command, f"--distributed.process={index}"]) for index in range(2)]
+    outputs = [process.communicate(timeout=300) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert report_without_run(fresh) == report_without_run(evaluated)
+    assert "samples.png" in outputs[0][0]
+    assert [line for line in outputs[1][0].splitlines() if not line.startswith("[Gloo]")] == []
 
 
 def test_a_workdir_without_a_checkpoint_is_an_error(workdir, tmp_path, monkeypatch):

@@ -10,21 +10,24 @@ from owl3_jax.evaluation.contact_sheet import (
     RIGHT,
     TILE_PIXELS,
     WRONG,
-    AnsweredQuestion,
+    Card,
     draw_contact_sheet,
     enlarge,
     tile_layout,
 )
 from owl3_jax.evaluation.curves import save_figure
 
+QUESTION = "Which digit is red?"
+
 
 def picture(level: int) -> Image.Image:
     return Image.new("RGB", (8, 8), (level, 0, 0))
 
 
-def card(images: int, *, is_right: bool = True, answer: str = "red 7") -> AnsweredQuestion:
+def card(images: int, *, is_right: bool = True, answer: str = "red 7") -> Card:
     pictures = [picture(10 * number) for number in range(images)]
-    return AnsweredQuestion(f"by colour, {images}", pictures, images - 1, "Which digit is red?", answer, "red 7", is_right)
+    title, names = f"by colour, {images}", [str(number) for number in range(images)]
+    return Card(title, pictures, names, images - 1, QUESTION, answer, "red 7", is_right, {})
 
 
 @pytest.mark.parametrize("count", range(1, 24))
@@ -74,3 +77,13 @@ def test_a_sheet_of_several_rows_is_written(tmp_path):
     path = save_figure(draw_contact_sheet([card(images) for images in (1, 2, 3, 5, 7)], "a note"), tmp_path / "sheet.png")
     with Image.open(path) as sheet:
         assert sheet.size[0] > 1200 and sheet.size[1] > 700
+
+
+def test_options_take_one_line():
+    axes = draw_contact_sheet([card(1)._replace(question="Which?\nA. 3\nB. 7\nC. 1")], "a note").axes[0]
+    assert axes.texts[1].get_text() == "Which?\nA. 3   B. 7   C. 1"
+
+
+def test_no_image_is_framed_when_none_is_asked_for():
+    framed, free = draw_contact_sheet([card(3), card(3)._replace(target=None)], "a note").axes
+    assert len(free.patches) == len(framed.patches) - 1

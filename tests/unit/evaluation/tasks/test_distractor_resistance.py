@@ -3,16 +3,33 @@
 import pytest
 
 from owl3_jax.config import EvalConfig
-from owl3_jax.evaluation.distractor_resistance import make_questions, rotations, score
+from owl3_jax.evaluation.task import Scored
+from owl3_jax.evaluation.tasks.digits_prompts import DigitQuestion, QuestionSet
+from owl3_jax.evaluation.tasks.distractor_resistance import (
+    DistractorResistance,
+    Point,
+    make_point,
+    make_questions,
+    rotations,
+)
 
 CONFIG = EvalConfig(distractor_questions=3, distractor_draws=2)
 LETTERS = "ABCD"
 
 
-def grouped(questions):
-    """The prompts of each question."""
-    size = questions.samples_per_question
-    return [questions.prompts[start : start + size] for start in range(0, len(questions.prompts), size)]
+def samples_of(questions: QuestionSet) -> list[DigitQuestion]:
+    return [prompt.question for prompt in questions.prompts]
+
+
+def grouped(questions: QuestionSet) -> list[list[DigitQuestion]]:
+    """The samples of each question."""
+    size, samples = questions.samples_per_question, samples_of(questions)
+    return [samples[start : start + size] for start in range(0, len(samples), size)]
+
+
+def score(questions: QuestionSet, answers: list[str]) -> Point:
+    task, pairs = DistractorResistance(CONFIG), zip(samples_of(questions), answers, strict=True)
+    return make_point(questions.naming, questions.images, [Scored(*pair, task.score(*pair)) for pair in pairs], CONFIG)
 
 
 def test_rotations_put_each_option_at_each_letter_once():
@@ -26,9 +43,9 @@ def test_each_question_is_asked_in_all_rotations_with_each_set_of_distractors(na
     assert questions.samples_per_question == 8
     assert len(grouped(questions)) == 3
     for samples in grouped(questions):
-        assert len({sample.images[sample.target] for sample in samples}) == 1
-        assert samples[0].images == samples[3].images and samples[4].images == samples[7].images
-        assert set(samples[0].images) != set(samples[4].images)
+        assert len({sample.pictures[sample.target] for sample in samples}) == 1
+        assert samples[0].pictures == samples[3].pictures and samples[4].pictures == samples[7].pictures
+        assert set(samples[0].pictures) != set(samples[4].pictures)
         for draw in (samples[:4], samples[4:]):
             first = draw[0].options
             assert [sample.options for sample in draw] == [(*first[start:], *first[:start]) for start in range(4)]
@@ -36,11 +53,11 @@ def test_each_question_is_asked_in_all_rotations_with_each_set_of_distractors(na
 
 
 def test_options_are_four_digits_with_the_right_one():
-    for prompt in make_questions(CONFIG, "index", 2).prompts:
-        assert len(set(prompt.options)) == 4 and set(prompt.options) <= set("0123456789")
-        digit, letter = prompt.expected.split()
-        assert prompt.options[prompt.right_option] == digit
-        assert LETTERS[prompt.right_option] == letter
+    for sample in samples_of(make_questions(CONFIG, "index", 2)):
+        assert len(set(sample.options)) == 4 and set(sample.options) <= set("0123456789")
+        digit, letter = sample.expected.split()
+        assert sample.options[sample.right_option] == digit
+        assert LETTERS[sample.right_option] == letter
 
 
 def test_one_image_has_no_distractors_and_one_draw():
@@ -52,7 +69,7 @@ def test_one_image_has_no_distractors_and_one_draw():
 def test_all_numbers_of_images_and_both_namings_ask_the_same_questions():
     asked = [
         [
-            (samples[0].images[samples[0].target], samples[0].options)
+            (samples[0].pictures[samples[0].target], samples[0].options)
             for samples in grouped(make_questions(CONFIG, naming, images))
         ]
         for naming in ("colour", "index")
@@ -70,7 +87,7 @@ def test_questions_follow_from_the_seed():
 
 def test_a_question_with_one_wrong_sample_does_not_count():
     questions = make_questions(CONFIG, "colour", 5)
-    answers = [prompt.expected for prompt in questions.prompts]
+    answers = [sample.expected for sample in samples_of(questions)]
     answers[8 + 5] = "no idea"
     point = score(questions, answers)
     assert (point.questions, point.samples_per_question) == (3, 8)
@@ -88,5 +105,11 @@ def test_always_the_same_letter_is_right_in_one_rotation_of_four():
 
 def test_the_letter_decides_whatever_digit_stands_before_it():
     questions = make_questions(CONFIG, "index", 5)
-    answers = [LETTERS[prompt.right_option] for prompt in questions.prompts]
+    answers = [LETTERS[sample.right_option] for sample in samples_of(questions)]
     assert score(questions, answers).circular_accuracy == 1.0
+
+
+def test_ids_differ():
+    config = EvalConfig(distractor_questions=3, distractor_images=(1, 5))
+    ids = [prompt.id for prompt in DistractorResistance(config).prompts()]
+    assert len(set(ids)) == len(ids) == 2 * 3 * (4 + 8) and ids[:2] == ["colour/1/0/0", "colour/1/0/1"]

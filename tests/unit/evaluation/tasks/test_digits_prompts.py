@@ -5,27 +5,33 @@ import pytest
 
 from owl3_jax.config import ConfigError, EvalConfig
 from owl3_jax.data.digits.images import COLOURS, digit_image, encoded_image, split_ids
-from owl3_jax.evaluation import distractor_resistance, exact_match
-from owl3_jax.evaluation.prompts import NAMINGS, Scene, check_count, draw_scene, draw_target, held_out_ids, make_prompt
+from owl3_jax.evaluation.tasks import make_tasks
+from owl3_jax.evaluation.tasks.digits_prompts import (
+    Scene,
+    check_counts,
+    decoded_image,
+    draw_scene,
+    draw_target,
+    held_out_ids,
+    make_card,
+    make_prompt,
+)
+from owl3_jax.processing.images import load_image
 
 RED, BLUE = digit_image(11, "red"), digit_image(13, "blue")
 
 
 @pytest.fixture(scope="module")
 def training_pictures() -> set[bytes]:
-    """Every picture that a training sample can show, in every colour."""
-    return {encoded_image(digit_image(image_id, colour)) for image_id in split_ids("train").tolist() for colour in COLOURS}
+    """The pixels of every picture that a training sample can show, in every colour."""
+    pictures = [digit_image(image_id, colour) for image_id in split_ids("train").tolist() for colour in COLOURS]
+    return {load_image(encoded_image(picture), "").tobytes() for picture in pictures}
 
 
 def test_no_question_shows_a_training_picture(training_pictures):
     config = EvalConfig(questions=7, distractor_questions=3)
-    sets = [exact_match.make_questions(config, naming, images) for naming in NAMINGS for images in config.exact_match_images]
-    sets += [
-        distractor_resistance.make_questions(config, naming, images)
-        for naming in NAMINGS
-        for images in config.distractor_images
-    ]
-    shown = {file.encoded for questions in sets for prompt in questions.prompts for file in prompt.images}
+    prompts = [prompt for task in make_tasks(config) for prompt in task.prompts()]
+    shown = {image.tobytes() for prompt in prompts for image in prompt.images}
     assert len(shown) > 1000
     assert not shown & training_pictures
 
@@ -58,24 +64,27 @@ def test_the_target_stands_anywhere():
 
 
 def test_a_free_question_by_colour():
-    prompt = make_prompt(Scene([RED, BLUE], 1), "colour")
+    prompt = make_prompt(Scene([RED, BLUE], 1), "colour", name="7")
     assert prompt.messages == [{"role": "user", "content": "<|image|><|image|>\nWhich digit is blue?"}]
-    assert [file.name for file in prompt.images] == ["held-out digit 11 in red", "held-out digit 13 in blue"]
-    assert [file.encoded for file in prompt.images] == [encoded_image(RED), encoded_image(BLUE)]
-    assert (prompt.target, prompt.expected, prompt.options, prompt.right_option) == (1, f"blue {BLUE.digit}", (), None)
+    assert prompt.id == "colour/2/7"
+    assert prompt.images == [load_image(encoded_image(picture), "") for picture in (RED, BLUE)]
+    assert prompt.images[0] is decoded_image(RED)
+    question = prompt.question
+    assert make_card(question, "", is_right=False).image_names == ["held-out digit 11 in red", "held-out digit 13 in blue"]
+    assert (question.target, question.expected, question.options, question.right_option) == (1, f"blue {BLUE.digit}", (), None)
 
 
 def test_a_choice_by_index_as_in_the_paper():
     wrong = [digit for digit in range(10) if digit != BLUE.digit][:3]
-    prompt = make_prompt(Scene([RED, BLUE], 1), "index", [wrong[0], wrong[1], BLUE.digit, wrong[2]])
+    prompt = make_prompt(Scene([RED, BLUE], 1), "index", [wrong[0], wrong[1], BLUE.digit, wrong[2]], name="")
     text = f"In Image 2, which digit?\nA. {wrong[0]}\nB. {wrong[1]}\nC. {BLUE.digit}\nD. {wrong[2]}"
-    assert prompt.question == text
+    assert prompt.question.text == text
     assert prompt.messages == [{"role": "user", "content": f"Image 1: <|image|> Image 2: <|image|>. {text}"}]
-    assert prompt.expected == f"{BLUE.digit} C"
-    assert prompt.right_option == 2
+    assert prompt.question.expected == f"{BLUE.digit} C"
+    assert prompt.question.right_option == 2
 
 
 def test_more_images_than_are_held_out_is_an_error():
-    check_count("distractor_images", 359)
+    check_counts("distractor_images", [359, 1])
     with pytest.raises(ConfigError, match=r"eval\.distractor_images names 360 images, but only 359"):
-        check_count("distractor_images", 360)
+        check_counts("distractor_images", [1, 360])
