@@ -17,7 +17,6 @@ from owl3_jax.config import (
     VisionConfig,
     load_json_tree,
 )
-from owl3_jax.formats.config_json import config_json_of, model_from_config_json
 from owl3_jax.released import NAMED_SIZES
 
 
@@ -71,14 +70,6 @@ def test_json_without_a_later_field_or_section_takes_its_default() -> None:
 def test_settings_that_cannot_work_are_refused(cls: type, values: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         cls(**values)
-
-
-@pytest.mark.parametrize("name", NAMED_SIZES)
-def test_config_json_and_back(name: str) -> None:
-    config = NAMED_SIZES[name]
-    tree = json.loads(json.dumps(config_json_of(config)))
-    assert "form" not in tree
-    assert model_from_config_json(tree, config.form) == config
 
 
 def test_derived_sizes() -> None:

@@ -1,5 +1,6 @@
 """Official checkpoint directories for these tests: copies of golden ones, with changes."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -36,3 +37,9 @@ def edited(directory: Path, edit: Callable[[Tensors], object], name: str = "tiny
     tensors = golden_tensors(name)
     edit(tensors)
     return write_checkpoint(directory, tensors, name)
+
+
+def change_config(directory: Path, **changes: object) -> None:
+    """Changes settings in a directory's config.json."""
+    path = directory / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))

@@ -1,20 +1,17 @@
 """An official directory is taken whole or refused with everything that is wrong with it."""
 
-import json
-
 import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from owl3_jax.config import ModelConfig, VisionConfig
 from owl3_jax.convert.official import Parameter, open_checkpoint
 from owl3_jax.convert.table import Entry, official_shape, to_official
 from owl3_jax.formats.checkpoint import load_config
 from owl3_jax.formats.errors import CheckpointError
 from owl3_jax.formats.weight_files import Tensor
-from tests.unit.convert.checkpoints import GOLDEN, edited, golden_tensors
+from tests.unit.convert.checkpoints import GOLDEN, change_config, edited, golden_tensors
 
 EMBEDDING, HEAD = "language_model.model.embed_tokens.weight", "language_model.lm_head.weight"
 
@@ -64,59 +61,6 @@ def test_hyper_layers_elsewhere_than_the_config_says(tmp_path):
     assert "language_model.model.layers.4.self_attn.v_kv_proj.bias: in model.safetensors, but not a tensor" in message
 
 
-@pytest.mark.parametrize(
-    ("content", "problem"),
-    [
-        (None, "no config.json"),
-        ("{", "config.json: "),
-        ("{}", "config.json has no 'hyper_layers'"),
-        ('{"hyper_layers": [3, 1]}', "increasing numbers"),
-        ('{"hyper_layers": 3}', "config.json: "),
-        ('{"hyper_layers": [1], "rope_scaling": {"type": "yarn", "factor": 4.0}}', r"json: rope_scaling .*'yarn'.* is not"),
-        ('{"hyper_layers": [1], "rope_scaling": {"rope_type": "linear", "factor": 2.0}}', "rope_scaling .*'linear'"),
-        ('{"hyper_layers": [1], "rope_parameters": {"rope_type": "yarn", "factor": 4.0}}', "'yarn'"),
-        ('{"hyper_layers": [1], "use_sliding_window": true}', "use_sliding_window is not supported"),
-        ('{"hyper_layers": [1], "hidden_act": "gelu"}', "hidden_act 'gelu' is not supported"),
-    ],
-)
-def test_config_that_describes_no_model(tmp_path, content, problem):
-    directory = edited(tmp_path / "broken", lambda tensors: None)
-    (directory / "config.json").unlink()
-    if content:
-        (directory / "config.json").write_text(content)
-    with pytest.raises(CheckpointError, match=problem):
-        load_config(directory)
-
-
-def test_newer_configs_keep_the_base_of_rope_among_its_parameters(tmp_path):
-    directory = edited(tmp_path / "newer", lambda tensors: None)
-    tree = json.loads((directory / "config.json").read_text())
-    tree["rope_parameters"] = {"rope_type": "default", "rope_theta": tree.pop("rope_theta", 1) + 77}
-    (directory / "config.json").write_text(json.dumps(tree))
-    assert load_config(directory).rope_theta == tree["rope_parameters"]["rope_theta"]
-
-
-def change_config(directory, **changes) -> None:
-    path = directory / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
-@pytest.mark.parametrize("vision", [{}, None, {"model_type": "siglip_vision_model", "hidden_act": "gelu_pytorch_tanh"}])
-def test_what_config_json_leaves_out_is_as_released_and_unknown_keys_are_ignored(tmp_path, vision):
-    directory = edited(tmp_path / "sparse", lambda tensors: None)
-    change_config(directory, vision_config=vision, auto_map={"AutoModel": "some.Code"}, rope_theta=10000, rope_scaling=None)
-    config = load_config(directory)
-    assert config.vision == VisionConfig() == ModelConfig().vision
-    assert (config.rope_theta, config.hidden_size) == (10000, 64)
-
-
-def test_head_size_must_be_even(tmp_path):
-    directory = edited(tmp_path / "odd", lambda tensors: None)
-    change_config(directory, hidden_size=60, num_attention_heads=4)
-    with pytest.raises(CheckpointError, match=r"config\.json: head size 15 must be even for RoPE"):
-        load_config(directory)
-
-
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float64])
 def test_any_float_dtype_is_kept(tmp_path, dtype):
     cast = lambda tensors: tensors.update({name: tensor.astype(dtype) for name, tensor in tensors.items()})
@@ -145,13 +89,6 @@ def test_unused_tensors_are_known_and_buffers_ignored(tmp_path):
     unused = {tensor.name for tensor in open_checkpoint(directory, load_config(directory)).unused}
     never_read = ("vision_model.encoder.layers.3", "vision_model.post_layernorm", "vision_model.head")
     assert unused == {buffer, *(name for name in golden_tensors() if name.startswith(never_read))}
-
-
-def test_config_of_each_golden_form():
-    for name, form in (("tiny-240728", "gated"), ("tiny-tied", "gated"), ("tiny-241014", "static"), ("tiny-241101", "joint")):
-        config = load_config(GOLDEN / name)
-        assert isinstance(config, ModelConfig) and config.form == form
-        assert config.tie_word_embeddings == (name in ("tiny-tied", "tiny-241014"))
 
 
 SLICES = st.builds(slice, *(st.none() | st.integers(0, 6) for _ in range(2)))

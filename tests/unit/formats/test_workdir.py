@@ -12,6 +12,7 @@ import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from owl3_jax.config import ComputeConfig, Config, DataConfig, MeshConfig, ModelConfig
@@ -22,6 +23,7 @@ from owl3_jax.data.digits.tokenizer import make_tokenizer
 from owl3_jax.formats.checkpoint import load_config
 from owl3_jax.formats.config_json import config_json_of
 from owl3_jax.formats.errors import CheckpointError
+from owl3_jax.formats.workdir import last_checkpoint
 from owl3_jax.models.owl3 import abstract_params
 from owl3_jax.processing.processor import Processor
 from owl3_jax.sharding import make_mesh, param_shardings
@@ -127,6 +129,16 @@ def test_a_directory_without_checkpoints_is_named_and_stays_empty(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(CheckpointError, match=r"no complete checkpoint in .*: train first"):
         load_params(tmp_path, MODEL)
+
+
+def test_only_complete_checkpoints_count(tmp_path):
+    """As orbax sees it: a step is written under a temporary name, and renamed to its number when all of it is on disk."""
+    directory = tmp_path / "checkpoints"
+    for name in ("2", "10", "11.orbax-checkpoint-tmp-1234", "12.orbax-checkpoint-tmp", "latest", ".13"):
+        (directory / name).mkdir(parents=True)
+    (directory / "14").touch()
+    assert last_checkpoint(tmp_path) == directory / "10"
+    assert max(ocp.utils.checkpoint_steps(directory)) == 10
 
 
 def test_damage_is_named(tmp_path):
