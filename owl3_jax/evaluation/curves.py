@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -60,13 +60,10 @@ def save_figure(figure: Figure, path: Path) -> Path:
 
 
 def _write_head(axes: Axes, title: str, note: str) -> None:
+    corner, units = (0, 1), ("axes fraction", "offset points")
+    axes.annotate(note, corner, (0, 7), *units, va="bottom", fontsize=9, color="#666666", linespacing=1.3)
     above_note = 14 + 13 * (note.count("\n") + 1)  # points
-    _write_above(axes, note, 7, fontsize=9, color="#666666", linespacing=1.3)
-    _write_above(axes, title, above_note, fontsize=13, fontweight="bold", color=INK)
-
-
-def _write_above(axes: Axes, text: str, points: int, **style: Any) -> None:
-    axes.annotate(text, (0, 1), (0, points), "axes fraction", "offset points", va="bottom", **style)
+    axes.annotate(title, corner, (0, above_note), *units, va="bottom", fontsize=13, fontweight="bold", color=INK)
 
 
 def _frame(axes: Axes, images: Sequence[int]) -> None:
@@ -94,14 +91,22 @@ def _draw_curve(axes: Axes, curve: Curve) -> None:
     if curve.interval is not None:
         low, high = zip(*curve.interval, strict=True)
         axes.fill_between(curve.images, low, high, color=curve.color, alpha=0.15, linewidth=0)
-    style: dict[str, Any] = {"linestyle": (0, (4, 2)), "markerfacecolor": "white"} if curve.dashed else {}
     axes.plot(
-        curve.images, curve.accuracy, color=curve.color, marker="o", markersize=5, label=curve.label, clip_on=False, **style
+        curve.images,
+        curve.accuracy,
+        color=curve.color,
+        marker="o",
+        markersize=5,
+        label=curve.label,
+        clip_on=False,
+        linestyle=(0, (4, 2)) if curve.dashed else "-",
+        markerfacecolor="white" if curve.dashed else curve.color,
     )
 
 
 def _draw_chance(axes: Axes, chance: ChanceLine) -> None:
     axes.plot(chance.images, chance.accuracy, color="#777777", linewidth=1, linestyle=":")
     last = (axes.get_xlim()[1], chance.accuracy[-1])
-    place: dict[str, Any] = {"textcoords": "offset points", "annotation_clip": False, "va": "center"}
-    axes.annotate(chance.label, last, (4, 0), fontsize=8, color="#555555", **place)
+    axes.annotate(
+        chance.label, last, (4, 0), textcoords="offset points", annotation_clip=False, va="center", fontsize=8, color="#555555"
+    )

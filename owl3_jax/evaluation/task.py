@@ -75,4 +75,4 @@ class Task(Protocol[Question, Score]):
 
 
 AnyTask = Task[Any, Any]  # Any: tasks in one list have questions and scores of different types
-AnyPrompt = Prompt[Any]
+AnyPrompt = Prompt[Any]  # Any: as above
