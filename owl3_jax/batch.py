@@ -15,7 +15,7 @@ Glossary
 
 from typing import Any, NamedTuple
 
-AnyArray = Any  # a jax or numpy array, or its ShapeDtypeStruct
+AnyArray = Any  # Any: a jax or numpy array, or its ShapeDtypeStruct, which share no type
 
 
 class Batch(NamedTuple):

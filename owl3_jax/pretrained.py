@@ -17,7 +17,7 @@ from owl3_jax.inference.engine import Engine, forward
 from owl3_jax.inference.feature_cache import FeatureCache
 from owl3_jax.inference.quantize import weight_quantizer
 from owl3_jax.inference.runtime import Runtime
-from owl3_jax.inference.sampling import Sampling
+from owl3_jax.inference.sampling import Sampling, Value
 from owl3_jax.inference.session import Session
 from owl3_jax.models.qwen2 import unstack_layers
 from owl3_jax.params import Params
@@ -103,6 +103,7 @@ class Owl3Checkpoint:
         """The checkpoint's processor. Raises FileNotFoundError when the directory has no tokenizer."""
         return self.load_processor()
 
+    # Any: fields of Processor have different types.
     def with_processor(self, **changes: Any) -> "Owl3Checkpoint":
         """The same model with some fields of its processor replaced, e.g. `crop=False`."""
         return dataclasses.replace(self, load_processor=lambda: dataclasses.replace(self.processor, **changes))
@@ -138,7 +139,7 @@ class Owl3Checkpoint:
         *,
         crop: bool | None = None,
         sampling: Sampling | None = None,
-        **options: Any,
+        **options: Value,
     ) -> str:
         """The answer to one prompt, stripped.
 
@@ -163,7 +164,7 @@ class Owl3Checkpoint:
         *,
         crop: bool | None = None,
         sampling: Sampling | None = None,
-        **options: Any,
+        **options: Value,
     ) -> Iterator[str]:
         """As `generate`, in pieces as they are decoded."""
         chosen = (sampling or Sampling()).with_options(**options)

@@ -8,11 +8,13 @@ import functools
 import importlib
 import inspect
 from collections.abc import Callable
-from typing import Any  # what private functions take and return has no public type
+from typing import Any
 
 import jax
 
 KNOWN_VERSIONS = ("0.10.2", "0.12.0.1")  # of jax, tried with all tests of tests/tpu and tests/unit/attention
+
+PrivateFunction = Callable[..., Any]  # Any: what private functions take and return has no public type
 
 _KERNELS = "jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_kernel"
 _CLUSTERS = "jax._src.clusters.cloud_tpu_cluster"
@@ -23,30 +25,30 @@ class PrivateJaxError(RuntimeError):
 
 
 @functools.cache
-def splash_forward() -> Callable[..., Any]:
+def splash_forward() -> PrivateFunction:
     """Splash attention with a mask that is known at run time, and its log-sum-exp."""
     return _find(_KERNELS, "_splash_attention_forward", "mask_value", "is_mqa", "save_residuals", "mask_function", "interpret")
 
 
 @functools.cache
-def splash_gradient_of_queries() -> Callable[..., Any]:
+def splash_gradient_of_queries() -> PrivateFunction:
     """The backward kernel for queries."""
     return _find(_KERNELS, "_splash_attention_bwd_dq", "bq", "bkv", "mask_info", "mask_function", "interpret")
 
 
 @functools.cache
-def splash_gradient_of_keys() -> Callable[..., Any]:
+def splash_gradient_of_keys() -> PrivateFunction:
     """The backward kernel for keys and values."""
     return _find(_KERNELS, "_splash_attention_bwd_dkv", "bq", "bkv", "bkv_compute", "mask_info", "use_fused_bwd_kernel")
 
 
 @functools.cache
-def tpu_clusters() -> tuple[type[Any], ...]:
+def tpu_clusters() -> tuple[type[Any], ...]:  # Any: classes without a public base
     """What finds the hosts of a TPU pod: on GKE, on Compute Engine."""
     return tuple(_find(_CLUSTERS, name) for name in ("GkeTpuCluster", "GceTpuCluster"))
 
 
-def _find(module: str, name: str, *parameters: str) -> Any:
+def _find(module: str, name: str, *parameters: str) -> Any:  # Any: a function or a class
     try:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:

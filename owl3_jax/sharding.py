@@ -8,7 +8,7 @@ parallelism and their mixtures are only different `MeshConfig`s.
 import contextlib
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import flax.linen as nn
 import jax
@@ -20,6 +20,7 @@ from jaxtyping import Array, Int, Shaped
 
 from owl3_jax.batch import Batch
 from owl3_jax.config import ConfigError, MeshConfig
+from owl3_jax.params import Params
 
 AnyMesh = Mesh | AbstractMesh
 MeshAxes = str | tuple[str, ...] | None  # that split one dim
@@ -235,7 +236,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def param_shardings(boxed_params: Any, mesh: AnyMesh) -> Any:
+def param_shardings(boxed_params: Params, mesh: AnyMesh) -> Params:
     """A NamedSharding for each parameter of the (abstract) tree that `Owl3.init` returns, names attached.
 
     A mesh axis that does not divide its dim is left out.
@@ -248,7 +249,7 @@ def param_shardings(boxed_params: Any, mesh: AnyMesh) -> Any:
     )
 
 
-def optimizer_shardings(params: Any, shapes: Any, mesh: AnyMesh) -> Any:
+def optimizer_shardings(params: Params, shapes: Params, mesh: AnyMesh) -> Params:
     """ZeRO-1: how to split optimizer state over the devices that hold copies of the same part of a parameter.
 
     Args:
@@ -275,7 +276,7 @@ def _with_free_axes(spec: PartitionSpec, shape: tuple[int, ...], mesh: AnyMesh) 
     return without_uneven_axes(PartitionSpec(*dims), shape, mesh)
 
 
-def describe(boxed_params: Any, mesh: AnyMesh, shardings: Any = None) -> list[str]:
+def describe(boxed_params: Params, mesh: AnyMesh, shardings: Params | None = None) -> list[str]:
     """One line per parameter: path, shape, logical axis names, and how the mesh splits it.
 
     `shardings` are those of `param_shardings` if None.

@@ -32,7 +32,7 @@ _Switch = tyro.conf.FlagCreatePairsOff
 class ModelFlags:
     """Which model, where, and what it sees of images and videos."""
 
-    checkpoint: Path  # directory of an official checkpoint, a converted one, or a training run
+    checkpoint: Path  # directory of an official checkpoint, a converted one, or a training run; or "digits", which ships
     dtype: DType | None = None  # to compute in; the checkpoint's own by default
     weight_dtype: Literal["int8"] | None = None  # matrices in int8
     cache_dtype: Literal["int8"] | None = None  # cached keys and values in int8

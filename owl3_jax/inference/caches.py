@@ -1,7 +1,6 @@
 """Allocating, growing and appending to the two caches of a prompt: text per layer, images per hyper layer."""
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +9,7 @@ from owl3_jax.config import ComputeConfig, ModelConfig
 from owl3_jax.models.hyper import ImageCache
 from owl3_jax.models.qwen2 import Images, TextCache
 from owl3_jax.nn.quantized import vector_bytes
-from owl3_jax.nn.stacks import as_one_stack, split_like, zero_stack
+from owl3_jax.nn.stacks import Stack, as_one_stack, split_like, zero_stack
 from owl3_jax.sharding import constrain
 
 _TEXT_AXES = ("layers", "batch", "act_kv_heads", "text_slot", "head_dim")
@@ -87,8 +86,9 @@ def constrain_block(block: ImageCache) -> ImageCache:
     return ImageCache(*(_constrain(x, _IMAGE_AXES) for x in block))
 
 
-def _constrain(cache: Any, axes: tuple[str, ...]) -> Any:
-    return jax.tree.map(lambda x: constrain(x, axes[: x.ndim]), cache)  # scales lack the last dim
+def _constrain(cache: Stack, axes: tuple[str, ...]) -> Stack:
+    split: Stack = jax.tree.map(lambda x: constrain(x, axes[: x.ndim]), cache)  # scales lack the last dim
+    return split
 
 
 def _widen(x: jax.Array, axis: int, size: int) -> jax.Array:

@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from owl3_jax.batch import AnyArray
 from owl3_jax.config import ComputeConfig, ModelConfig
 from owl3_jax.inference import buckets, programs
 from owl3_jax.inference.caches import image_bytes
@@ -20,6 +21,8 @@ from owl3_jax.inference.feature_cache import FeatureCache, key_of
 from owl3_jax.models.owl3 import Owl3
 from owl3_jax.params import Params
 from owl3_jax.sharding import devices_along, rows_divisor, use_mesh
+
+R = TypeVar("R")
 
 # Bytes of one step of image attention: scores, and the keys and values copied for them. On a CPU they should fit its caches.
 _CHUNK_BYTES = {"cpu": 8 * 2**20}
@@ -67,12 +70,14 @@ class Runtime:
         """The batch size of the vision encoder for `images` images: a power of two, or the full batch."""
         return min(buckets.bucket(images, steps=1), self.vision_batch_size)
 
-    def run(self, program: Callable[..., Any], *arguments: Any) -> Any:
+    def run(self, program: Callable[..., R], *arguments: object) -> R:
         """Calls a program that needs no parameters."""
         with use_mesh(self.mesh) if self.mesh else contextlib.nullcontext():
             return program(*arguments)
 
-    def run_model(self, program: Callable[..., Any], *arguments: Any, positions: int = 1, rows: int = 1, **options: Any) -> Any:
+    def run_model(
+        self, program: Callable[..., R], *arguments: object, positions: int = 1, rows: int = 1, **options: object
+    ) -> R:
         """Calls a program of `owl3_jax.inference.programs` for text of `positions` positions in each of `rows` rows."""
         model = _model(self.config, self.compute, self._images_per_chunk(positions, rows))
         return self.run(functools.partial(program, model, self.params, **options), *arguments)
@@ -83,8 +88,9 @@ class Runtime:
         if not cache.max_bytes:
             return self._encode(views, size)
         keys = [key_of(view) for view in views]
-        found: dict[bytes, Any] = {key: cache.get(key) for key in keys}
-        missing = {key: view for key, view in zip(keys, views, strict=True) if found[key] is None}
+        cached = {key: cache.get(key) for key in keys}
+        found: dict[bytes, AnyArray] = {key: features for key, features in cached.items() if features is not None}
+        missing = {key: view for key, view in zip(keys, views, strict=True) if key not in found}
         if missing:
             encoded = self._encode(list(missing.values()), min(size, buckets.bucket(len(missing), steps=1)))
             found |= dict(zip(missing, encoded, strict=False))  # the rest is padding

@@ -9,9 +9,11 @@ from typing import Any, get_origin
 
 from owl3_jax.config import ConfigError
 
-_KINDS: dict[Any, str] = {int: "a whole number", float: "a number", bool: "true or false", tuple[str, ...]: "a list"}
+Value = Any  # Any: of an option, as JSON or a caller gives it; `_checked` holds it against its field
+
+_KINDS: dict[object, str] = {int: "a whole number", float: "a number", bool: "true or false", tuple[str, ...]: "a list"}
 # The limits of temperature and penalties keep what is computed from them finite in float32.
-_ALLOWED: dict[str, tuple[Callable[[Any], bool], str]] = {
+_ALLOWED: dict[str, tuple[Callable[[Value], bool], str]] = {
     "max_new_tokens": (lambda value: 1 <= value < 2**31, " from 1 to 2**31 - 1"),
     "min_new_tokens": (lambda value: 0 <= value < 2**31, " from 0 to 2**31 - 1"),
     "temperature": (lambda value: value == 0 or 1e-3 <= value <= 1e3, ", 0 (greedy) or from 0.001 to 1000"),
@@ -63,7 +65,7 @@ class Sampling:
         return NAMED[name]
 
     @classmethod
-    def from_generation_config(cls, path: str | Path, **overrides: Any) -> "Sampling":
+    def from_generation_config(cls, path: str | Path, **overrides: Value) -> "Sampling":
         """What a checkpoint suggests; the official code does not ask it.
 
         Args:
@@ -82,7 +84,7 @@ class Sampling:
             raise ConfigError(f"{file}: {error}") from error
         return suggested.with_options(**overrides)
 
-    def with_options(self, **options: Any) -> "Sampling":
+    def with_options(self, **options: Value) -> "Sampling":
         """These settings with some of them replaced, by keyword or from JSON: numbers may be whole, `stop` a list.
 
         Raises ConfigError for an unknown option, with the nearest known one, and for a value that cannot work.
@@ -96,7 +98,7 @@ class Sampling:
         return dataclasses.replace(self, **{name: _checked(name, value) for name, value in options.items()})
 
 
-def _checked(name: str, value: Any, key: str | None = None) -> Any:
+def _checked(name: str, value: Value, key: str | None = None) -> Value:
     """The value as its field holds it; an error calls it `key`, by default `name`."""
     kind = Sampling.__dataclass_fields__[name].type
     if kind is float and type(value) is int:
@@ -124,7 +126,7 @@ def _require_possible(sampling: Sampling) -> None:
         raise ConfigError(f"n {answers} greedy answers would be the same: set a temperature above 0, or num_beams >= {answers}")
 
 
-def _suggested_options(text: str) -> dict[str, Any]:
+def _suggested_options(text: str) -> dict[str, Value]:
     """Options that the text of a generation_config.json sets."""
     try:
         tree = json.loads(text)

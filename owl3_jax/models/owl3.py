@@ -101,8 +101,8 @@ def _spread_images(batch: Batch) -> Batch:
     return batch._replace(**{name: pad_to_multiple(getattr(batch, name), 1, devices_along("image")) for name in fields})
 
 
-def apply(model: Owl3, params: Params, method: str, *arguments: Any) -> Any:
-    """What a method of the model returns with these parameters; `Any`, because flax types `apply` alike for all methods."""
+def apply(model: Owl3, params: Params, method: str, *arguments: Any) -> Any:  # Any: flax types all methods alike
+    """What a method of the model returns with these parameters."""
     return model.apply({"params": params}, *arguments, method=method)
 
 

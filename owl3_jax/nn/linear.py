@@ -3,7 +3,7 @@
 `owl3_jax.sharding` alone knows which mesh axes the names become.
 """
 
-from typing import Any
+from typing import cast
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -23,8 +23,7 @@ def declare(
     compute: ComputeConfig,
 ) -> Array:
     """A parameter of `module` in `compute.param_dtype`, with a logical axis name for each dim."""
-    value: Any = module.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.dtype(compute.param_dtype))
-    return value
+    return cast(Array, module.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.dtype(compute.param_dtype)))
 
 
 def declare_scale(
@@ -34,8 +33,7 @@ def declare_scale(
     if compute.weight_dtype is None:
         return None
     init = nn.with_logical_partitioning(initializers.ones_init(), axes)
-    value: Any = module.param(f"{weight}_scale", init, shape, jnp.float32)
-    return value
+    return cast(Array, module.param(f"{weight}_scale", init, shape, jnp.float32))
 
 
 class Linear(nn.Module):

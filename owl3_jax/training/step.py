@@ -37,8 +37,8 @@ R = TypeVar("R")
 class OnMesh(Generic[P, R]):
     """A function of arrays, jitted, that is traced, lowered and called with the mesh and the rules set."""
 
-    def __init__(self, function: Callable[P, R], mesh: Mesh, **options: Any) -> None:
-        """`options` are those of `jax.jit`, as it types them."""
+    def __init__(self, function: Callable[P, R], mesh: Mesh, **options: Any) -> None:  # Any: as jax types them
+        """`options` are those of `jax.jit`."""
         self._jitted: jax.stages.Wrapped = jax.jit(function, **options)
         self._mesh = mesh
 

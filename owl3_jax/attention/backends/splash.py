@@ -7,7 +7,7 @@ them with `owl3_jax.attention.backends.xla`.
 
 import contextlib
 from collections.abc import Callable
-from typing import Any  # what the private kernels take and return has no public type
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ from owl3_jax.attention.parts import MASKED, Part
 from owl3_jax.attention.visibility import Visibility
 from owl3_jax.nn.padding import pad_to_multiple
 
-_common: dict[str, Any] = {
+_common: dict[str, Any] = {  # Any: arguments of different types
     "is_mqa": False,
     "mask_value": MASKED,
     "mask_function": lambda limits, keys: keys < limits,
