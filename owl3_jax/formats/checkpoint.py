@@ -22,7 +22,7 @@ def is_stored(directory: Path) -> bool:
 def load_config(directory: Path) -> ModelConfig:
     """The architecture of a checkpoint directory of any kind; of a training run it is that of the last checkpoint.
 
-    Raises CheckpointError when the directory is no checkpoint, or the description of its model is missing or damaged.
+    Raises CheckpointError when the directory is not a checkpoint, or the description of its model is missing or damaged.
     """
     if is_workdir(directory):
         return read_run_model(last_checkpoint(directory))

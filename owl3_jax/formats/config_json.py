@@ -18,7 +18,7 @@ CONFIG = "config.json"
 def read_config_json(directory: Path) -> ModelConfig:
     """The architecture of a directory in Hugging Face's layout: its config.json, and the form that its tensor names imply.
 
-    Raises CheckpointError when config.json is no JSON or describes no model, or the weight files cannot be read.
+    Raises CheckpointError when config.json is not JSON or describes no model, or the weight files cannot be read.
     """
     try:
         tree = json.loads((directory / CONFIG).read_text())

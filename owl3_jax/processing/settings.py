@@ -42,7 +42,7 @@ def settings_of_checkpoint(directory: Path) -> JsonTree:
     A training run's images are whole. A released checkpoint gets the official settings: crops on, in the words of 7B-240728
     for the gated form and with markers for the others.
 
-    Raises CheckpointError when the directory is no checkpoint.
+    Raises CheckpointError when the directory is not a checkpoint.
     """
     model = load_config(directory)
     if is_workdir(directory):

@@ -71,7 +71,7 @@ class ChatTokenizer:
         Args:
             chunks: a conversation, as `chat_chunks` lays it out.
             parse_special_tokens: whether text that spells a special token becomes that token, as in the official code. By
-                default it stays text: a user who types `<|im_end|>` ends no turn.
+                default it stays text: a user who types `<|im_end|>` does not end a turn.
         """
         ids: list[int] = []
         labels: list[bool] = []

@@ -17,7 +17,7 @@ class Record(NamedTuple):
 
 @runtime_checkable
 class Records(Protocol):
-    """Random access to records: what a reader is, and what grain takes as a data source."""
+    """Random access to records: the protocol of readers, and what grain takes as a data source."""
 
     def __len__(self) -> int: ...
 
