@@ -169,7 +169,7 @@ def _check_rows(config: Config, mesh: Mesh) -> None:
     divisor, parts = rows_divisor(mesh), config.train.microbatches
     if config.data.rows % (divisor * parts):
         times = f" times train.microbatches ({parts})" if parts > 1 else ""
-        raise ConfigError(f"data.rows {config.data.rows} is no multiple of the mesh's data x fsdp axes ({divisor}){times}")
+        raise ConfigError(f"data.rows {config.data.rows} is not a multiple of the mesh's data x fsdp axes ({divisor}){times}")
     tensor, heads = devices_along("kv_heads", mesh), config.model.num_key_value_heads
     if heads % tensor:
         raise ConfigError(f"mesh.tensor {tensor} does not divide model.num_key_value_heads {heads}")

@@ -205,7 +205,7 @@ def test_a_mesh_that_does_not_fit_is_an_error():
     with pytest.raises(ConfigError, match=r"over 3 slices needs 6 devices, there are 8"):
         sharding.make_mesh(MeshConfig(slices=3))
     few_rows = dataclasses.replace(config(), data=dataclasses.replace(config().data, rows=12))
-    with pytest.raises(ConfigError, match="rows 12 is no multiple"):
+    with pytest.raises(ConfigError, match="rows 12 is not a multiple"):
         make_train_step(few_rows, mesh_of(MESHES["data"]))
     with pytest.raises(ConfigError, match=r"mesh.tensor 8 does not divide model.num_key_value_heads 2"):
         few_heads = dataclasses.replace(few_rows.model, num_key_value_heads=2)

@@ -135,5 +135,5 @@ def test_a_step_never_holds_the_logits_of_a_whole_row(mesh):
 
 
 def test_rows_that_do_not_divide_into_microbatches_are_refused(mesh):
-    with pytest.raises(ConfigError, match=r"data.rows 1 is no multiple of .* \(1\) times train.microbatches \(2\)"):
+    with pytest.raises(ConfigError, match=r"data.rows 1 is not a multiple of .* \(1\) times train.microbatches \(2\)"):
         make_train_step(with_train(microbatches=2), mesh)
