@@ -1,7 +1,6 @@
 """The parity tool on recorded cases, and against a stand-in with the official model's interface."""
 
 import json
-import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ import transformers
 from PIL import Image
 from safetensors.torch import save_file
 
+from owl3_jax.cli import parity
 from owl3_jax.config import Form
 from owl3_jax.convert.cases import read_cases
 from owl3_jax.data.digits.tokenizer import make_tokenizer
@@ -119,8 +119,7 @@ def official(tmp_path, monkeypatch):
 
 def check(**flags) -> list:
     """The rows that the tool prints; they must all agree."""
-    tool = runpy.run_path(str(TOOL))
-    rows = list(tool["check"](tool["Flags"](**flags)))
+    rows = list(parity.check(parity.Flags(**flags)))
     assert [row for row in rows if not row.agrees] == []
     return rows
 
@@ -172,4 +171,4 @@ def test_images_and_prompts_and_what_is_kept_of_them(tmp_path, official, form):
 )
 def test_flags_that_leave_nothing_to_compare(flags, message):
     with pytest.raises(ValueError, match=message):
-        runpy.run_path(str(TOOL))["Flags"](checkpoint=Path("a"), **flags)
+        parity.Flags(checkpoint=Path("a"), **flags)
