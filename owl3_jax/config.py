@@ -157,7 +157,7 @@ class ComputeConfig:
 
     dtype: DType = "bfloat16"  # activations
     param_dtype: DType = "float32"
-    remat: Remat = "none"  # what a block keeps for its backward pass (`owl3_jax.models.remat`)
+    remat: Remat = "none"  # what a block keeps for its backward pass (`owl3_jax.nn.remat`)
     vocab_multiple: int = 1  # embedding and head get rows of zeros up to a multiple of this, for a mesh axis to divide them
     scan_layers: bool = True  # the decoder as one scan over stacked parameters, or written out
     attention: AttentionBackend = "auto"  # auto: the splash kernel on TPU, cuDNN for images on GPU; pallas: splash anywhere

@@ -1,1 +1,10 @@
-"""Scores of a trained model: which questions are asked, how they are answered in batches, and what is written down."""
+"""Scores of a model: prompts of benchmarks, their answers, and what is reported.
+
+task                        what a benchmark is to the rest: a protocol
+tasks                       one file for each benchmark
+run                         one evaluation: answers all prompts, scores them, shows the scores
+answering, answer_file      all prompts through the one batcher; the file from which a later call resumes
+scores                      scores as pure functions of answers
+report, samples             report.json and what is printed; which prompts are shown
+curves, contact_sheet       figures
+"""

@@ -1,1 +1,9 @@
-"""."""
+"""What a process needs of the machine that it runs on.
+
+command_line       `--config FILE[:ARGUMENT]`, overrides of its fields, and a subcommand's own flags
+distributed        starts the processes of a run, and names those that are missing
+signals            SIGTERM and SIGINT as a request to stop
+files              files that are written whole or not at all
+compilation_cache  where compiled programs are kept
+progress           the one progress bar
+"""

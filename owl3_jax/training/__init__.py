@@ -1,1 +1,13 @@
-"""Pure train step, straight loop, checkpoints that resume bit for bit."""
+"""Training: a pure step, a plain loop, checkpoints from which it resumes bit for bit.
+
+loop           restores or starts, then steps, reports, saves and stops
+step           the jitted step over the mesh, and the state that it updates
+gradients      loss and gradients of one batch, microbatch by microbatch
+loss           next-token cross-entropy, a few positions at a time
+frozen         which parameters are trained
+optimizer      AdamW with warm-up and cosine decay
+checkpoint     saves and restores a run
+compiled_step  a compiled step as a file
+processor      the processor that a run's config describes
+metrics        what a run reports
+"""
