@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import Shaped
 
 from owl3_jax.batch import Batch
+from owl3_jax.config import ConfigError
 from owl3_jax.processing.processor import Sample
 
 
@@ -45,11 +47,11 @@ def pack_batch(rows: Sequence[Sequence[Sample]], *, tokens_per_row: int, images_
 
 
 def check_fits(sample: Sample, tokens: int, images: int, *, name: str) -> None:
-    """Raises ValueError when `sample`, called `name`, needs more than the `tokens` and `images` that are left."""
+    """Raises ConfigError when `sample`, called `name`, needs more than the `tokens` and `images` that are left."""
     if len(sample.input_ids) > tokens:
-        raise ValueError(f"{name} has {len(sample.input_ids)} tokens, {tokens} are left in its row; raise tokens_per_row")
+        raise ConfigError(f"{name} has {len(sample.input_ids)} tokens, {tokens} are left in its row; raise tokens_per_row")
     if len(sample.image_starts) > images:
-        raise ValueError(f"{name} has {len(sample.image_starts)} images, {images} are left in its row; raise images_per_row")
+        raise ConfigError(f"{name} has {len(sample.image_starts)} images, {images} are left in its row; raise images_per_row")
 
 
 def _check_image_size(sample: Sample, image_size: int, name: str) -> None:
@@ -57,7 +59,7 @@ def _check_image_size(sample: Sample, image_size: int, name: str) -> None:
         raise ValueError(f"{name} has pixel_values {sample.pixel_values.shape}, not [I, {image_size}, {image_size}, 3]")
 
 
-def _empty_arrays(rows: int, tokens: int, images: int, image_size: int) -> dict[str, np.ndarray]:
+def _empty_arrays(rows: int, tokens: int, images: int, image_size: int) -> dict[str, Shaped[np.ndarray, "B ..."]]:
     return {
         "tokens": np.zeros((rows, tokens), np.int32),
         "positions": np.zeros((rows, tokens), np.int32),
@@ -69,7 +71,9 @@ def _empty_arrays(rows: int, tokens: int, images: int, image_size: int) -> dict[
     }
 
 
-def _write_sample(arrays: dict[str, np.ndarray], sample: Sample, row: int, segment: int, token: int, image: int) -> None:
+def _write_sample(
+    arrays: dict[str, Shaped[np.ndarray, "B ..."]], sample: Sample, row: int, segment: int, token: int, image: int
+) -> None:
     text = slice(token, token + len(sample.input_ids))
     arrays["tokens"][row, text] = sample.input_ids
     arrays["positions"][row, text] = np.arange(len(sample.input_ids))

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float32, Int, UInt8
 from PIL import Image
 
 from owl3_jax.processing.images import squash
@@ -29,14 +30,14 @@ def choose_grid(width: int, height: int, size: int) -> Grid:
     return GRIDS[int(np.argmax(grid_scores(width, height, size)))]
 
 
-def grid_scores(width: int, height: int, size: int) -> np.ndarray:
+def grid_scores(width: int, height: int, size: int) -> Float32[np.ndarray, " n"]:
     """How well each of `GRIDS` fits an image: 100 x the likeness of shapes + the likeness of sizes.
 
     Both are intersection over union of two boxes with a common corner: the grid's box, and the image's, which for the
     likeness of shapes is first scaled to the grid's width.
 
     Returns:
-        float32 [7], bit for bit the official scores.
+        The score of each of the n grids, bit for bit the official one.
     """
     heights, widths = np.array(GRIDS).T * size
     # The official code keeps this in an integer array, which truncates it; near ties depend on it.
@@ -45,11 +46,11 @@ def grid_scores(width: int, height: int, size: int) -> np.ndarray:
     return np.float32(100) * same_shape + _overlap(widths, heights, width, height)
 
 
-def views(image: Image.Image, grid: Grid | None, size: int) -> Iterator[np.ndarray]:
+def views(image: Image.Image, grid: Grid | None, size: int) -> Iterator[UInt8[np.ndarray, "S S 3"]]:
     """The crops of an RGB image row by row, then the whole image; without a grid the whole image alone.
 
     Yields:
-        uint8 [S, S, 3] with S = `size`. The aspect ratio is not kept: the image is stretched to fill the grid.
+        Squares of S = `size` pixels. The aspect ratio is not kept: the image is stretched to fill the grid.
     """
     if grid:
         stretched = image.resize((grid.columns * size, grid.rows * size), Image.Resampling.BICUBIC)
@@ -59,8 +60,13 @@ def views(image: Image.Image, grid: Grid | None, size: int) -> Iterator[np.ndarr
     yield squash(image, size)
 
 
-def _overlap(widths: np.ndarray, heights: np.ndarray, width: np.ndarray | int, height: np.ndarray | int) -> np.ndarray:
-    """Intersection over union, float32 [7]; areas are exact integers before their division."""
+def _overlap(
+    widths: Int[np.ndarray, " n"],
+    heights: Int[np.ndarray, " n"],
+    width: Int[np.ndarray, " n"] | int,
+    height: Int[np.ndarray, " n"] | int,
+) -> Float32[np.ndarray, " n"]:
+    """Intersection over union; areas are exact integers before their division."""
     intersection = np.minimum(widths, width) * np.minimum(heights, height)
     union = widths * heights + np.int64(width) * height - intersection
     return intersection.astype(np.float32) / union.astype(np.float32)

@@ -16,9 +16,11 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Shaped, UInt8
 from PIL import ExifTags, Image, ImageOps
 
-ImageSource = Image.Image | np.ndarray | bytes | str | Path  # decoded, encoded, or the path of a file
+# Decoded (`load_image` checks that an array is uint8 [height, width, 3]), encoded, or the path of a file.
+ImageSource = Image.Image | Shaped[np.ndarray, "..."] | bytes | str | Path
 
 # A small file can unpack to any size. Pillow warns above this number, and refuses twice as many.
 MAX_PIXELS = 89_478_485
@@ -92,11 +94,11 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def squash(image: Image.Image, size: int) -> np.ndarray:
+def squash(image: Image.Image, size: int) -> UInt8[np.ndarray, "S S 3"]:
     """Resizes an RGB image to a square, whatever its aspect ratio, as the official processor does.
 
     Returns:
-        uint8 [S, S, 3], S = `size`; Pillow's bicubic filter, antialiased, identity at equal size.
+        The image with S = `size`; Pillow's bicubic filter, antialiased, identity at equal size.
     """
     if image.mode != "RGB":
         raise ValueError(f"squash takes an RGB image, got mode {image.mode!r}; convert it with to_rgb")
@@ -112,7 +114,7 @@ def _open(source: ImageSource) -> contextlib.AbstractContextManager[Image.Image]
     return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
 
 
-def _from_array(array: np.ndarray) -> Image.Image:
+def _from_array(array: Shaped[np.ndarray, "..."]) -> Image.Image:
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
         raise ValueError(f"its array is {array.dtype} {array.shape}; it must be uint8 [height, width, 3]")
     return Image.fromarray(array)

@@ -13,6 +13,7 @@ import dataclasses
 from collections.abc import Iterator
 
 import numpy as np
+from jaxtyping import UInt8
 
 from owl3_jax.config import MediaStyle
 from owl3_jax.processing import crops
@@ -43,8 +44,8 @@ class Picture:
             return [_VIEW]
         return _crops_in_words(self.grid) if style == "words" else _crops_in_markers(self.grid)
 
-    def views(self, size: int) -> Iterator[np.ndarray]:
-        """uint8 [S, S, 3] each: the crops row by row, then the whole. Raises UnreadableImage."""
+    def views(self, size: int) -> Iterator[UInt8[np.ndarray, "S S 3"]]:
+        """The crops row by row, then the whole image, each with S = `size`. Raises UnreadableImage."""
         return crops.views(load_image(self.source, self.name), self.grid, size)
 
 
@@ -64,8 +65,8 @@ class Clip:
         frames = [_VIEW] * self.video.num_frames
         return frames if style == "words" else [Chunk(VIDEO_START, "media"), *frames, Chunk(VIDEO_END, "media")]
 
-    def views(self, size: int) -> Iterator[np.ndarray]:
-        """uint8 [S, S, 3] each, in order. Raises UnreadableVideo."""
+    def views(self, size: int) -> Iterator[UInt8[np.ndarray, "S S 3"]]:
+        """The frames in order, each with S = `size`. Raises UnreadableVideo."""
         return (squash(frame, size) for frame in self.video.frames())
 
 

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar, get_args
 
 import numpy as np
+from jaxtyping import Bool, Int32, UInt8
 
 from owl3_jax.config import ChatStyle, MediaStyle
+from owl3_jax.formats.bundled import find_checkpoint
 from owl3_jax.processing.chat import IMAGE, VIDEO, Message, as_messages, chat_chunks, find_placeholders
 from owl3_jax.processing.crops import choose_grid
 from owl3_jax.processing.images import ImageSource, upright_size
@@ -25,19 +27,19 @@ _T = TypeVar("_T")
 class Sample(NamedTuple):
     """One conversation with its images; crops and video frames count as images."""
 
-    input_ids: np.ndarray  # [T] int32
-    image_starts: np.ndarray  # [I] int32, index of the first token of each placeholder
-    pixel_values: np.ndarray  # [I, S, S, 3] uint8
-    labels: np.ndarray  # [T] bool, True where the token has loss
+    input_ids: Int32[np.ndarray, " T"]
+    image_starts: Int32[np.ndarray, " I"]  # index of the first token of each placeholder
+    pixel_values: UInt8[np.ndarray, "I S S 3"]
+    labels: Bool[np.ndarray, " T"]  # True where the token has loss
 
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
     """A `Sample` whose images are not decoded yet."""
 
-    input_ids: np.ndarray  # [T] int32
-    image_starts: np.ndarray  # [I] int32
-    labels: np.ndarray  # [T] bool
+    input_ids: Int32[np.ndarray, " T"]
+    image_starts: Int32[np.ndarray, " I"]
+    labels: Bool[np.ndarray, " T"]
     media: Sequence[Picture | Clip]  # in text order
     image_size: int  # S, pixels
 
@@ -46,8 +48,8 @@ class Prepared:
         """I of the glossary: crops and video frames count as images."""
         return len(self.image_starts)
 
-    def views(self, *, skip: int = 0) -> Iterator[np.ndarray]:
-        """All images in order but the first `skip`, uint8 [S, S, 3] each; one is decoded when its turn comes.
+    def views(self, *, skip: int = 0) -> Iterator[UInt8[np.ndarray, "S S 3"]]:
+        """All images in order but the first `skip`; one is decoded when its turn comes.
 
         A picture or video all of whose views are skipped is not opened. Raises UnreadableImage or UnreadableVideo when one
         can't be read.
@@ -78,7 +80,7 @@ class Processor:
 
     @classmethod
     def from_pretrained(cls, directory: str | Path) -> "Processor":
-        """The processor of a checkpoint directory: official, converted, or a training run's.
+        """The processor of a checkpoint directory: official, converted, a training run's, or one that ships with the package.
 
         Its settings are those of processor.json, or else those that follow from the model (`settings_of_checkpoint`).
 
@@ -86,7 +88,7 @@ class Processor:
             FileNotFoundError: the directory has no tokenizer.
             ValueError: a file is damaged, or the directory holds no model (CheckpointError).
         """
-        directory = Path(directory)
+        directory = find_checkpoint(directory)
         tokenizer, path = read_tokenizer(directory), directory / SETTINGS
         if not path.exists():
             return cls(tokenizer, **settings_of_checkpoint(directory))

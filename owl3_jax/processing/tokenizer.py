@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 import tokenizers
+from jaxtyping import Bool, Int, Int32
 
 from owl3_jax.processing.chat import IMAGE, MARKERS, MEDIA_MARKERS, TEXT_END, TURN_END, VIDEO, Chunk
 
@@ -13,9 +14,9 @@ from owl3_jax.processing.chat import IMAGE, MARKERS, MEDIA_MARKERS, TEXT_END, TU
 class EncodedText(NamedTuple):
     """Tokens of a conversation."""
 
-    input_ids: np.ndarray  # [T] int32
-    labels: np.ndarray  # [T] bool, True where the token has loss
-    image_starts: np.ndarray  # [I] int32, index of the first token of each placeholder
+    input_ids: Int32[np.ndarray, " T"]
+    labels: Bool[np.ndarray, " T"]  # True where the token has loss
+    image_starts: Int32[np.ndarray, " I"]  # index of the first token of each placeholder
 
 
 class ChatTokenizer:
@@ -84,7 +85,7 @@ class ChatTokenizer:
             labels += [chunk.is_target] * len(chunk_ids)
         return EncodedText(np.array(ids, np.int32), np.array(labels, np.bool_), np.array(image_starts, np.int32))
 
-    def decode(self, ids: Sequence[int] | np.ndarray, *, skip_special_tokens: bool = True) -> str:
+    def decode(self, ids: Sequence[int] | Int[np.ndarray, " T"], *, skip_special_tokens: bool = True) -> str:
         """The text of `ids`."""
         return self._tokenizer.decode([int(token) for token in ids], skip_special_tokens=skip_special_tokens)
 

@@ -8,13 +8,15 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Shaped
 from PIL import Image
 
 from owl3_jax.processing.images import UnreadableImage, load_image, to_rgb
 from owl3_jax.processing.video_file import UnreadableVideo, decode_frames, read_frame_table
 from owl3_jax.processing.video_sampling import VideoSampling
 
-VideoSource = str | Path | Sequence[Image.Image | np.ndarray]
+Frame = Image.Image | Shaped[np.ndarray, "..."]  # `open_video` checks that an array is uint8 [height, width, 3]
+VideoSource = str | Path | Sequence[Frame]
 
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 _FOLDER_FPS = 1.0  # a folder of images has no frame rate: every one is a second
@@ -54,7 +56,7 @@ def open_video(source: VideoSource, sampling: VideoSampling, name: str) -> Video
     return Video(len(indices), lambda: _repeated(indices, decode()))
 
 
-def _open_list(frames: Sequence[Image.Image | np.ndarray], name: str) -> Video:
+def _open_list(frames: Sequence[Frame], name: str) -> Video:
     if not isinstance(frames, list | tuple):
         kind = type(frames).__name__
         raise UnreadableVideo(f"video {name} is a single {kind}; give a path or a list of frames: videos=[[frame, frame]]")
@@ -65,7 +67,7 @@ def _open_list(frames: Sequence[Image.Image | np.ndarray], name: str) -> Video:
     return Video(len(frames), lambda: map(_frame_image, frames))
 
 
-def _check_frame(frame: Image.Image | np.ndarray, name: str) -> None:
+def _check_frame(frame: Frame, name: str) -> None:
     if isinstance(frame, Image.Image):
         return
     if not isinstance(frame, np.ndarray):
@@ -74,7 +76,7 @@ def _check_frame(frame: Image.Image | np.ndarray, name: str) -> None:
         raise UnreadableVideo(f"{name} is {frame.dtype} {list(frame.shape)}; an array has to be uint8 [H, W, 3]")
 
 
-def _frame_image(frame: Image.Image | np.ndarray) -> Image.Image:
+def _frame_image(frame: Frame) -> Image.Image:
     return Image.fromarray(frame) if isinstance(frame, np.ndarray) else to_rgb(frame)
 
 
