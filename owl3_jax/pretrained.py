@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from owl3_jax.config import ComputeConfig, DType, ModelConfig
 from owl3_jax.convert.load import load_params
+from owl3_jax.formats.bundled import find_checkpoint
 from owl3_jax.formats.checkpoint import load_config
 from owl3_jax.inference.engine import Engine, forward
 from owl3_jax.inference.feature_cache import FeatureCache
@@ -26,9 +27,6 @@ from owl3_jax.processing.images import ImageSource
 from owl3_jax.processing.processor import Prepared, Processor, Sample
 from owl3_jax.processing.video import VideoSource
 from owl3_jax.sharding import devices_along
-
-BUNDLED = ("digits",)  # trained by `train.py --config configs/digits.py`; its metrics.json has the scores
-_BUNDLED_DIRECTORY = Path(__file__).with_name("bundled")
 
 FEATURE_CACHE_BYTES = 2**29  # 200 images of the 1B in float32, 100 of the 7B in bfloat16
 
@@ -47,7 +45,7 @@ def from_pretrained(
 
     Args:
         path: a Hugging Face directory, a converted one, a training run's workdir, or the name of a checkpoint that ships with
-            the package (`BUNDLED`).
+            the package (`owl3_jax.formats.bundled`).
         mesh: where to put the parameters, sharded by the rules (`owl3_jax.sharding.make_mesh`); one device by default.
         dtype: of parameters and activations; the checkpoint's own by default.
         weight_dtype: "int8" keeps matrices in a quarter of float32's memory, half of bfloat16's; docs/inference.md shows the
@@ -58,7 +56,7 @@ def from_pretrained(
 
     Raises:
         CheckpointError: the directory does not hold a model, or not all of it; it lists everything that is wrong.
-        ConfigError: another `weight_dtype` or `cache_dtype`.
+        ConfigError: an unsupported `weight_dtype` or `cache_dtype`.
     """
     on_cpu = jax.default_backend() == "cpu"
     compute = ComputeConfig(
@@ -83,12 +81,6 @@ def from_pretrained(
         FeatureCache(feature_cache_bytes),
     )
     return Owl3Checkpoint(runtime, functools.partial(Processor.from_pretrained, directory))
-
-
-def find_checkpoint(path: str | Path) -> Path:
-    """The directory `path`; where there is none of a name in `BUNDLED`, that of the checkpoint that ships with the package."""
-    directory = Path(path)
-    return _BUNDLED_DIRECTORY / directory if str(path) in BUNDLED and not directory.exists() else directory
 
 
 @dataclasses.dataclass(frozen=True)

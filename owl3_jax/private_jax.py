@@ -1,4 +1,4 @@
-"""The private functions of JAX that this package calls, all of them, behind one check.
+"""Every private JAX function that this package calls, each checked before use.
 
 JAX may change them in any release. Each is looked up when it is first needed; one that has gone, or lacks a parameter that is
 passed to it, raises `PrivateJaxError` with the versions that are known to have it.
@@ -7,6 +7,7 @@ passed to it, raises `PrivateJaxError` with the versions that are known to have 
 import functools
 import importlib
 import inspect
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -48,9 +49,15 @@ def tpu_clusters() -> tuple[type[Any], ...]:  # Any: classes without a public ba
     return tuple(_find(_CLUSTERS, name) for name in ("GkeTpuCluster", "GceTpuCluster"))
 
 
+def hosts_of_slice(cluster: type[Any]) -> list[str]:  # Any: as above
+    """The names of the hosts of this host's slice, in the order of their numbers."""
+    hosts: list[str] = _find(_CLUSTERS, f"{cluster.__name__}._get_worker_list_in_slice")()
+    return hosts
+
+
 def _find(module: str, name: str, *parameters: str) -> Any:  # Any: a function or a class
     try:
-        found = getattr(importlib.import_module(module), name)
+        found = operator.attrgetter(name)(importlib.import_module(module))
     except (ImportError, AttributeError) as error:
         raise PrivateJaxError(f"{error}; {_remedy()}") from error
     missing = set(parameters) - set(inspect.signature(found).parameters)

@@ -13,14 +13,14 @@ SUBCOMMANDS = {
     "chat": "talk about images and videos in the terminal",
     "convert": "convert a released checkpoint to what this project reads, or back",
     "parity": "compare the model's numbers with those of another implementation",
-    "compile": "compile a run for TPUs that are not there, and say what it needs of each chip",
+    "compile": "compile a run for TPUs that you do not have, and report what it needs of each chip",
 }
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs a subcommand with the arguments after its name; those of the process by default.
 
-    Without one it lists them. An unknown one exits with code 2.
+    Without one it lists them. An unknown one exits with code 2, Ctrl-C with 130.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -28,10 +28,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     name, *rest = arguments
     if name not in SUBCOMMANDS:
-        nearest = difflib.get_close_matches(name, SUBCOMMANDS, n=1, cutoff=0.0)[0]
-        print(f"error: no subcommand {name!r}; the nearest is {nearest!r}, and owl3 --help lists all", file=sys.stderr)
+        near = difflib.get_close_matches(name, SUBCOMMANDS, n=1)
+        hint = f"did you mean {near[0]!r}? owl3 --help lists all" if near else f"known subcommands: {', '.join(SUBCOMMANDS)}"
+        print(f"error: unknown subcommand {name!r}; {hint}", file=sys.stderr)
         sys.exit(2)
-    importlib.import_module(f"owl3_jax.cli.{name}").main(rest)
+    try:
+        importlib.import_module(f"owl3_jax.cli.{name}").main(rest)
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 def _help() -> str:

@@ -1,4 +1,4 @@
-"""Compiles a run for TPUs that are not there, and reports what it needs of each chip.
+"""Compiles a run for TPUs that you do not have, and reports what it needs of each chip.
 
     owl3 compile --config configs/released.py:1b-241014 --topology v5e:4x4
     owl3 compile --config configs/stage3.py:7b-240728 --topology v5e:16x16 --num-slices 2 --json report.json
@@ -34,12 +34,12 @@ DOES_NOT_FIT = 3
 
 @dataclasses.dataclass(frozen=True)
 class Flags:
-    """Compiles a run for TPUs that are not there, and says what it needs of each chip."""
+    """Compiles a run for TPUs that you do not have, and reports what it needs of each chip."""
 
-    topology: str  # of one slice, as v5e:4x4
-    num_slices: int | None = None  # joined by the data-centre network; config.mesh.slices by default
+    topology: str  # topology of one slice, e.g. v5e:4x4
+    num_slices: int | None = None  # slices, joined by the data-centre network; config.mesh.slices by default
     program: Name = "train"  # the train step, or one of the programs that answer a prompt
-    images: int = 400  # of the prompt
+    images: int = 400  # images in the prompt
     search: bool = False  # find the largest batch for each remat policy
     save: Path | None = None  # write the compiled train step, for `owl3 train --compiled`
     json: Path | None = None  # write the report

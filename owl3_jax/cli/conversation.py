@@ -53,12 +53,12 @@ class Conversation:
             elif line:
                 self._answer(line)
         except FAILURES as error:
-            lost = "" if line.startswith("/") else "; the question is forgotten, with what was attached to it"
+            lost = "" if line.startswith("/") else "; the question and its attachments were dropped"
             print(f"error: {error}{lost}", flush=True)
 
     def _follow(self, command: str, argument: str = "") -> None:
         if command not in COMMANDS:
-            raise ValueError(f"no command {command}; /help lists them")
+            raise ValueError(f"unknown command {command}; /help lists all")
         if (command in PATH_COMMANDS) != bool(argument):
             raise ValueError(f"{command} takes {'a path' if command in PATH_COMMANDS else 'no argument'}")
         if command in PATH_COMMANDS:
@@ -140,7 +140,7 @@ def _expand(argument: str) -> Path:
     try:
         return Path(argument).expanduser()
     except RuntimeError as error:
-        raise ValueError(f"{argument}: {error}; write ./~ for a file whose name begins so") from error
+        raise ValueError(f"{argument}: {error}; write ./~ for a file whose name begins with ~") from error
 
 
 def _paths(placeholder: str, media: Sequence[Medium]) -> list[Path]:

@@ -5,7 +5,7 @@
     owl3 convert --from runs/digits --to exported --to-hf
 
 The first makes an orbax checkpoint with config, tokenizer and processor settings next to it; the second a Hugging Face
-directory, equal to its origin tensor by tensor and bit by bit if no dtype was chosen; the third such a directory from the last
+directory, bit for bit equal to its origin if no dtype was chosen; the third such a directory from the last
 checkpoint of a training run. Needs no accelerator, no PyTorch (except for `.bin` weights), and memory for one parameter.
 """
 
@@ -32,8 +32,8 @@ class Flags:
 
     source: Annotated[Path, tyro.conf.arg(name="from")]  # an official directory; with --to-hf, a converted one or a run's
     to: Path  # a new directory; it appears once it is complete
-    to_hf: bool = False  # to Hugging Face's layout
-    dtype: DType | None = None  # of the parameters; unchanged by default
+    to_hf: bool = False  # convert to Hugging Face's layout
+    dtype: DType | None = None  # dtype of the parameters; unchanged by default
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -3,8 +3,8 @@
     owl3 demo
     owl3 demo --questions 10 --seed 1
 
-The model has 263 k parameters and was trained by `train.py --config configs/digits.py`; none of the pictures that it is asked
-about was shown to it in training. On a terminal the pictures are drawn, elsewhere they are described.
+The model has 263 k parameters and was trained by `owl3 train --config configs/digits.py`, which shows it none of the pictures
+that it is asked about here. On a terminal the pictures are drawn, elsewhere they are described.
 """
 
 import dataclasses
@@ -18,6 +18,8 @@ from jaxtyping import UInt8
 
 import owl3_jax
 from owl3_jax.evaluation.tasks.digits_prompts import DigitPrompt, decoded_image, draw_scene, draw_target, make_prompt
+from owl3_jax.formats.bundled import bundled_checkpoint
+from owl3_jax.host.command_line import exit_with_usage_error
 from owl3_jax.host.compilation_cache import use_compilation_cache
 from owl3_jax.inference.sampling import Sampling
 
@@ -29,8 +31,8 @@ _HALF_BLOCK = "\033[38;2;{};{};{};48;2;{};{};{}m\N{UPPER HALF BLOCK}\033[0m"  # 
 class Flags:
     """Asks the checkpoint that ships with the package about handwritten digits."""
 
-    questions: int = 4
-    seed: int = 0  # of the questions
+    questions: int = 4  # number of questions
+    seed: int = 0  # random seed of the questions
 
     def __post_init__(self) -> None:
         if self.questions < 1:
@@ -39,17 +41,20 @@ class Flags:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Prints questions with the model's answers."""
-    flags = tyro.cli(Flags, args=argv, prog="owl3 demo", description=__doc__)
+    try:
+        flags = tyro.cli(Flags, args=argv, prog="owl3 demo", description=__doc__)
+    except ValueError as error:
+        exit_with_usage_error(error)
     use_compilation_cache()
     began = time.monotonic()
-    owl, right = owl3_jax.from_pretrained("digits"), 0
+    owl, right = owl3_jax.from_pretrained(bundled_checkpoint("digits")), 0
     for prompt in draw_prompts(flags.questions, flags.seed):
         answer = owl.engine.generate([owl.processor.prepare(prompt.messages, prompt.images)], Sampling(max_new_tokens=8))
         text = answer[0][0].text.strip()
         right += text == prompt.question.expected
         print(f"{show(prompt)}\n{prompt.question.text}  {text}\n", flush=True)
     print(
-        f"{right} of {flags.questions} right, {time.monotonic() - began:.0f} s with loading and compiling. A digit of your own:"
+        f"{right} of {flags.questions} right, {time.monotonic() - began:.0f} s including loading and compiling. On your own digit:"
     )
     print('owl3 generate --checkpoint digits --image FILE --prompt "Which digit is red?"')
 

@@ -22,9 +22,9 @@ from owl3_jax.sharding import make_mesh
 
 @dataclasses.dataclass(frozen=True)
 class Flags:
-    """Scores the model that train.py left in a workdir."""
+    """Scores the model that `owl3 train` saved in a workdir."""
 
-    workdir: Path  # of the training run; results go to its folder `eval`
+    workdir: Path  # the training run's workdir; results go to its folder `eval`
     distributed: ProcessFlags = dataclasses.field(default_factory=ProcessFlags)
 
 

@@ -7,15 +7,15 @@
 Images and videos go where the prompt has `<|image|>` and `<|video|>`, else before it, in the order of their flags. One answer
 is printed as it is generated; several (`--n`), beams and log-probabilities when they are complete.
 
-A line of requests.jsonl, whose relative paths are relative to its folder, and of results.jsonl:
+A line of requests.jsonl (relative paths in it start at its folder), and one of results.jsonl:
 
     {"id": "q1", "prompt": "What is this?", "images": ["cat.jpg"], "sampling": {"max_new_tokens": 20}}
     {"id": "q1", "answers": [{"text": "A cat.", "finish_reason": "stop", "tokens": 4}]}
 
 A request may have `messages` in place of `prompt`, and `videos` as well as `images`; in a prompt without placeholders the
 images come first. Without `id` a request is named by its line number. Prompts of similar size share a batch, so results are in
-another order. Run again, the command continues where it was stopped. A request that fails gets `error` in place of `answers`,
-and the exit code is 1.
+a different order. Run again, the command continues where it was stopped. A request that fails gets `error` in place of
+`answers`, and the exit code is 1.
 """
 
 import dataclasses
@@ -48,10 +48,10 @@ class Flags:
     prompt: str | None = None  # the question; <|image|> and <|video|> mark the places of images and videos
     images: Annotated[_Repeated, tyro.conf.arg(name="image")] = ()  # an image file
     videos: Annotated[_Repeated, tyro.conf.arg(name="video")] = ()  # a video file, or a folder of frames
-    jsonl: Path | None = None  # requests, one a line, instead of a prompt
+    jsonl: Path | None = None  # requests, one per line, instead of a prompt
     out: Path | None = None  # where results of --jsonl are appended
-    batch_size: int = 8  # requests that are answered together
-    fail_fast: bool = False  # stop at the first request that fails, instead of noting its error
+    batch_size: int = 8  # most requests that are answered together
+    fail_fast: bool = False  # stop at the first request that fails, instead of recording its error
 
     def __post_init__(self) -> None:
         if (self.prompt is None) == (self.jsonl is None):
@@ -124,7 +124,7 @@ def print_answers(engine: Engine, prompt: Prepared, sampling: Sampling) -> None:
 
 
 def answer_file(jsonl: Path, out: Path, flags: Flags, sampling: Sampling) -> None:
-    """Appends the results that are not in the file `out` yet. Exits with 1 when there are errors among all of them."""
+    """Appends the results that are not in the file `out` yet. Exits with 1 when any result in the file is an error."""
     requests, results = read_requests(jsonl, sampling), Results(out)
     waiting = results.waiting(requests)
     with _requests_bar(len(requests), len(requests) - len(waiting)) as bar:
@@ -141,7 +141,7 @@ def answer_file(jsonl: Path, out: Path, flags: Flags, sampling: Sampling) -> Non
             sys.exit(130)
     if failed := results.failures(requests):
         sys.exit(
-            f"error: {failed} of {len(requests)} requests failed, see {out}; without these lines they would be tried again"
+            f"error: {failed} of {len(requests)} requests failed, see {out}; delete their lines there to try them again"
         )
 
 

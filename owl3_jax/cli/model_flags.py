@@ -32,8 +32,8 @@ _Switch = tyro.conf.FlagCreatePairsOff
 class ModelFlags:
     """Which model, where, and what it sees of images and videos."""
 
-    checkpoint: Path  # directory of an official checkpoint, a converted one, or a training run; or "digits", which ships
-    dtype: DType | None = None  # to compute in; the checkpoint's own by default
+    checkpoint: Path  # official, converted or training run's directory; or "digits", which ships with the package
+    dtype: DType | None = None  # dtype to compute in; the checkpoint's own by default
     weight_dtype: Literal["int8"] | None = None  # matrices in int8
     cache_dtype: Literal["int8"] | None = None  # cached keys and values in int8
     mesh: MeshConfig = _ONE_DEVICE
@@ -86,7 +86,7 @@ def _assembler(
         flags: Annotated[flags_type, tyro.conf.arg(name="")],
         source: Annotated[SamplingFlags, tyro.conf.arg(name="")] = default_source,
         options: Annotated[Sampling, tyro.conf.arg(name="")] = default,
-    ) -> Any:  # tyro looks for the value of a type variable here, and warns
+    ) -> Any:  # Any: tyro looks for the value of a type variable here, and warns
         del source  # it gave the defaults of `options`
         return flags, options
 

@@ -36,7 +36,7 @@ import tyro
 from jaxtyping import Int
 
 from owl3_jax.config import ComputeConfig, DType, Form, ModelConfig
-from owl3_jax.convert.cases import Case, pad_cases, read_cases, write_cases
+from owl3_jax.convert.cases import Case, Outputs, pad_cases, read_cases, write_cases
 from owl3_jax.convert.comparison import Row, compare
 from owl3_jax.convert.load import load_params
 from owl3_jax.formats.checkpoint import load_config
@@ -49,23 +49,21 @@ from owl3_jax.models.owl3 import Owl3
 from owl3_jax.models.siglip import normalize_pixels
 from owl3_jax.processing.processor import Processor
 
-Outputs = dict[str, np.ndarray]  # as `Case.expected`
-
 
 @dataclasses.dataclass(frozen=True)
 class Flags:
     """Compares this model with another implementation."""
 
-    checkpoint: Path  # official, converted or a training run's
-    cases: Path | None = None  # prompts and images, and what is expected of them
-    prompts: tuple[str, ...] = ()  # instead of cases: the user's messages
-    images: tuple[Path, ...] = ()  # of every prompt
-    crop: bool = False  # whether images are seen in crops too
+    checkpoint: Path  # official, converted or training run's directory
+    cases: Path | None = None  # .npz file of prompts and images with the expected outputs
+    prompts: tuple[str, ...] = ()  # user messages, instead of cases
+    images: tuple[Path, ...] = ()  # images for every prompt
+    crop: bool = False  # see images in crops too
     against_official: Path | None = None  # a directory with official weights and code, instead of what the cases expect
     save_cases: Path | None = None  # where to write the official model's outputs
-    atol: float = 1e-4
-    dtype: DType = "float32"  # to compute in
-    max_new_tokens: int = 12  # of greedy decoding with --against-official
+    atol: float = 1e-4  # largest absolute difference that agrees
+    dtype: DType = "float32"  # dtype to compute in
+    max_new_tokens: int = 12  # tokens of greedy decoding with --against-official
 
     def __post_init__(self) -> None:
         if bool(self.cases) == bool(self.prompts):
@@ -180,7 +178,7 @@ class OfficialModel:
         found["hidden_states"] = np.stack([to_numpy(state[0]) for state in outputs.hidden_states])
         return found | {"logits": to_numpy(outputs.logits[0]), "greedy": answer[0, len(case.input_ids) :].numpy()}
 
-    def _media_offset(self, case: Case) -> Any:  # a tensor of torch, or a list of them
+    def _media_offset(self, case: Case) -> Any:  # Any: a tensor of torch, or a list of them
         """Positions of the images: their starts (joint form), or for each position [0, images that start before it]."""
         torch, starts = self._torch, case.image_starts.astype(np.int64)
         if self._form == "joint":

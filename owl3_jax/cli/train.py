@@ -27,8 +27,8 @@ class Flags:
 
     workdir: Path  # checkpoints, metrics and the resolved config of this run
     distributed: ProcessFlags = dataclasses.field(default_factory=ProcessFlags)
-    profiler_port: int | None = None  # on which each process serves profiles while it runs
-    compiled: Path | None = None  # train step of `owl3 compile --save`; it is executed, so take only your own
+    profiler_port: int | None = None  # port on which each process serves profiles while it runs
+    compiled: Path | None = None  # train step of `owl3 compile --save`; it is executed, so use only your own
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -1,6 +1,6 @@
 """Scores of a model: prompts of benchmarks, their answers, and what is reported.
 
-task                        what a benchmark is to the rest: a protocol
+task                        the protocol that a benchmark implements
 tasks                       one file for each benchmark
 run                         one evaluation: answers all prompts, scores them, shows the scores
 answering, answer_file      all prompts through the one batcher; the file from which a later call resumes

@@ -1,12 +1,13 @@
-"""Where the answers of a checkpoint are kept, and by what a prompt is found there again.
+"""Where the answers of a checkpoint are kept, and the key under which an answer is stored.
 
-The digest in the file's name is of the weight files (names, sizes and times), the model, the dtypes, the processor and the
-sampling settings, so that another checkpoint never gets these answers. A prompt is found by its own digest: after a change of
-a task's settings, prompts that have changed are asked again, and those that are as before are not.
+The digest in the file's name is of this package's code, the weight files (names, sizes and times), the model, the dtypes, the
+processor and the sampling settings, so that another checkpoint or another version never gets these answers. A prompt has a
+digest of its own: after a change of a task's settings, prompts that have changed are asked again, and the others are not.
 """
 
 import dataclasses
 import hashlib
+import importlib.metadata
 import itertools
 import json
 from collections.abc import Iterable
@@ -19,6 +20,7 @@ from owl3_jax.config import Config
 from owl3_jax.evaluation.task import AnyPrompt
 from owl3_jax.formats.converted import PARAMS
 from owl3_jax.formats.workdir import is_workdir, last_checkpoint
+from owl3_jax.host.source import source_digest
 from owl3_jax.inference.sampling import Sampling
 from owl3_jax.processing.images import ImageSource
 from owl3_jax.processing.processor import Processor
@@ -34,6 +36,7 @@ def answers_path(directory: Path, checkpoint: Path, config: Config, processor: P
     """
     others = [field.name for field in dataclasses.fields(processor) if field.name != "tokenizer"]
     facts = {
+        "code": [source_digest(), *(importlib.metadata.version(name) for name in ("jax", "jaxlib"))],
         "weights": [f"{path.relative_to(checkpoint)} {_version(path)}" for path in weight_files(checkpoint)],
         "model": dataclasses.asdict(config.model),
         "dtypes": [config.compute.dtype, config.compute.param_dtype],
@@ -63,7 +66,7 @@ def _content(source: ImageSource | VideoSource) -> bytes:
     match source:
         case str() | Path():
             path = Path(source)
-            return f"{path} {_version(path) if path.exists() else 'missing'}".encode()
+            return f"{path} {_version(path)}".encode()
         case bytes():
             return source
         case Image.Image():
@@ -75,7 +78,11 @@ def _content(source: ImageSource | VideoSource) -> bytes:
 
 
 def _version(path: Path) -> str:
-    """The size of a file and when it was changed."""
+    """The size of a file and when it was changed; of a folder those of its files."""
+    if path.is_dir():
+        return " ".join(f"{file.name} {_version(file)}" for file in sorted(path.iterdir()) if file.is_file())
+    if not path.exists():
+        return "missing"
     status = path.stat()
     return f"{status.st_size} {status.st_mtime_ns}"
 

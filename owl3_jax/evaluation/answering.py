@@ -37,10 +37,10 @@ class _Asked(NamedTuple):
 
     tasks: Sequence[AnyTask]
     sampling: Sampling
-    ids: dict[Key, str]  # of each prompt in the file of answers, task by task
+    ids: dict[Key, str]  # each prompt's key in the file of answers, task by task
 
     def requests(self, wanted: Bool[np.ndarray, " prompts"]) -> Iterator[Request]:
-        """Those prompts that are wanted, made one after the other."""
+        """The wanted prompts, made one at a time."""
         prompts = itertools.chain.from_iterable(task.prompts() for task in self.tasks)
         for name, prompt in itertools.compress(zip(self.ids.values(), prompts, strict=True), wanted):
             yield Request(name, prompt.messages, prompt.images, prompt.videos, self.sampling)
@@ -49,7 +49,7 @@ class _Asked(NamedTuple):
 def answer_prompts(
     config: Config, workdir: Path, tasks: Sequence[AnyTask], processor: Processor, load_engine: Callable[[], Engine]
 ) -> Answers:
-    """The answers to all prompts, those of earlier runs included; in other processes than the first there are none.
+    """The answers to all prompts, including those of earlier runs; empty in all processes but the first.
 
     Batches have `config.eval.batch_shapes` different sizes at most, and `config.eval.images_per_batch` images at most, unless
     the fewest rows that the mesh allows have more.
@@ -60,7 +60,8 @@ def answer_prompts(
     """
     sampling = Sampling(max_new_tokens=config.eval.max_new_tokens)
     asked = _Asked(tasks, sampling, _ids(tasks))
-    results = _open_results(answers_path(workdir / "eval", workdir, config, processor, sampling))
+    path = answers_path(workdir / "eval", workdir, config, processor, sampling)
+    results = _open_results(path)
     waiting = _waiting(list(asked.ids.values()), results)
     failures = list[Record]()
     with Progress(
@@ -71,18 +72,20 @@ def answer_prompts(
         lines_every=SECONDS_BETWEEN_LINES,
         line="answered {done}/{total} {unit}s",
     ) as progress:
+        if not waiting.all():
+            progress.say(f"{(~waiting).sum()} of {len(waiting)} answers are taken from {path}")
         for records in _records(config, asked, waiting, processor, load_engine):
             failures += [record for record in records if "error" in record]
             if results is not None:
                 results.append([record for record in records if "error" not in record])
             progress.advance(len(records))
     _require_answers(failures, len(waiting))
-    texts = {record["id"]: record["answers"][0]["text"] for record in results.records()} if results else {}
-    return {key: texts[name] for key, name in asked.ids.items()} if results else {}
+    answered = results.answered() if results else {}
+    return {key: answered[name]["answers"][0]["text"] for key, name in asked.ids.items()} if results else {}
 
 
 def _ids(tasks: Sequence[AnyTask]) -> dict[Key, str]:
-    """What prompts are called in the file: a prompt that has changed since has another name there."""
+    """The prompts' keys in the file: a prompt that has changed since has a different key."""
     ids: dict[Key, str] = {}
     for task in tasks:
         for prompt in task.prompts():
@@ -94,7 +97,7 @@ def _ids(tasks: Sequence[AnyTask]) -> dict[Key, str]:
 
 
 def _open_results(path: Path) -> Results | None:
-    """The file of answers; None in other processes than the first."""
+    """The file of answers; None in all processes but the first."""
     if jax.process_index() > 0:
         return None
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -102,8 +105,9 @@ def _open_results(path: Path) -> Results | None:
 
 
 def _waiting(ids: Sequence[str], results: Results | None) -> Bool[np.ndarray, " prompts"]:
-    """Which prompts have no answer yet. All processes go by the file of the first one."""
-    waiting = np.array([results is not None and name not in results for name in ids])
+    """Which prompts have no answer yet. All processes follow the first one's file."""
+    answered = results.answered() if results else {}
+    waiting = np.array([name not in answered for name in ids])
     return np.asarray(multihost_utils.broadcast_one_to_all(waiting)).astype(bool)
 
 

@@ -1,4 +1,4 @@
-"""Questions with their images and answers, to look at."""
+"""A figure of questions with their images and answers."""
 
 import math
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ class Card(NamedTuple):
     title: str  # what kind of question
     images: Sequence[Image.Image]
     image_names: Sequence[str]  # for the report
-    target: int | None  # which image is asked for, if it is one
+    target: int | None  # which image is asked about, if it is one
     question: str  # without the images' placeholders; the options of a multiple choice follow on lines of their own
     answer: str
     expected: str
@@ -38,7 +38,7 @@ class Card(NamedTuple):
 
 
 def draw_contact_sheet(cards: Sequence[Card], note: str) -> Figure:
-    """A figure of `cards`: each has its images (the one asked for is framed), the question, and both answers, green or red."""
+    """A figure of `cards`: each has its images (the one asked about framed), the question, and both answers, green or red."""
     columns = min(CARDS_PER_ROW, len(cards))
     rows = math.ceil(len(cards) / columns)
     head = 0.4  # inches

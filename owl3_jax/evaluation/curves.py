@@ -15,7 +15,7 @@ TRAINED = "#eef3e6"
 
 
 class Curve(NamedTuple):
-    """One line of a figure. Accuracies are shares, 0 to 1."""
+    """One line of a figure. Accuracies are fractions, 0 to 1."""
 
     label: str
     color: str

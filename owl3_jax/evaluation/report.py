@@ -12,7 +12,7 @@ from owl3_jax.evaluation.samples import Sample, to_record
 from owl3_jax.evaluation.task import Summary
 from owl3_jax.host.files import write_text
 
-SHEET_NOTE = "A question of each of several sets, chosen without a look at the answers; the image asked for is framed"
+SHEET_NOTE = "One question from each of several sets, chosen without looking at the answers; the image asked about is framed"
 
 
 def make_report(summaries: Iterable[Summary], samples: Iterable[Sample], config: EvalConfig) -> JsonTree:
@@ -28,7 +28,7 @@ def make_report(summaries: Iterable[Summary], samples: Iterable[Sample], config:
 def write_results(
     directory: Path, summaries: Sequence[Summary], samples: Sequence[Sample], config: EvalConfig, run: JsonTree
 ) -> list[Path]:
-    """Writes report.json, the figures of all tasks and (of samples, if there are any) samples.png; returns their paths.
+    """Writes report.json, the figures of all tasks and (if there are any samples) samples.png; returns their paths.
 
     `run` (device, versions, time) is what differs between equal evaluations: the report's last block.
     """

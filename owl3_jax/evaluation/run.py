@@ -34,7 +34,7 @@ def evaluate(config: Config, workdir: Path, load_engine: Callable[[Processor], E
 
     Raises:
         ConfigError: the settings ask for what the data or the model does not have.
-        CheckpointError: `workdir` is no checkpoint.
+        CheckpointError: `workdir` is not a checkpoint.
         FileNotFoundError: it has no tokenizer.
         ValueError: its processor.json or the file of answers is damaged.
         FailedPrompts: some prompts could not be answered. The next call asks only these.

@@ -1,4 +1,4 @@
-"""Single questions of an evaluation, to be looked at."""
+"""Individual questions of an evaluation, for inspection."""
 
 from collections.abc import Sequence
 from typing import NamedTuple

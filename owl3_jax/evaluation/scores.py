@@ -12,15 +12,15 @@ Z_95 = 1.959963984540054  # two-sided 95 % point of the standard normal distribu
 
 
 def is_exact_match(answer: str, expected: str) -> bool:
-    """Whether the whole answer is `expected`; only the number of blanks is free."""
+    """Whether the whole answer is `expected`, ignoring differences in whitespace."""
     return answer.split() == expected.split()
 
 
 def parse_choice(answer: str, options: Sequence[str]) -> int | None:
     """The option that `answer` names by its letter (A is 0, B is 1, ...), or None if it names none.
 
-    The last letter that stands alone decides: `red 7 B`, `B`, `(B)` and `B.` all mean option 1. A letter beyond the
-    options, or within a word, is no choice; lower case isn't either, since `a` is a word.
+    The last standalone letter decides: `red 7 B`, `B`, `(B)` and `B.` all mean option 1. A letter beyond the
+    options or within a word is not a choice; nor is a lower-case one, since `a` is a word.
     """
     letters = LETTERS[: len(options)]
     found = re.findall(rf"(?<!\w)[{letters}](?!\w)", answer)
@@ -40,7 +40,7 @@ def circular_chance(num_options: int, samples: int) -> float:
 def wilson_interval(successes: int, trials: int, z: float = Z_95) -> tuple[float, float]:
     """Wilson's score interval of a proportion (95 % by default).
 
-    Unlike the plain normal one it stays within [0, 1] and is right near its ends, where our scores lie.
+    Unlike the plain normal one it stays within [0, 1] and is right near 0 and 1, where our scores are.
     Source: E. B. Wilson, J. Am. Stat. Assoc. 22 (1927) 209.
     """
     if not 0 <= successes <= trials or trials == 0:

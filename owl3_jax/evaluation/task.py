@@ -1,4 +1,4 @@
-"""What a benchmark is to the rest of the evaluation. Each is one file in `owl3_jax.evaluation.tasks`."""
+"""The protocol that a benchmark implements. Each benchmark is one file in `owl3_jax.evaluation.tasks`."""
 
 import dataclasses
 from collections.abc import Iterable, Sequence
@@ -46,11 +46,11 @@ class Summary(NamedTuple):
 
 @runtime_checkable
 class Task(Protocol[Question, Score]):
-    """A benchmark. Its prompts are asked in any order and any batches; an answer is text without surrounding whitespace."""
+    """A benchmark. Its prompts are asked in any order and in any batches; an answer is text without surrounding whitespace."""
 
     @property
     def name(self) -> str:
-        """What it is called in `eval.tasks`."""
+        """Its name in `eval.tasks`."""
         ...
 
     def prompts(self) -> Iterable[Prompt[Question]]:
@@ -58,7 +58,7 @@ class Task(Protocol[Question, Score]):
         ...
 
     def score(self, question: Question, answer: str) -> Score:
-        """What one answer is worth."""
+        """The score of one answer."""
         ...
 
     def summarize(self, scored: Sequence[Scored[Question, Score]]) -> Summary:

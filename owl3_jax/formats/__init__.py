@@ -6,6 +6,7 @@ weight_files   Hugging Face: safetensors (and PyTorch's .bin), read tensor by te
 weight_writer  Hugging Face: safetensors, written tensor by tensor
 converted      a converted directory: orbax and all that the way back needs
 workdir        a training run's last checkpoint
+bundled        the checkpoints that ship with the package
 errors         the one error that all of them raise
 
 Nothing here imports jax: the processes that load data read tokenizers and settings from these directories too.

@@ -27,7 +27,7 @@ def last_checkpoint(workdir: Path) -> Path:
     directory = workdir / CHECKPOINTS
     complete = [path for path in directory.iterdir() if _is_complete(path)]
     if not complete:
-        raise CheckpointError(workdir, [f"no complete checkpoint in {directory}: train first (train.py --workdir {workdir})"])
+        raise CheckpointError(workdir, [f"no complete checkpoint in {directory}: train first (owl3 train --workdir {workdir})"])
     return max(complete, key=lambda path: int(path.name))
 
 

@@ -24,8 +24,8 @@ from owl3_jax.sharding import MESH_PRESETS, MeshPreset
 Flags = TypeVar("Flags")
 
 _CONFIG_HELP = (
-    "Python file with get_config() -> Config, as configs/digits.py. PATH:ARGUMENT calls get_config(ARGUMENT), as "
-    "configs/stage3.py:7b-240728. Configs are files of a clone or your own; none are installed with the package"
+    "Python file with get_config() -> Config, e.g. configs/digits.py. PATH:ARGUMENT calls get_config(ARGUMENT), e.g. "
+    "configs/stage3.py:7b-240728. Configs are given by path and do not ship with the package"
 )
 
 
@@ -51,7 +51,7 @@ def parse(flags_type: type[Flags], argv: Sequence[str] | None = None, *, prog: s
         mesh: Annotated[MeshPreset | None, tyro.conf.arg(help="named mesh, in place of the config's")] = None,
         # `--config.flag=False` for booleans, as for every other field
         config: Annotated[Config, tyro.conf.FlagConversionOff] = default,
-    ) -> Any:  # tyro looks for the value of a type variable here, and warns
+    ) -> Any:  # Any: tyro looks for the value of a type variable here, and warns
         del config_file, mesh  # their values are the defaults of `config`
         return config, flags
 
@@ -72,7 +72,7 @@ def load_config(name: Path | str | None) -> Config:
         name: `PATH`, or `PATH:ARGUMENT` for `get_config(ARGUMENT)`. A file of the whole name comes first.
 
     Raises ConfigError when there is no such file or no such function, the function needs an argument and there is none, takes
-    none and there is one, takes others than this one, or it returns something else than a Config.
+    none and there is one, does not take this one, or it returns something other than a Config.
     """
     if name is None:
         return Config()
@@ -90,24 +90,24 @@ def load_config(name: Path | str | None) -> Config:
 def _split(name: str) -> tuple[Path, tuple[str, ...]]:
     """The file, and the argument if there is one."""
     before, colon, argument = name.rpartition(":")
-    if colon and not Path(name).exists() and Path(before).exists():
+    if colon and not Path(name).exists() and (Path(before).exists() or before.endswith(".py")):
         return Path(before), (argument,)
     return Path(name), ()
 
 
 def _load_module(path: Path) -> ModuleType:
     if not path.is_file():
-        raise ConfigError(f"no config file {path}")
+        raise ConfigError(f"no config file {path}: configs are given by path and do not ship with the package")
     spec = importlib.util.spec_from_file_location("run_config", path)
     if spec is None or spec.loader is None:
-        raise ConfigError(f"{path} is no Python file (its name must end in .py)")
+        raise ConfigError(f"{path} is not a Python file (its name must end in .py)")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
 def _check_arguments(path: Path, get_config: Callable[..., Config], arguments: tuple[str, ...]) -> None:
-    """Raises ConfigError when `get_config` cannot be called so. Its parameter may name the choices, as a `Literal`."""
+    """Raises ConfigError when `get_config` cannot be called with these. Its parameter may name the choices, as a `Literal`."""
     parameters = inspect.signature(get_config, eval_str=True).parameters.values()
     choices = [choice for parameter in parameters for choice in get_args(parameter.annotation)]
     one_of = f", one of {', '.join(map(str, choices))}" if choices else ""

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import jax
 
-from owl3_jax.private_jax import tpu_clusters
+from owl3_jax.private_jax import hosts_of_slice, tpu_clusters
 
 _ENVIRONMENT = {"coordinator": "JAX_COORDINATOR_ADDRESS", "processes": "JAX_NUM_PROCESSES", "process": "JAX_PROCESS_ID"}
 
@@ -32,9 +32,9 @@ class ProcessFlags:
     """The processes of a run, one for each host. Without them: those of the TPU pod, or only this one."""
 
     coordinator: str | None = None  # host:port of process 0; or environment variable JAX_COORDINATOR_ADDRESS
-    processes: int | None = None  # how many there are; or JAX_NUM_PROCESSES
-    process: int | None = None  # index of this one, from 0; or JAX_PROCESS_ID
-    timeout: float = 300.0  # seconds to wait for all of them
+    processes: int | None = None  # number of processes; or JAX_NUM_PROCESSES
+    process: int | None = None  # index of this process, from 0; or JAX_PROCESS_ID
+    timeout: float = 300.0  # seconds to wait for all processes
 
 
 class Job(NamedTuple):
@@ -170,7 +170,7 @@ def _tpu_pod(timeout: float) -> Job | None:
     cluster = next((cluster for cluster in tpu_clusters() if cluster.is_env_present()), None)
     if cluster is None or cluster.get_process_count() == 1:
         return None
-    workers, processes = cluster._get_worker_list_in_slice(), cluster.get_process_count()
+    workers, processes = hosts_of_slice(cluster), cluster.get_process_count()
     where = [divmod(number, len(workers)) for number in range(processes)]
     own_slice = processes == len(workers)  # names of other slices' workers are not known
     names = tuple(f"worker {w}, {workers[w]}" if own_slice else f"worker {w} of slice {s}" for s, w in where)

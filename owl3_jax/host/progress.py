@@ -12,7 +12,7 @@ _SECONDS_UNSEEN = 0.5  # a single image needs no bar
 
 @runtime_checkable
 class Stream(Protocol):
-    """What `Progress` asks of a file: standard output, standard error, or a test's own."""
+    """What `Progress` needs of a file: standard output, standard error, or a test's own."""
 
     def write(self, text: str, /) -> int: ...
 
@@ -26,7 +26,7 @@ class Progress:
 
     Args:
         total: units of the whole work; None until `advance` is given it.
-        unit: one of them, as "step"; sizes in "B" are shown as kB, MB and so on.
+        unit: the name of one, such as "step"; sizes in "B" are shown as kB, MB and so on.
         description: text in front of the bar.
         done: units that were done before.
         file: where to print; standard output by default.
@@ -80,7 +80,7 @@ class Progress:
         self._bar.close()
 
     def advance(self, count: int = 1, total: int | None = None) -> None:
-        """Counts `count` more units as done; `total` is how many there are, for work whose size is learnt on the way."""
+        """Counts `count` more units as done; `total` is how many there are, for work whose size is known only while it runs."""
         self.done += count
         self.total = self._bar.total = total if total is not None else self.total
         self._bar.update(count)

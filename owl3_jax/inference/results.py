@@ -1,4 +1,4 @@
-"""A JSON-lines file of results, from which a later run resumes: {"id", "answers"} or {"id", "error"} a line."""
+"""A JSON-lines file of results, from which a later run resumes: {"id", "answers"} or {"id", "error"} per line."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from owl3_jax.inference.requests import Failure, Id, Request
 Record = JsonTree
 
 _BEGINNING = b'{"id": '
-_ADVICE = "remove that line, or let the results go to a new file"
+_ADVICE = "remove that line, or write the results to a new file"
 
 
 class Results:
@@ -20,10 +20,10 @@ class Results:
     def __init__(self, path: Path) -> None:
         """Reads `path` if it exists. A last line that was cut off, as by a crash, is removed from it.
 
-        Raises ValueError when a line is no result, or the file's folder does not exist.
+        Raises ValueError when a line is not a result, or the file's folder does not exist.
         """
         if not path.parent.is_dir():
-            raise ValueError(f"there is no folder {path.parent} for the results; make it first")
+            raise ValueError(f"there is no folder {path.parent} for the results; create it first")
         self._path = path
         self._failed: dict[Id, bool] = {}
         data = path.read_bytes() if path.exists() else b""
@@ -37,11 +37,11 @@ class Results:
                 file.write(b"\n")
 
     def __contains__(self, request_id: Id) -> bool:
-        """Whether a request has a result."""
+        """Whether a request has a result, be it an error."""
         return request_id in self._failed
 
     def waiting(self, requests: Sequence[Request | Failure]) -> list[Request | Failure]:
-        """Those that have no result yet."""
+        """The requests that have no result yet."""
         return [request for request in requests if request.id not in self]
 
     def records(self) -> Iterator[Record]:
@@ -50,8 +50,12 @@ class Results:
             with self._path.open("rb") as file:
                 yield from map(json.loads, file)
 
+    def answered(self) -> dict[Id, Record]:
+        """The results that are not errors, by request, read from the file."""
+        return {record["id"]: record for record in self.records() if "answers" in record}
+
     def failures(self, requests: Sequence[Request | Failure]) -> int:
-        """How many have an error as their result."""
+        """The number of results that are errors."""
         return sum(self._failed.get(request.id, False) for request in requests)
 
     def append(self, records: Sequence[Record]) -> None:
@@ -80,7 +84,7 @@ def _record(line: bytes, name: str) -> Record:
     try:
         record = json.loads(line)
     except ValueError as error:
-        raise ValueError(f"{name} is no result: {error}; {_ADVICE}") from error
+        raise ValueError(f"{name} is not a result: {error}; {_ADVICE}") from error
     if not isinstance(record, dict) or type(record.get("id")) not in (str, int) or not record.keys() & {"answers", "error"}:
-        raise ValueError(f"{name} is no result; {_ADVICE}")
+        raise ValueError(f"{name} is not a result; {_ADVICE}")
     return record

@@ -115,11 +115,11 @@ class Processor:
 
         Args:
             messages: `{"role", "content"}` each, with one `<|image|>` or `<|video|>` in user text per image or video; or a
-                question as a string. A string without placeholders gets them in front, a line each.
+                question as a string. A string without placeholders gets them at its start, one per line.
             images: Pillow images, uint8 arrays [height, width, 3], paths or encoded bytes, in text order.
             videos: files, folders of frames or lists of frames, in text order.
             crop: whether images are seen in crops too; `self.crop` by default. Off whenever there is a video and
-                `media_style` is "words": 7B-240728 has not learnt the two together.
+                `media_style` is "words": 7B-240728 was not trained on both together.
             training: True for a sample with its answers, False for a prompt that is to be answered (see `chat_chunks`).
             parse_special_tokens: whether text that spells a special token becomes it (see `ChatTokenizer.encode`).
 
@@ -201,5 +201,5 @@ def _check_count(placeholders: Sequence[str], placeholder: str, given: int, kind
 
 
 def _name(index: int, source: object) -> str:
-    """What messages call an image or video: its number, and its path if it has one."""
+    """The name of an image or video in messages: its number, and its path if it has one."""
     return f"{index} ({source})" if isinstance(source, str | Path) else str(index)

@@ -11,7 +11,7 @@ from owl3_jax.tpu.images import Facts, Gathered
 from owl3_jax.tpu.programs import Program
 from owl3_jax.tpu.topology import Topology
 
-# A JSON tree, so its values are of any type; GiB, operations and seconds of one chip.
+# Any: the values of a JSON tree. GiB, operations and seconds are those of one chip.
 Report = dict[str, Any]
 
 

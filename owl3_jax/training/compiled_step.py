@@ -1,11 +1,10 @@
-"""The compiled train step as a file: compiled ahead of time by tools/compile_tpu.py, run by `train.py --compiled`.
+"""The compiled train step as a file: written by `owl3 compile --save`, run by `owl3 train --compiled`.
 
 The file is a line of JSON that says what the step was compiled for, then the executable as jax writes it. It is code: loading
 it runs what it holds (jax keeps executables in pickles). Load only what you have compiled yourself.
 """
 
 import dataclasses
-import hashlib
 import importlib.metadata
 import json
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from jax.sharding import Mesh
 from owl3_jax.batch import Batch
 from owl3_jax.config import Config
 from owl3_jax.host.files import write_atomically
+from owl3_jax.host.source import source_digest
 from owl3_jax.training.step import Metrics, TrainState, abstract_state, example_batch, make_train_step
 
 Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
@@ -25,6 +25,7 @@ Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 # Sections and fields of a config that a compiled step does not depend on.
 _FREE = {
     "eval": None,
+    "processor": None,
     "data": ("dataset", "data_dir", "pack", "prefetch", "seed"),
     "train": ("seed", "log_every", "checkpoint_every", "checkpoints_to_keep"),
 }
@@ -54,7 +55,7 @@ def load(path: Path, config: Config, mesh: Mesh) -> Step:
     differences = _differences(_read(header, path), _compiled_for(config, mesh))
     if differences:
         listed = "\n  ".join(differences)
-        raise CompiledStepError(f"{path} is no compiled step of this run; compile it again:\n  {listed}")
+        raise CompiledStepError(f"{path} is not a compiled step of this run; compile it again:\n  {listed}")
     lowered = make_train_step(config, mesh).lower(abstract_state(config, mesh), example_batch(config))
     devices = list(mesh.devices.flat)  # in the order that the step was compiled for
     return serialize_executable.deserialize_and_load(
@@ -77,28 +78,19 @@ def _compiled_for(config: Config, mesh: Mesh) -> dict[str, object]:
     flat = {f"{section}.{name}": value for section, values in settings.items() for name, value in values.items()}
     return {
         **{name: importlib.metadata.version(name) for name in packages},
-        "source code": _source_digest(),
+        "source code": source_digest(),
         "devices": f"{mesh.size} x {device.device_kind}",
         **flat,
     }
-
-
-def _source_digest() -> str:
-    """Changes with every line of this package."""
-    digest = hashlib.sha256()
-    root = Path(__file__).parents[1]
-    for file in sorted(root.rglob("*.py")):
-        digest.update(str(file.relative_to(root)).encode() + file.read_bytes())
-    return digest.hexdigest()[:16]
 
 
 def _read(header: bytes, path: Path) -> dict[str, object]:
     try:
         found = json.loads(header)
     except ValueError as error:
-        raise CompiledStepError(f"{path} is no file of tools/compile_tpu.py --save") from error
+        raise CompiledStepError(f"{path} is not a file of owl3 compile --save") from error
     if not isinstance(found, dict):
-        raise CompiledStepError(f"{path} is no file of tools/compile_tpu.py --save")
+        raise CompiledStepError(f"{path} is not a file of owl3 compile --save")
     return found
 
 

@@ -20,5 +20,5 @@ def make_tasks(config: EvalConfig) -> list[AnyTask]:
     """
     for name in config.tasks:
         if name not in TASKS:
-            raise ConfigError(f"eval.tasks: no task is called {name!r}; there are {', '.join(TASKS)}")
+            raise ConfigError(f"eval.tasks: unknown task {name!r}; known tasks: {', '.join(TASKS)}")
     return [TASKS[name](config) for name in config.tasks]

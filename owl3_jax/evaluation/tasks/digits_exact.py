@@ -1,8 +1,8 @@
-"""Exact match: the model says freely which digit the one image shows that the question means.
+"""Exact match: the model answers freely which digit is in the image that the question names.
 
 Question q for N images is drawn from the generator keyed by (seed, task, N, q): a target in a random colour, N-1 distractors
 and the target's place. Both ways of naming the target are asked about the same pictures. An answer counts when all of its
-text is right (`red 7`, or `7` by index), so the chance is that of guessing one digit in ten.
+text is right (`red 7`, or `7` by index), so chance is guessing one digit in ten.
 """
 
 import dataclasses
@@ -51,7 +51,7 @@ class ExactMatch:
 
     @functools.cached_property
     def sets(self) -> list[QuestionSet]:
-        """All questions: by colour, then by index; each with the number of images rising."""
+        """All questions: by colour, then by index; each by increasing number of images."""
         return digits.make_sets(self.config.exact_match_images, functools.partial(make_questions, self.config))
 
     def prompts(self) -> Iterator[DigitPrompt]:

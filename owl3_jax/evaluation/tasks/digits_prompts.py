@@ -28,7 +28,7 @@ class DigitQuestion(NamedTuple):
 
     naming: Naming
     pictures: tuple[DigitImage, ...]
-    target: int  # which of the pictures is asked for
+    target: int  # which of the pictures is asked about
     text: str  # without the images' placeholders
     expected: str
     options: tuple[str, ...] = ()  # of a multiple-choice question, in the order shown
@@ -43,7 +43,7 @@ class QuestionSet(NamedTuple):
 
     naming: Naming
     images: int
-    prompts: list[DigitPrompt]  # those of one question follow each other
+    prompts: list[DigitPrompt]  # the prompts of one question are consecutive
     samples_per_question: int = 1  # prompts that are one question
 
     @property
@@ -154,7 +154,7 @@ def by_naming(points: Sequence[AnyPoint], naming: Naming) -> list[AnyPoint]:
 
 
 def make_card(question: DigitQuestion, answer: str, *, is_right: bool) -> Card:
-    """A question with its answer, to look at."""
+    """A question with its answer, for inspection."""
     images = len(question.pictures)
     return Card(
         title=f"by {question.naming} · {images} image{'s' if images > 1 else ''}",

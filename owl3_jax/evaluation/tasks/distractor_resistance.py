@@ -75,7 +75,7 @@ class DistractorResistance:
 
     @functools.cached_property
     def sets(self) -> list[QuestionSet]:
-        """All questions: by colour, then by index; each with the number of images rising."""
+        """All questions: by colour, then by index; each by increasing number of images."""
         return digits.make_sets(self.config.distractor_images, functools.partial(make_questions, self.config))
 
     def prompts(self) -> Iterator[DigitPrompt]:
@@ -102,7 +102,7 @@ class DistractorResistance:
         )
 
     def showcase(self) -> list[list[DigitPrompt]]:
-        """The sets; of each question the first sample."""
+        """The sets, with the first sample of each question."""
         return [questions.first_samples for questions in self.sets]
 
     def card(self, prompt: DigitPrompt, answer: str) -> Card:

@@ -70,6 +70,10 @@ def test_a_step_of_another_run_is_refused(mesh, saved, config, named):
         compiled_step.load(saved, config, mesh)
 
 
+def test_how_samples_are_made_does_not_matter(mesh, saved):
+    assert callable(compiled_step.load(saved, changed("processor", crop=True), mesh))
+
+
 def test_other_versions_and_devices_are_refused(mesh, saved, tmp_path, monkeypatch):
     header, _, payload = saved.read_bytes().partition(b"\n")
     other = tmp_path / "other.bin"
