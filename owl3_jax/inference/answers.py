@@ -6,6 +6,7 @@ from typing import Literal
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float32, Int32
 
 from owl3_jax.inference import buckets, programs
 from owl3_jax.inference.choose import SamplingOps, SamplingRows
@@ -29,7 +30,7 @@ class Answer:
 
 
 class Answers:
-    """R = B * n answers under way. `context` stays as it is until `close`."""
+    """R = B * n answers in progress. `context` does not change until `close`."""
 
     def __init__(
         self,
@@ -102,7 +103,7 @@ class Answers:
             texts.append(text)
         return texts
 
-    def _until_stop(self, tokens: np.ndarray, before: Sequence[int]) -> list[int]:
+    def _until_stop(self, tokens: Int32[np.ndarray, " A"], before: Sequence[int]) -> list[int]:
         if before and before[-1] in self._stop_ids:
             return []
         stops = np.flatnonzero(np.isin(tokens, self._stop_ids))
@@ -112,7 +113,7 @@ class Answers:
         done = fetch(self._state.done) | [stream.stopped for stream in self._streams]
         return bool(done.all())
 
-    def _answer(self, row: int, logprobs: np.ndarray | None) -> Answer:
+    def _answer(self, row: int, logprobs: Float32[np.ndarray, "R A"] | None) -> Answer:
         own = None if logprobs is None or not self._wants_logprobs[row] else logprobs[row]
         return make_answer(self._ids[row], self._streams[row], self._stop_ids, own)
 
@@ -130,15 +131,17 @@ def push_until_stop(stream: TextStream, ids: Sequence[int], stop_ids: Sequence[i
     return kept, text
 
 
-def make_answer(ids: Sequence[int], stream: TextStream, stop_ids: Sequence[int], logprobs: np.ndarray | None) -> Answer:
+def make_answer(
+    ids: Sequence[int], stream: TextStream, stop_ids: Sequence[int], logprobs: Float32[np.ndarray, " A"] | None
+) -> Answer:
     """The answer of tokens `ids`, whose text `stream` holds; `logprobs` has one for each, and perhaps more."""
     stopped = stream.stopped or bool(ids and ids[-1] in stop_ids)
     own = None if logprobs is None else tuple(logprobs[: len(ids)].tolist())
     return Answer(stream.text, tuple(ids), "stop" if stopped else "length", own)
 
 
-def token_limits(context: Context, prompts: Sequence[Sequence[int]], sampling: Sequence[Sampling]) -> np.ndarray:
-    """[B] int32, tokens that each answer can have: what is asked for and the model has positions for; 0 for padding."""
+def token_limits(context: Context, prompts: Sequence[Sequence[int]], sampling: Sequence[Sampling]) -> Int32[np.ndarray, " B"]:
+    """Tokens that each answer can have: as many as are requested and the model has positions for; 0 for padding."""
     wanted = [s.max_new_tokens if prompt else 0 for s, prompt in zip(sampling, prompts, strict=True)]
     room = context.runtime.config.max_position_embeddings - context.tokens
     return np.minimum(wanted, room).astype(np.int32)

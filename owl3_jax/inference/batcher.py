@@ -11,9 +11,10 @@ the first is answered. The latter compiles no more programs than there are sizes
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from owl3_jax.inference.answers import Answer
+from owl3_jax.inference.batched import batched
 from owl3_jax.inference.engine import Engine, prompt_size
 from owl3_jax.inference.memory import FAILURES, OutOfMemory
 from owl3_jax.inference.prompt_sizes import BatchSize, PromptSize, smallest_fit
@@ -21,9 +22,7 @@ from owl3_jax.inference.requests import Failure, Request
 from owl3_jax.inference.results import Record
 from owl3_jax.processing.processor import Prepared, Processor
 
-_BATCHES_PER_WINDOW = 8  # prompts that are sorted together; results are at most so many batches out of order
-
-Item = TypeVar("Item")
+_BATCHES_PER_WINDOW = 8  # batches whose prompts are sorted together; results are at most that far out of order
 
 
 class Ready(NamedTuple):
@@ -40,13 +39,13 @@ class Ready(NamedTuple):
 
 class _Batch(NamedTuple):
     members: list[Ready]
-    size: BatchSize | None = None  # that it is padded to
+    size: BatchSize | None = None  # what it is padded to
 
 
 def answer_requests(
     engine: Engine, processor: Processor, requests: Iterable[Request | Failure], batches: int | Sequence[BatchSize]
 ) -> Iterator[list[Record]]:
-    """The results of all requests, a batch at a time, with those of failures in between.
+    """The results of all requests, a batch at a time, with with the failures in between.
 
     Args:
         engine: answers the prompts.
@@ -76,19 +75,19 @@ def similar(ready: Sequence[Ready], rows: int) -> Iterator[list[Ready]]:
     """Batches of at most `rows` prompts that go together: the same `n` and `num_beams`, then the nearest sizes."""
     by_size = sorted(ready, key=lambda each: (each.answers, each.prompt.num_images, len(each.prompt.input_ids)))
     for _, group in itertools.groupby(by_size, key=lambda each: each.answers):
-        yield from _batched(group, rows)
+        yield from batched(group, rows)
 
 
 def _similar_batches(prepared: Iterable[Ready | Failure], rows: int) -> Iterator[_Batch | list[Failure]]:
     """Batches of similar prompts, window by window."""
-    for window in _batched(prepared, _BATCHES_PER_WINDOW * rows):
+    for window in batched(prepared, _BATCHES_PER_WINDOW * rows):
         if failures := [each for each in window if isinstance(each, Failure)]:
             yield failures
         yield from map(_Batch, similar([each for each in window if isinstance(each, Ready)], rows))
 
 
 def _batches_of_sizes(prepared: Iterable[Ready | Failure], sizes: Sequence[BatchSize]) -> Iterator[_Batch | list[Failure]]:
-    """Batches of the given sizes, each as soon as it is full; those that never are at the end."""
+    """Batches of the given sizes, each as soon as it is full; those that never fill up, at the end."""
     waiting: dict[tuple[BatchSize, tuple[int, int]], list[Ready]] = {}
     for each in prepared:
         if isinstance(each, Failure):
@@ -139,9 +138,3 @@ def _answer_record(answer: Answer) -> Record:
 
 def _error_record(failure: Failure) -> Record:
     return {"id": failure.id, "error": failure.error}
-
-
-def _batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
-    iterator = iter(items)
-    while group := list(itertools.islice(iterator, size)):
-        yield group

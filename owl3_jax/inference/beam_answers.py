@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Int32
 
 from owl3_jax.inference import beams, buckets
 from owl3_jax.inference.answers import Answer, Answers, make_answer, push_until_stop, token_limits
@@ -16,7 +17,7 @@ from owl3_jax.processing.tokenizer import ChatTokenizer
 
 
 class BeamAnswers:
-    """What `Answers` is, for `num_beams` > 1. Leaves the context as it is.
+    """The counterpart of `Answers` for `num_beams` > 1. Does not change the context.
 
     Stop strings cut the texts of the answers that were found; they end no beam.
     """
@@ -28,7 +29,7 @@ class BeamAnswers:
         sampling: Sequence[Sampling],
         tokenizer: ChatTokenizer,
     ) -> None:
-        """Takes what `Answers` does; `num_beams` is the same for all rows too."""
+        """Takes the arguments of `Answers`; `num_beams` is the same for all rows too."""
         self._context, self._prompts, self._sampling, self._tokenizer = context, prompts, sampling, tokenizer
 
     def stream(self) -> Iterator[list[str]]:
@@ -38,7 +39,8 @@ class BeamAnswers:
     def run(self) -> list[Answer]:
         """The `n` best answers to each prompt, best first."""
         found = self._search()
-        lengths, tokens = fetch(found.lengths), fetch(found.tokens)  # [B, W], [B, W, A]
+        lengths: Int32[np.ndarray, "B W"] = fetch(found.lengths)
+        tokens: Int32[np.ndarray, "B W A"] = fetch(found.tokens)
         logprobs = None if found.logprobs is None else fetch(found.logprobs)
         answers = []
         for row, beam in np.ndindex(len(tokens), self._sampling[0].n):
@@ -73,6 +75,6 @@ class BeamAnswers:
 def answers_to(
     context: Context, prompts: Sequence[Sequence[int]], sampling: Sequence[Sampling], tokenizer: ChatTokenizer
 ) -> Answers | BeamAnswers:
-    """Answers under way to the prompts that a context has read, by sampling or by beam search."""
+    """Answers in progress to the prompts that a context has read, by sampling or by beam search."""
     form = BeamAnswers if sampling[0].num_beams > 1 else Answers
     return form(context, prompts, sampling, tokenizer)

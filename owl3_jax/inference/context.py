@@ -5,18 +5,17 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int, Int32, Int64
 
 from owl3_jax.inference import buckets, programs
+from owl3_jax.inference.batched import batched
 from owl3_jax.inference.caches import append_text, empty_images, empty_text, grow_images, grow_text, image_bytes, text_bytes
 from owl3_jax.inference.choose import SamplingOps
 from owl3_jax.inference.memory import check_fits
-from owl3_jax.inference.runtime import Runtime, fetch
+from owl3_jax.inference.runtime import Runtime, View, fetch
 from owl3_jax.models.qwen2 import Images, Text, TextCache
-
-View = np.ndarray  # [S, S, 3] uint8, or float32 normalised to [-1, 1]
 
 
 class NewImages(NamedTuple):
@@ -37,10 +36,10 @@ class Context:
     runtime: Runtime
     images: Images
     text: TextCache
-    last: jax.Array  # [B, E], hidden state of each row's last position
+    last: Float[Array, "B E"]  # hidden state of each row's last position
     slots: int  # of the text cache that are written
-    tokens: np.ndarray  # [B], positions of each row
-    image_counts: np.ndarray  # [B]
+    tokens: Int64[np.ndarray, " B"]  # positions of each row
+    image_counts: Int64[np.ndarray, " B"]
 
     @classmethod
     def empty(
@@ -48,7 +47,7 @@ class Context:
     ) -> "Context":
         """Room for `rows` rows of at most `images` images and `tokens` positions, padding of prefill included.
 
-        Raises OutOfMemory when the caches would not fit, those of `samples` answers of `new_tokens` to each row included.
+        Raises OutOfMemory when the caches would not fit, including those of `samples` answers of `new_tokens` to each row.
         """
         config, compute = runtime.config, runtime.compute
         blocks, tokens = runtime.image_blocks(images), buckets.text_slots(tokens)
@@ -95,7 +94,7 @@ class Context:
 
         Raises ValueError when a row has fewer views than positions.
         """
-        for group in _batched(self._places(new), self.runtime.vision_batch_size):
+        for group in batched(self._places(new), self.runtime.vision_batch_size):
             size = self.runtime.encoder_batch(len(group))
             features = self.runtime.features([view for _, view in group], size)
             places = np.full((3, size), self.rows, np.int32)  # a row that does not exist: not stored
@@ -103,8 +102,8 @@ class Context:
             self._store(features, programs.Places(*places))
             advance(len(group))
 
-    def add_features(self, row: int, positions: Sequence[int], features: Iterable[jax.Array]) -> None:
-        """As `add_images`, for images that are encoded already: chunks of features [J, L, E]."""
+    def add_features(self, row: int, positions: Sequence[int], features: Iterable[Float[Array, "J L E"]]) -> None:
+        """As `add_images`, for images that are encoded already, in chunks."""
         rest = iter(positions)
         for chunk in features:
             slots = self.image_counts[row] + np.arange(len(chunk))
@@ -113,10 +112,9 @@ class Context:
             self.image_counts[row] += len(chunk)
 
     def add_text(self, new: Sequence[Sequence[int]], padded: int = 0) -> None:
-        """Prefills further tokens of every row (none for some rows, perhaps), chunk by chunk.
+        """Prefills further tokens of every row (possibly none for some rows), chunk by chunk.
 
-        The chunks are those of `padded` tokens, if these are more than the longest row has; what would be padding alone is
-        left out.
+        The chunks are those of `padded` tokens if the longest row has fewer; chunks that would be all padding are left out.
         """
         longest = max(map(len, new))
         start = 0
@@ -140,7 +138,7 @@ class Context:
     ) -> programs.Decoding:
         """The first tokens of the answers, with room for `capacity`; see `programs.begin`.
 
-        `prompts` are all tokens of each row, looked at for the repetition penalty.
+        `prompts` are all tokens of each row, read for the repetition penalty.
         """
         inputs = (self.last, self.tokens.astype(np.int32), seen_tokens(prompts, self.rows, ops), settings)
         state: programs.Decoding = self.runtime.run_model(programs.begin, *inputs, ops=ops, capacity=capacity)
@@ -153,8 +151,8 @@ class Context:
         further: programs.Decoding = self.runtime.run_model(programs.decode, *inputs, ops=ops, **sizes)
         return further
 
-    def absorb(self, state: programs.Decoding) -> np.ndarray:
-        """Makes answers, one to each row, part of the context; returns how many tokens of each [B]: the newest is not read.
+    def absorb(self, state: programs.Decoding) -> Int[np.ndarray, " B"]:
+        """Makes answers, one to each row, part of the context; returns how many tokens of each: the newest is not read.
 
         There must be room for all that `begin` made room for.
         """
@@ -176,7 +174,7 @@ class Context:
         self.images = self.images._replace(segment_ids=jnp.where(is_kept, self.images.segment_ids, 0))
         self.image_counts = np.minimum(self.image_counts, kept)
 
-    def _store(self, features: jax.Array, places: programs.Places) -> None:
+    def _store(self, features: Float[Array, "J L E"], places: programs.Places) -> None:
         """Writes images to the blocks that they belong to."""
         images, blocks = self.images, list(self.images.blocks)
         positions, segment_ids = self.runtime.run(programs.mark_images, images.positions, images.segment_ids, places)
@@ -196,8 +194,8 @@ class Context:
                 self.image_counts[row] += 1
 
 
-def seen_tokens(prompts: Sequence[Sequence[int]], rows: int, ops: SamplingOps) -> np.ndarray:
-    """The prompts' tokens for the repetition penalty: [B, T] int32, padded with -1; [B, 0] if there is no penalty."""
+def seen_tokens(prompts: Sequence[Sequence[int]], rows: int, ops: SamplingOps) -> Int32[np.ndarray, "B T"]:
+    """The prompts' tokens for the repetition penalty, padded with -1; T is 0 if there is no penalty."""
     if not ops.penalty:
         return np.zeros((rows, 0), np.int32)
     padded = np.full((rows, buckets.text_slots(max(map(len, prompts)))), -1, np.int32)
@@ -206,12 +204,7 @@ def seen_tokens(prompts: Sequence[Sequence[int]], rows: int, ops: SamplingOps) -
     return padded
 
 
-def _batched(items: Iterator, size: int) -> Iterator[list]:
-    while group := list(itertools.islice(items, size)):
-        yield group
-
-
-def _pad_text(ids: Sequence[Sequence[int]], positions: np.ndarray, length: int) -> Text:
+def _pad_text(ids: Sequence[Sequence[int]], positions: Int64[np.ndarray, " B"], length: int) -> Text:
     """The rows' next tokens as [B, `length`], padded on the right."""
     arrays = np.zeros((3, len(ids), length), np.int32)
     for row, tokens in enumerate(ids):

@@ -5,6 +5,7 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
+from jaxtyping import Float32
 
 from owl3_jax.batch import Batch
 from owl3_jax.inference import buckets, programs
@@ -52,7 +53,8 @@ class Engine:
         Raises:
             ValueError: a prompt has no token, or more than the model has positions; samplings differ in `n` or
                 `num_beams`; the prompts don't fit `size`.
-            OutOfMemory: the caches would not fit, and it says how much they need; or memory ran out on the way.
+            OutOfMemory: the caches would not fit, and the message says how much they need; or memory ran out
+                during the computation.
         """
         samplings = _for_each(sampling, len(prompts))
         if not prompts:
@@ -98,20 +100,20 @@ class Engine:
         return answers_to(context, ids, [*samplings, *samplings[:1] * padding], self._tokenizer)
 
     def _size(self, prompts: Sequence[Prompt], wanted: BatchSize | None) -> BatchSize:
-        """The size of the batch: the one that is wanted, or the nearest. Raises ValueError when the prompts don't fit."""
+        """The size of the batch: the one that was requested, or the nearest. Raises ValueError when the prompts don't fit."""
         row = functools.reduce(PromptSize.union, map(prompt_size, prompts))
         if wanted is None:
             return BatchSize(self.runtime.rows(len(prompts)), row)
         if len(prompts) > wanted.rows or not wanted.row.fits(row):
             needed = f"{len(prompts)} prompts of up to {row.tokens} tokens and {row.images} images"
             given = f"{wanted.rows} rows of {wanted.row.tokens} tokens and {wanted.row.images} images"
-            raise ValueError(f"{needed} do not fit into the batch size that was asked for, {given}")
+            raise ValueError(f"{needed} do not fit into the requested batch size, {given}")
         return wanted
 
 
 @contextlib.contextmanager
 def giving_memory_back(runtime: Runtime) -> Iterator[None]:
-    """As `explain_out_of_memory`; it also empties the feature cache, which may then hold features that were never computed."""
+    """As `explain_out_of_memory`; also empties the feature cache, which may then hold features that were never computed."""
     try:
         with explain_out_of_memory():
             yield
@@ -120,14 +122,14 @@ def giving_memory_back(runtime: Runtime) -> Iterator[None]:
         raise
 
 
-def forward(runtime: Runtime, prompt: Prompt) -> np.ndarray:
-    """Logits of the token after each position of one prompt: float32 [T, V]; all of it is computed at once, without caches."""
+def forward(runtime: Runtime, prompt: Prompt) -> Float32[np.ndarray, "T V"]:
+    """Logits of the token after each position of one prompt; all of it is computed at once, without caches."""
     T, I, side = len(prompt.input_ids), len(prompt.image_starts), runtime.config.vision.image_size
     pixels = np.stack(list(new_images(0, prompt).views)) if I else np.zeros((0, side, side, 3), np.uint8)
     ids = lambda values: np.asarray(values, np.int32)[None]
     batch = Batch(ids(prompt.input_ids), ids(range(T)), ids([1] * T), pixels[None], ids(prompt.image_starts), ids([1] * I))
     with explain_out_of_memory("use fewer images, or a mesh with more devices; `Engine` reads images a few at a time"):
-        logits: np.ndarray = fetch(runtime.run_model(programs.logits, batch, positions=T))
+        logits: Float32[np.ndarray, "1 T V"] = fetch(runtime.run_model(programs.logits, batch, positions=T))
     return logits[0]
 
 
@@ -155,13 +157,13 @@ def check_length(tokens: int, runtime: Runtime, name: str) -> None:
 
 
 def check_one_answer(sampling: Sampling) -> None:
-    """Raises ValueError when several answers are asked for where one is streamed."""
+    """Raises ValueError when several answers are requested, since only one can be streamed."""
     if sampling.n > 1:
-        raise ValueError(f"one answer is streamed, got n {sampling.n}; ask Engine.generate for several")
+        raise ValueError(f"only one answer can be streamed, got n {sampling.n}; use Engine.generate for several")
 
 
 def room_for_answer(runtime: Runtime, ids: Sequence[int], sampling: Sampling) -> int:
-    """Tokens that an answer can have at most: what is asked for, and the model has positions for."""
+    """Most tokens that an answer can have: as many as are requested and the model has positions for."""
     return min(sampling.max_new_tokens, runtime.config.max_position_embeddings - len(ids))
 
 

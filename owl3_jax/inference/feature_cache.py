@@ -1,15 +1,16 @@
-"""Features of images that were seen before, by content: an image that is repeated is not encoded again."""
+"""Features of images seen before, by content: a repeated image is not encoded again."""
 
 import hashlib
 from collections import OrderedDict
 
 import numpy as np
+from jaxtyping import Shaped
 
 from owl3_jax.batch import AnyArray
 from owl3_jax.config import ConfigError
 
 
-def key_of(pixels: np.ndarray) -> bytes:
+def key_of(pixels: Shaped[np.ndarray, "height width 3"]) -> bytes:
     """A hash of an image's pixels, their shape and their dtype."""
     digest = hashlib.blake2b(f"{pixels.dtype.str} {pixels.shape}".encode(), digest_size=32)
     digest.update(np.ascontiguousarray(pixels).data)
@@ -27,10 +28,10 @@ class FeatureCache:
         self.misses = 0
         self.bytes = 0
         self.max_bytes = max_bytes
-        self._arrays: OrderedDict[bytes, AnyArray] = OrderedDict()  # the last asked for at the end
+        self._arrays: OrderedDict[bytes, AnyArray] = OrderedDict()  # most recently used last
 
     def __len__(self) -> int:
-        """Arrays that are kept."""
+        """The number of arrays that are kept."""
         return len(self._arrays)
 
     def get(self, key: bytes) -> AnyArray | None:

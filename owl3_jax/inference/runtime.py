@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
+from jaxtyping import Array, Float, Float32, Shaped, UInt8
 
 from owl3_jax.batch import AnyArray
 from owl3_jax.config import ComputeConfig, ModelConfig
@@ -23,6 +24,8 @@ from owl3_jax.params import Params
 from owl3_jax.sharding import devices_along, rows_divisor, use_mesh
 
 R = TypeVar("R")
+
+View = UInt8[np.ndarray, "S S 3"] | Float32[np.ndarray, "S S 3"]  # float32 ones are normalised to [-1, 1]
 
 # Bytes of one step of image attention: scores, and the keys and values copied for them. On a CPU they should fit its caches.
 _CHUNK_BYTES = {"cpu": 8 * 2**20}
@@ -82,8 +85,8 @@ class Runtime:
         model = _model(self.config, self.compute, self._images_per_chunk(positions, rows))
         return self.run(functools.partial(program, model, self.params, **options), *arguments)
 
-    def features(self, views: Sequence[np.ndarray], size: int) -> jax.Array:
-        """Image features [J, L, E] of `views`, padded to J = `size`; images seen before come from the feature cache."""
+    def features(self, views: Sequence[View], size: int) -> Float[Array, "J L E"]:
+        """Image features of `views`, padded to J = `size`; images seen before come from the feature cache."""
         cache = self.feature_cache
         if not cache.max_bytes:
             return self._encode(views, size)
@@ -98,10 +101,10 @@ class Runtime:
             cache.put(key, found[key])
         return jnp.stack([found[key] for key in keys] + [found[keys[0]]] * (size - len(views)))
 
-    def _encode(self, views: Sequence[np.ndarray], size: int) -> jax.Array:
+    def _encode(self, views: Sequence[View], size: int) -> Float[Array, "J L E"]:
         pixels = np.zeros((size, *views[0].shape), views[0].dtype)
         pixels[: len(views)] = views
-        features: jax.Array = self.run_model(programs.encode, pixels)
+        features: Float[Array, "J L E"] = self.run_model(programs.encode, pixels)
         return features
 
     def _images_per_chunk(self, positions: int, rows: int) -> int:
@@ -121,7 +124,7 @@ class Runtime:
         return spread * 2 ** int(math.log2(max(1, _BLOCK_BYTES * layers // image_bytes(self.config, self.compute, 1, spread))))
 
 
-def fetch(array: jax.Array) -> np.ndarray:
+def fetch(array: Shaped[Array, "*dims"]) -> Shaped[np.ndarray, "*dims"]:
     """The whole array on this host. One that is spread over the devices of several hosts has to be fetched by all of them."""
     return np.asarray(array) if array.is_fully_addressable else multihost_utils.process_allgather(array, tiled=True)
 
