@@ -41,11 +41,11 @@ class Inference:
     """Measures vision tower, prefill and decoding."""
 
     size: Literal["1b", "2b", "7b", "7b-joint"] = "1b"
-    images: tuple[int, ...] = (1, 8, 64, 256, 1024)  # of the prompt
+    images: tuple[int, ...] = (1, 8, 64, 256, 1024)  # images in the prompt
     against_torch: bool = False  # run PyTorch in turn with ours
-    torch_images: int = 256  # the most images that PyTorch gets
+    torch_images: int = 256  # most images that PyTorch runs on
     torch_gqa: bool = False  # let PyTorch share keys among query heads, which the official code does not
-    repeats: int = 5  # runs, of which the median counts
+    repeats: int = 5  # runs, of which the median is reported
     batch: int = 8  # prompts of one image that are decoded together
     vision_batch_size: int = 1  # images that the vision tower takes at once
     dtype: DType = "float32"

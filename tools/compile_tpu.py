@@ -1,4 +1,4 @@
-"""Compiles a run for TPUs that are not there, and reports what it needs of each chip. The same as `owl3 compile`.
+"""Compiles a run for TPUs that you do not have, and reports what it needs of each chip. The same as `owl3 compile`.
 
 python tools/compile_tpu.py --config configs/stage3.py:7b-240728 --topology v5e:16x16
 """

@@ -26,7 +26,7 @@ class Flags:
     """Compares hyper attention with image tokens in the text, by memory and operations."""
 
     topology: str = "v5p:1x1x1"
-    images: tuple[int, ...] = (1, 4, 16, 64, 256, 1024, 4096)  # of the prompt
+    images: tuple[int, ...] = (1, 4, 16, 64, 256, 1024, 4096)  # images in the prompt
     out: Path | None = None  # where to write the numbers as JSON
     plot: Path | None = None  # where to draw them
 

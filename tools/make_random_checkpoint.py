@@ -30,7 +30,7 @@ from owl3_jax.released import NAMED_SIZES, Size
 class Flags:
     """Makes a checkpoint with random weights."""
 
-    size: Size  # whose shapes it has
+    size: Size  # the released checkpoint whose shapes it has
     to: Path  # a new directory
     dtype: DType = "bfloat16"
     seed: int = 0

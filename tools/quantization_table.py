@@ -13,7 +13,7 @@ token of the answers its distribution of the next one is compared: KL divergence
 how often both have the same likeliest token. `answers` counts the answers that are the same when the variant decodes by itself.
 `weights` is the size of the parameters, `image` that of the caches of one image.
 
-A line of requests.jsonl is as `owl3 generate` reads it. Without `--jsonl` the prompts are questions about held-out
+A line of requests.jsonl has the form that `owl3 generate` reads. Without `--jsonl` the prompts are questions about held-out
 handwritten digits, for a checkpoint that was trained on them. docs/inference.md shows the output.
 """
 
@@ -57,13 +57,13 @@ VARIANTS: dict[Variant, dict[str, Any]] = {  # options of `from_pretrained`
 class Flags:
     """Compares logits with int8 weights and caches to those of float32."""
 
-    checkpoint: Path  # official, converted or a training run's
-    variants: tuple[Variant, ...] = tuple(VARIANTS)  # int8 of what, or bfloat16 instead of float32
-    jsonl: Path | None = None  # prompts, one a line
-    questions: int = 64  # about digits, without --jsonl
-    images: int = 8  # of each question
-    max_new_tokens: int = 16  # compared of each answer
-    seed: int = 0  # of the questions
+    checkpoint: Path  # official, converted or training run's directory
+    variants: tuple[Variant, ...] = tuple(VARIANTS)  # what is int8, or bfloat16 instead of float32
+    jsonl: Path | None = None  # prompts, one per line
+    questions: int = 64  # questions about digits, without --jsonl
+    images: int = 8  # images in each question
+    max_new_tokens: int = 16  # most tokens of each answer that are compared
+    seed: int = 0  # random seed of the questions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +93,7 @@ def main() -> None:
 def read_prompts(flags: Flags, processor: Processor) -> Iterator[Prepared]:
     """The prompts of the command line.
 
-    Raises ValueError for a line that is no request.
+    Raises ValueError for a line that is not a request.
     """
     if flags.jsonl is None:
         yield from digit_prompts(flags, processor)

@@ -24,7 +24,7 @@ COMPUTE = ComputeConfig(vocab_multiple=128)  # as in configs/stage1.py to stage3
 
 
 def main() -> None:
-    """Writes all tables in place of those that are there."""
+    """Replaces all tables."""
     jax.config.update("jax_platforms", "cpu")  # nothing is computed
     for file in DIRECTORY.glob("*.txt"):
         file.unlink()

@@ -2,9 +2,9 @@
 
     python tools/tpu_tables.py
 
-Numbers go to docs/benchmarks/tpu.json, one report of `tools/compile_tpu.py` for each program; then the tables between the
+Numbers go to docs/benchmarks/tpu.json, one report of `owl3 compile` for each program; then the tables between the
 markers of docs/tpu.md are written from there. Programs already in the file are not compiled again. All of them take an hour on
-two cores; `--only "stage 1, 7b"` or `--only "400 images"` compiles a part, even if it is there.
+two cores; `--only "stage 1, 7b"` or `--only "400 images"` compiles a part, again if it is there already.
 """
 
 import dataclasses
@@ -80,7 +80,7 @@ PROMPTS = tuple(
 class Flags:
     """Compiles what is missing in the tables of docs/tpu.md, and writes them."""
 
-    only: str = ""  # compile only the programs with this in their name, even if they are there already
+    only: str = ""  # compile only programs with this in their name, again if they are in the file already
     reports: Path = ROOT / "docs/benchmarks/tpu.json"
     page: Path = ROOT / "docs/tpu.md"
 

@@ -1,4 +1,4 @@
-"""Below what no time can go on this machine: bytes that must be read, products that must be made."""
+"""Lower bounds on time on this machine: bytes that must be read, products that must be computed."""
 
 import math
 

@@ -11,7 +11,7 @@ from .sides import Ours, Torch
 _DECODED = 8  # tokens of one timed call of ours
 _DECODED_BY_TORCH = 2  # its time a token does not depend on how many there are
 _MOST_IMAGES_READ_AGAIN = 256
-_MOST_IMAGES_ENCODED = 64  # for more, the vision tower does the same batch yet more often
+_MOST_IMAGES_ENCODED = 64  # for more, the vision tower only repeats the same batch
 
 
 @dataclasses.dataclass
@@ -23,7 +23,7 @@ class Times:
     decode: list[float] = dataclasses.field(default_factory=list)  # a token
 
     def medians(self) -> dict[str, float]:
-        """Of those that were measured."""
+        """Medians of the phases that were measured."""
         return {name: statistics.median(runs) for name, runs in vars(self).items() if runs}
 
 
@@ -48,7 +48,7 @@ class Measurement:
 
 
 def most_tokens(repeats: int) -> int:
-    """That a prompt is decoded by, if it is read once for all rounds."""
+    """Tokens that are decoded after a prompt that is read once for all rounds."""
     return 2 + _DECODED * (repeats + 1)
 
 
