@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         right += text == prompt.question.expected
         print(f"{show(prompt)}\n{prompt.question.text}  {text}\n", flush=True)
     print(
-        f"{right} of {flags.questions} right, {time.monotonic() - began:.0f} s including loading and compiling. On your own digit:"
+        f"{right} of {flags.questions} right, {time.monotonic() - began:.0f} s with loading and compiling. For your own digit:"
     )
     print('owl3 generate --checkpoint digits --image FILE --prompt "Which digit is red?"')
 

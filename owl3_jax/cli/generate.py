@@ -140,9 +140,7 @@ def answer_file(jsonl: Path, out: Path, flags: Flags, sampling: Sampling) -> Non
             )
             sys.exit(130)
     if failed := results.failures(requests):
-        sys.exit(
-            f"error: {failed} of {len(requests)} requests failed, see {out}; delete their lines there to try them again"
-        )
+        sys.exit(f"error: {failed} of {len(requests)} requests failed, see {out}; delete their lines there to try them again")
 
 
 def _requests_bar(total: int, done: int) -> Progress:

@@ -49,7 +49,7 @@ def test_a_conversation_by_standard_input(place, owl, tmp_path):
         "flower with blank.png: 640 x 427",
         answers[0],
         "error: cannot read image missing.jpg: [Errno 2] No such file or directory: 'missing.jpg'",
-        "error: no command /nope; /help lists them",
+        "error: unknown command /nope; /help lists all",
         answers[1],
         f"4 messages in {tmp_path}/a.json",
         "a new conversation",
@@ -113,7 +113,7 @@ def test_failures_leave_the_conversation_as_it_was(owl, place, tmp_path, capsys)
     assert [line.startswith("error: ") for line in printed] == [False] + [True] * 7
     assert "write ./~ for a file" in printed[5]
     assert "torn.mp4" in printed[1] and printed[2:4] == ["error: /save takes a path", "error: /quit takes no argument"]
-    assert last.endswith("; the question is forgotten, with what was attached to it")
+    assert last.endswith("; the question and its attachments were dropped")
     conversation.take(QUESTION)
     assert capsys.readouterr().out.strip() == owl.session().ask(QUESTION, sampling=SAMPLING).strip()
 
@@ -147,9 +147,7 @@ def test_control_c_while_images_are_read_forgets_the_question(owl, place, monkey
     with monkeypatch.context() as patch:
         patch.setattr(type(owl.runtime), "run_model", press_and_store)
         conversation.take(QUESTION)
-    assert (
-        capsys.readouterr().out.splitlines()[-1].startswith("error: stopped while images were read; the question is forgotten")
-    )
+    assert capsys.readouterr().out.splitlines()[-1].startswith("error: stopped while images were read; the question and its")
     conversation.take(QUESTION)
     assert capsys.readouterr().out.strip() == owl.session().ask(QUESTION, sampling=SAMPLING).strip()
     assert not conversation.is_over

@@ -24,7 +24,13 @@ def test_it_lists_the_subcommands(argv, capsys):
 def test_an_unknown_subcommand_exits_with_2_and_the_nearest_name(name, nearest, capsys):
     with pytest.raises(SystemExit, match="2"):
         main([name])
-    assert f"no subcommand '{name}'; the nearest is '{nearest}'" in capsys.readouterr().err
+    assert f"unknown subcommand '{name}'; did you mean '{nearest}'?" in capsys.readouterr().err
+
+
+def test_a_subcommand_that_is_like_no_other_lists_all(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["zzz"])
+    assert f"unknown subcommand 'zzz'; known subcommands: {', '.join(SUBCOMMANDS)}" in capsys.readouterr().err
 
 
 def test_it_passes_arguments_on(monkeypatch):

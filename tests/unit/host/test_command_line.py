@@ -138,15 +138,16 @@ def test_a_wrong_config_file_is_an_error(tmp_path: Path, capsys: pytest.CaptureF
     assert "Traceback" not in printed
 
 
-def test_a_missing_config_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"no config file .*absent\.py"):
-        load_config(tmp_path / "absent.py")
+@pytest.mark.parametrize("argument", ["", ":7b-240728"])
+def test_a_missing_config_file_is_named_without_its_argument(tmp_path: Path, argument: str) -> None:
+    with pytest.raises(ConfigError, match=r"no config file .*absent\.py: configs are given by path and do not ship"):
+        load_config(f"{tmp_path / 'absent.py'}{argument}")
 
 
 def test_a_file_that_is_no_python_is_named(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     path.write_text("{}")
-    with pytest.raises(ConfigError, match=r"config\.json is no Python file"):
+    with pytest.raises(ConfigError, match=r"config\.json is not a Python file"):
         load_config(path)
 
 
@@ -205,4 +206,4 @@ def test_help_says_where_configs_come_from(capsys) -> None:
     with pytest.raises(SystemExit, match="0"):
         parse(Flags, ["--help"])
     printed = " ".join(capsys.readouterr().out.replace("│", " ").split())
-    assert "--config PATH[:ARGUMENT]" in printed and "none are installed with the package" in printed
+    assert "--config PATH[:ARGUMENT]" in printed and "do not ship with the package" in printed
