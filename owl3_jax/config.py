@@ -162,7 +162,7 @@ class ComputeConfig:
     scan_layers: bool = True  # the decoder as one scan over stacked parameters, or written out
     attention: AttentionBackend = "auto"  # auto: the splash kernel on TPU, cuDNN for images on GPU; pallas: splash anywhere
     images_per_chunk: int = 16  # images whose attention scores are in memory at the same time
-    weight_dtype: Literal["int8"] | None = None  # of matrices, for inference (`owl3_jax.inference.quantize`); None: param_dtype
+    weight_dtype: Literal["int8"] | None = None  # of matrices in inference (`owl3_jax.inference.quantize`); None: param_dtype
     cache_dtype: Literal["int8"] | None = None  # of keys and values that inference keeps; None: dtype
 
     def __post_init__(self) -> None:
@@ -205,7 +205,7 @@ class ProcessorConfig:
     style: ChatStyle = "chatml"  # plain: no roles and no system turn
     media_style: MediaStyle = "words"  # what crops and videos become in the text
     crop: bool = False  # whether images are seen in crops too
-    max_frames: int = 16  # of a video
+    max_frames: int = 16  # most frames of a video
     frame_rule: FrameRule = "per_second"  # which frames of a video: about one a second, or the middles of equal parts
 
     def __post_init__(self) -> None:
@@ -222,10 +222,10 @@ class DataConfig:
 
     dataset: str = "digits"
     data_dir: str = "data"  # where data sets are prepared
-    rows: int = 16  # over all hosts
+    rows: int = 16  # rows of a batch, over all hosts
     tokens_per_row: int = 512
     images_per_row: int = 12
-    pack: bool = True  # several samples a row; otherwise one, padded
+    pack: bool = True  # several samples per row; otherwise one, padded
     prefetch: int = 4  # batches prepared ahead
     seed: int = 0
 
@@ -257,9 +257,9 @@ class TrainConfig:
     """Length of a run, and what it trains, logs and saves."""
 
     steps: int = 1000
-    seed: int = 0  # parameters and augmentation
+    seed: int = 0  # random seed of parameters and augmentation
     trained: tuple[str, ...] = (".*",)  # regexes of parameter paths, each of the whole path; all others are frozen
-    frozen_dtype: DType = "bfloat16"  # of frozen parameters
+    frozen_dtype: DType = "bfloat16"  # dtype of frozen parameters
     microbatches: int = 1  # parts of a batch that are computed one after the other
     loss_chunk: int = 512  # most text positions of a row whose logits are in memory at the same time
     shift_pixels: int = 0  # augmentation: each image moves by at most this many pixels
@@ -278,7 +278,7 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
-    """What `eval.py` asks of held-out images."""
+    """What `owl3 eval` asks about held-out images."""
 
     questions: int = 256  # per number of images, exact match
     exact_match_images: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -288,9 +288,9 @@ class EvalConfig:
     max_new_tokens: int = 8
     images_per_batch: int = 256  # bounds the memory of one generation batch
     batch_shapes: int = 5  # most shapes of batches; each is compiled once
-    samples_shown: int = 8  # on the contact sheet
+    samples_shown: int = 8  # questions on the contact sheet
     seed: int = 0
-    tasks: tuple[str, ...] = ("exact_match", "distractor_resistance")  # names in owl3_jax.evaluation.tasks
+    tasks: tuple[str, ...] = ("exact_match", "distractor_resistance")  # names of tasks, see owl3_jax.evaluation.tasks
 
     def __post_init__(self) -> None:
         _require(bool(self.tasks), "eval.tasks is empty: name at least one task")

@@ -5,10 +5,10 @@
     7b-240728   mPLUG-Owl3-7B-240728   Qwen2-7B
     7b-241101   mPLUG-Owl3-7B-241101   Qwen2-7B
 
-All of them see through SigLIP so400m-patch14-384. Numbers are those of each checkpoint's config.json, except for the 2B, whose
-numbers are inferred: widths, depth and heads from Qwen2-1.5B, the tied head from the published file size of 3.95 GB, the rest
-from the 1B. Its four hyper layers are not published; the entry has those of 7B-240728. The form of hyper attention is the one
-that a checkpoint's tensor names imply. Loading a checkpoint uses its own config.json, never this table.
+The vision encoder of each is SigLIP so400m-patch14-384. Numbers are those of the checkpoint's config.json, except for the 2B,
+whose numbers are inferred: widths, depth and heads from Qwen2-1.5B, the tied head from the published file size of 3.95 GB, the
+rest from the 1B. Its four hyper layers are not published; the entry has those of 7B-240728. The form of hyper attention is the
+one that a checkpoint's tensor names imply. Loading a checkpoint uses its own config.json, never this table.
 """
 
 import dataclasses

@@ -55,7 +55,7 @@ class BlockInputs(NamedTuple):
 
 
 class OutputGradient(NamedTuple):
-    """What the backward pass knows of the output. The log-sum-exp may cover more keys than those at hand.
+    """What the backward pass knows of the output. The log-sum-exp may cover more keys than those passed in.
 
     The score of key c gets weight_c * (d_out . v_c + shift), where shift = d_lse - d_out . out.
     """

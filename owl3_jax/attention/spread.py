@@ -2,7 +2,7 @@
 
 If positions are split, every device has all keys (text over itself). If keys are split, every device has all positions, and the
 parts are merged by their log-sum-exp (text over images: no device ever gathers the images of the others). The compiler can't
-split kernels, so this is written out, forward and backward, with each collective in sight.
+split kernels, so this is written out, forward and backward, with explicit collectives.
 """
 
 from typing import NamedTuple

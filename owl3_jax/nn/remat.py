@@ -49,5 +49,5 @@ def attended(x: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
 
 
 def rematerialized(block: type[nn.Module], remat: Remat) -> type[nn.Module]:
-    """The block's class, its backward pass as `remat` says; to be scanned."""
+    """The block's class with the remat policy applied, to be scanned."""
     return block if remat == "none" else nn.remat(block, policy=_POLICIES[remat], prevent_cse=False)

@@ -1,4 +1,4 @@
-"""What `owl3 compile` is made of: compiling the real programs for TPUs that are not there, and reading the result.
+"""What `owl3 compile` is made of: compiling the real programs for TPUs that are not present, and reading the result.
 
 chips, topology       what to compile for
 programs              what to compile: the train step and the programs that answer a prompt, on abstract arguments

@@ -24,7 +24,7 @@ _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}
 _SIZE = r"([\d.]+)([KMGT]?)"
 
 
-Say = Callable[[str], None]  # takes a line on what is being done
+Say = Callable[[str], None]  # takes a line that says what is being done
 
 
 def _say_nothing(line: str) -> None:

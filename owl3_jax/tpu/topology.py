@@ -1,4 +1,4 @@
-"""Devices of a TPU that is not there, to compile for."""
+"""Devices of a TPU that this machine does not have, to compile for."""
 
 import importlib.util
 import os
@@ -68,10 +68,10 @@ def get_topology(name: str, slices: int = 1) -> Topology:
     try:
         devices = topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices
     except jax.errors.JaxRuntimeError as error:
-        raise TopologyError(f"libtpu knows no topology {name!r} ({error}): {_known_forms()}") from error
+        raise TopologyError(f"libtpu does not know the topology {name!r} ({error}): {_known_forms()}") from error
     return Topology(name, slices, chip, tuple(devices))
 
 
 def _known_forms() -> str:
     examples = ", ".join(chip.topology for chip in CHIPS.values())
-    return f"known are GENERATION:AxB (v5e, v6e) and GENERATION:AxBxC (v4, v5p, tpu7x), 1x1 or multiples of 2x2, as {examples}"
+    return f"use GENERATION:AxB (v5e, v6e) or GENERATION:AxBxC (v4, v5p, tpu7x), 1x1 or multiples of 2x2, e.g. {examples}"

@@ -8,7 +8,7 @@
 A checkpoint is written under a temporary name, in the background, and renamed once all of it is on disk: a process
 killed or a disk filled during a save leaves the one before as it was, and only complete checkpoints are ever seen.
 
-Of orbax's two interfaces this uses CheckpointManager with `args.Composite`, because grain's handlers speak it and
+Of orbax's two interfaces this uses CheckpointManager with `args.Composite`, because grain's handlers use it and
 the newer one is still called experimental.
 """
 
@@ -40,7 +40,7 @@ class SavedRunError(RuntimeError):
 class Checkpoints:
     """The checkpoints of one training run, to save and to resume from.
 
-    A context manager: leaving it waits for a save under way.
+    A context manager: leaving it waits for a save in progress.
     """
 
     def __init__(self, workdir: Path, config: Config) -> None:
@@ -104,7 +104,7 @@ class Checkpoints:
             self._manager.wait_until_finished()
 
     def restore(self, step: int, abstract: TrainState, iterator: grain.DatasetIterator) -> TrainState:
-        """The saved state, each array straight in the sharding of its place in `abstract`; sets `iterator` back too."""
+        """The saved state, each array straight in the sharding of its place in `abstract`; restores `iterator` too."""
         items = _restore(
             self._manager,
             step,

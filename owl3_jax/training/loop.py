@@ -64,7 +64,7 @@ class _Run(NamedTuple):
 
 
 class _Taken(NamedTuple):
-    """A step that was sent to the device, and may not be done yet."""
+    """A step that was sent to the device and may still be running."""
 
     step: int
     batch: Batch
@@ -76,7 +76,7 @@ def train(config: Config, workdir: Path, compiled: Path | None = None) -> TrainS
 
     A run starts in this order:
       1. The mesh is made.
-      2. The last complete checkpoint is looked for. One of another model or other data ends the run here, before
+      2. The last complete checkpoint is looked for. If it is of another model or other data, the run ends here, before
          anything is written.
       3. The data set is built if it is missing, and the iterator over this process's rows is made.
       4. config.json, processor.json, tokenizer.json and sharding.txt are written.

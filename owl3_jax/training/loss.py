@@ -21,7 +21,7 @@ from owl3_jax.sharding import constrain, devices_along
 
 
 class Targets(NamedTuple):
-    """What positions predict; of all chunks, or without `n` of one."""
+    """What positions predict; of all chunks, or of one (then without the dim `n`)."""
 
     tokens: Int[Array, "n r b s t"]
     weights: Float[Array, "n r b s t"]

@@ -80,7 +80,7 @@ class MetricsFiles:
         self._events.close()
 
     def write(self, step: int, values: Values) -> None:
-        """Appends one report, at once readable by others."""
+        """Appends one report, which others can read at once."""
         self._lines.write(json.dumps({"step": step, **values}) + "\n")
         self._lines.flush()
         for name, value in values.items():
@@ -89,7 +89,7 @@ class MetricsFiles:
 
 
 def _drop_lines_after(path: Path, step: int) -> None:
-    """Also drops a last line that a killed process did not finish."""
+    """Also drops an incomplete last line, as a killed process leaves it."""
     if not path.exists():
         return
     whole = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]

@@ -1,4 +1,4 @@
-"""The processor of a run: made from its config, and saved beside the model that learns from it."""
+"""The processor of a run: made from its config, and saved with the model."""
 
 from pathlib import Path
 

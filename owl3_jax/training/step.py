@@ -60,7 +60,7 @@ class TrainState:
     step: AnyArray  # int32 scalar: steps done
     params: Params  # all of them, the frozen ones in train.frozen_dtype
     opt_state: optax.OptState  # of the trained parameters
-    rng: AnyArray  # key; folded with the step, it moves the images of each batch
+    rng: AnyArray  # random key; folded with the step, it chooses the shifts of each batch's images
 
 
 def example_batch(config: Config) -> Batch:

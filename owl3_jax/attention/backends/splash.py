@@ -1,8 +1,8 @@
 """Attention over one block of keys by JAX's own splash kernels for TPUs, forward and backward.
 
-Splash's public function has no gradient through the log-sum-exp, which merging needs, and wants its mask while tracing; so the
-kernels behind it are called one by one (`owl3_jax.private_jax`), each with the blocks of `splash_blocks`. The tests compare
-them with `owl3_jax.attention.backends.xla`.
+Splash's public function has no gradient through the log-sum-exp, which merging needs, and wants its mask while tracing; so its
+kernels are called one by one (`owl3_jax.private_jax`), each with the blocks of `splash_blocks`. The tests compare them
+with `owl3_jax.attention.backends.xla`.
 """
 
 import contextlib

@@ -64,8 +64,8 @@ def test_a_program_that_does_not_fit_exits_with_3(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--topology", "v7x:2x2x1"], "unknown topology 'v7x:2x2x1': known are GENERATION:AxB"),
-        (["--topology", "v5e:3x3"], "libtpu knows no topology 'v5e:3x3'"),
+        (["--topology", "v7x:2x2x1"], "unknown topology 'v7x:2x2x1': use GENERATION:AxB"),
+        (["--topology", "v5e:3x3"], "libtpu does not know the topology 'v5e:3x3'"),
         (["--topology", "v5e:2x2", "--config.mesh.fsdp=3"], "needs 3 devices, there are 4"),
         (["--topology", "v5e:2x2", "--program", "decode", "--save", "step"], "--save is for the train step"),
         (["--topology", "v5e:2x2", "--search", "--save", "step"], "leave out --save and --program"),
