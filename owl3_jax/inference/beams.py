@@ -41,13 +41,13 @@ class Hypotheses(NamedTuple):
 
     @classmethod
     def none(cls, rows: int, beams: int, capacity: int, logprobs: bool) -> "Hypotheses":
-        """Room for them."""
+        """Empty places for `beams` answers of `capacity` tokens to each of `rows` prompts."""
         tokens = jnp.zeros((rows, beams, capacity), jnp.int32)
         scores = jnp.full((rows, beams), _NEVER, jnp.float32)
         return cls(tokens, tokens.astype(jnp.float32) if logprobs else None, scores, jnp.zeros((rows, beams), jnp.int32))
 
     def pick(self, index: Int[Array, "B W2"]) -> "Hypotheses":
-        """Those at `index` of each row."""
+        """The answers at `index` of each row."""
         return jax.tree.map(lambda x: _pick(x, index), self)
 
 
@@ -94,7 +94,7 @@ def search(
     beams: int,
     capacity: int,
 ) -> Hypotheses:
-    """The W = `beams` best answers to each prompt, with room for A = `capacity` tokens; what it reads stays as it is.
+    """The W = `beams` best answers to each prompt, with room for A = `capacity` tokens; the inputs are not changed.
 
     Args:
         last: hidden state of each prompt's last position.
@@ -166,7 +166,7 @@ def _candidates(
 def _collect(
     state: _Search, candidates: Hypotheses, ended: Bool[Array, "B W2"], length_penalty: Float[Array, " B"]
 ) -> Hypotheses:
-    """The W best finished ones, those among the W best candidates that have ended included."""
+    """The W best finished answers, including those of the W best candidates that have ended."""
     W, length = state.finished.scores.shape[1], state.written + 1
     ended = ended & (jnp.arange(ended.shape[1]) < W)
     scores = candidates.scores / _length_divisor(length, length_penalty)[:, None]

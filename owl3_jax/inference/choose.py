@@ -1,4 +1,4 @@
-"""The next token of each row: pure and jittable. Rows may differ in their settings; the order of steps is transformers'."""
+"""The next token of each row: pure and jittable. Rows may differ in their settings; the steps are in transformers' order."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, UInt
 
 from owl3_jax.inference.sampling import Sampling
 
-_INFINITY = 0x7F800000  # the bits of float32's
+_INFINITY = 0x7F800000  # the bits of float32's infinity
 
 
 class SamplingRows(NamedTuple):
@@ -72,7 +72,7 @@ def choose(
         seen: tokens of the prompt and the answer so far (`mark_seen`); needed if `ops.penalty`.
         step: tokens of the answer so far.
         stop_ids: tokens that end an answer.
-        rows: the settings of each row. Rows of temperature 0 take the most likely token, the lowest of equals.
+        rows: the settings of each row. Rows of temperature 0 take the most likely token, the lowest id of a tie.
         ops: static, and at least `SamplingOps.of` of all rows.
 
     Returns:
@@ -135,7 +135,7 @@ def mark_seen(seen: Bool[Array, "R V"], tokens: Int[Array, "R T"], valid: Bool[A
 
 
 def _row_key(seed: UInt[Array, ""], sample: Int[Array, ""]) -> Key[Array, ""]:
-    # Of jax's generators the one whose numbers do not change when rows are batched by vmap.
+    # The one of jax's generators whose numbers do not change when rows are batched by vmap.
     return jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), sample)
 
 
@@ -157,5 +157,5 @@ def _lowest_kept(scores: Float[Array, "R V"], weights: Float[Array, "R V"], boun
 
 
 def _float_at(place: Int[Array, " R"]) -> Float[Array, " R"]:
-    """The float32 at a place in the order of all of them, 0.0 being at 0 and -inf at `-_INFINITY - 1`."""
+    """The float32 at a place in the sorted sequence of all of them: 0.0 is at 0, -inf at `-_INFINITY - 1`."""
     return jax.lax.bitcast_convert_type(jnp.where(place < 0, place ^ 0x7FFFFFFF, place), jnp.float32)

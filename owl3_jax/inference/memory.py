@@ -1,4 +1,4 @@
-"""Checks that an allocation fits before it is made, and explains what to do if memory runs out all the same."""
+"""Checks that an allocation fits before it is made, and explains what to do if memory runs out anyway."""
 
 import contextlib
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ class OutOfMemory(RuntimeError):
     """More memory is needed than there is; the message says how much, for what, and what to do."""
 
 
-FAILURES = (ValueError, OSError, OutOfMemory)  # what a prompt, a file or a checkpoint can be at fault for
+FAILURES = (ValueError, OSError, OutOfMemory)  # errors that a prompt, a file or a checkpoint can cause
 
 
 def check_fits(needed: int, what: str, devices: int = 1) -> None:

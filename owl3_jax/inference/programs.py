@@ -26,7 +26,7 @@ from owl3_jax.params import Params
 
 
 class Places(NamedTuple):
-    """Where images are stored. A row number that the cache does not have marks padding, which is not stored."""
+    """Where images are stored. A row number outside the cache marks padding, which is not stored."""
 
     rows: AnyArray  # [J] int32
     slots: AnyArray  # [J] int32

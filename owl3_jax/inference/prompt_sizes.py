@@ -23,7 +23,7 @@ class PromptSize(NamedTuple):
         return PromptSize(max(self.tokens, other.tokens), max(self.images, other.images))
 
     def positions(self, tokens_per_image: int) -> int:
-        """Positions of a row of this size: the measure of what it costs."""
+        """Positions of a row of this size: the measure of its cost."""
         return self.tokens + self.images * tokens_per_image
 
 
@@ -79,7 +79,7 @@ def _round_up(size: PromptSize) -> PromptSize:
 def _choose_rows(counts: Counter[PromptSize], limit: int, tokens_per_image: int) -> list[PromptSize]:
     """At most `limit` row sizes for prompts of the sizes that `counts` counts.
 
-    Greedy: starts from all sizes there are, then merges, again and again, the two whose union adds the fewest padded
+    Greedy: starts from all distinct sizes, then repeatedly merges the two whose union adds the fewest padded
     positions, over all prompts.
     """
     if limit < 1:

@@ -1,4 +1,4 @@
-"""Requests, and a JSON-lines file of them: {"id"?, "prompt" or "messages", "images"?, "videos"?, "sampling"?} a line."""
+"""Requests, and a JSON-lines file of them: {"id"?, "prompt" or "messages", "images"?, "videos"?, "sampling"?} per line."""
 
 import json
 from collections.abc import Sequence
@@ -33,12 +33,12 @@ class Failure(NamedTuple):
 
 
 def read_requests(path: Path, sampling: Sampling) -> list[Request | Failure]:
-    """The requests of a file in order; blank lines are skipped, a line that is no request becomes a Failure.
+    """The requests of a file in order; blank lines are skipped, a line that is not a request becomes a Failure.
 
     Args:
         path: the file. Relative paths of images and videos start at its folder; the id of a request without one is the
             number of its line, counted from 1.
-        sampling: what the `sampling` options of a line replace.
+        sampling: the defaults, which the `sampling` options of a line override.
 
     Raises:
         OSError: it cannot be read.
@@ -64,8 +64,8 @@ def _read_line(number: int, line: bytes, folder: Path, sampling: Sampling) -> Re
 def _object(line: bytes) -> JsonTree:
     try:
         tree = json.loads(line)
-    except ValueError as error:  # of JSON, or of UTF-8
-        raise ValueError(f"no valid JSON: {error}") from error
+    except ValueError as error:  # raised for JSON and for UTF-8
+        raise ValueError(f"invalid JSON: {error}") from error
     if not isinstance(tree, dict):
         raise ValueError(f"a request must be a JSON object, got {type(tree).__name__}")
     return tree
@@ -80,7 +80,7 @@ def _id(tree: JsonTree, number: int) -> Id:
 
 def _request(name: Id, tree: JsonTree, folder: Path, sampling: Sampling) -> Request:
     if unknown := [key for key in tree if key not in _KEYS]:
-        raise ValueError(f"no key {unknown[0]!r} is known; there are {', '.join(_KEYS)}")
+        raise ValueError(f"unknown key {unknown[0]!r}; known keys: {', '.join(_KEYS)}")
     if ("prompt" in tree) == ("messages" in tree):
         raise ValueError('a request needs either "prompt" or "messages"')
     prompt, messages, options = tree.get("prompt", ""), tree.get("messages", []), tree.get("sampling", {})

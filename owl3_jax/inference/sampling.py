@@ -1,4 +1,4 @@
-"""How answers are chosen: settings that check themselves, by name, by option, or from a checkpoint's generation_config.json."""
+"""Sampling settings, which validate themselves: by name, by option, or from a checkpoint's generation_config.json."""
 
 import dataclasses
 import difflib
@@ -9,7 +9,7 @@ from typing import Any, get_origin
 
 from owl3_jax.config import ConfigError
 
-Value = Any  # Any: of an option, as JSON or a caller gives it; `_checked` holds it against its field
+Value = Any  # Any: an option's value from JSON or a caller; `_checked` validates it against its field
 
 _KINDS: dict[object, str] = {int: "a whole number", float: "a number", bool: "true or false", tuple[str, ...]: "a list"}
 # The limits of temperature and penalties keep what is computed from them finite in float32.
@@ -28,26 +28,26 @@ _ALLOWED: dict[str, tuple[Callable[[Value], bool], str]] = {
     "stop": (lambda texts: all(isinstance(text, str) and text for text in texts), " of strings that are not empty"),
     "logprobs": (lambda _: True, ""),
 }
-_OWN_NAMES = {"stop_strings": "stop", "num_return_sequences": "n"}  # of what generation_config.json calls otherwise
+_OWN_NAMES = {"stop_strings": "stop", "num_return_sequences": "n"}  # options that generation_config.json names differently
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampling:
     """How the answers to one prompt are chosen. Raises ConfigError for values and combinations that cannot work.
 
-    At temperature 0 and in beam search nothing is drawn: `top_k`, `top_p`, `min_p` and `seed` have no effect then.
+    Temperature 0 and beam search are deterministic: `top_k`, `top_p`, `min_p` and `seed` then have no effect.
     """
 
-    max_new_tokens: int = 256  # tokens after which an answer ends in any case
-    min_new_tokens: int = 0  # tokens before the answer may end
-    temperature: float = 0.0  # 0: the most likely token
-    top_k: int = 0  # most likely tokens to draw from; 0: all
-    top_p: float = 1.0  # draw from the fewest tokens of at least this probability together
-    min_p: float = 0.0  # draw from tokens of at least this share of the highest probability
+    max_new_tokens: int = 256  # most tokens of an answer
+    min_new_tokens: int = 0  # fewest tokens of an answer
+    temperature: float = 0.0  # 0: always the most likely token
+    top_k: int = 0  # draw from this many of the most likely tokens; 0: all
+    top_p: float = 1.0  # draw from the smallest set of tokens with at least this total probability
+    min_p: float = 0.0  # draw from tokens with at least this fraction of the highest probability
     repetition_penalty: float = 1.0  # divides positive logits of tokens in the prompt or the answer, multiplies negative ones
-    seed: int = 0  # of what is drawn
+    seed: int = 0  # random seed
     n: int = 1  # answers to each prompt
-    num_beams: int = 1  # beginnings of an answer that are searched together; 1: no beam search
+    num_beams: int = 1  # beams; 1: no beam search
     length_penalty: float = 1.0  # beams are ranked by log-probability / length ** length_penalty
     stop: tuple[str, ...] = ()  # texts that end an answer and are not part of it
     logprobs: bool = False  # whether to return each token's log-probability
@@ -61,21 +61,21 @@ class Sampling:
     def named(cls, name: str) -> "Sampling":
         """The settings `NAMED[name]`. Raises ConfigError with all names when there are none."""
         if name not in NAMED:
-            raise ConfigError(f"no sampling settings are named {name!r}; there are {', '.join(NAMED)}")
+            raise ConfigError(f"unknown sampling settings {name!r}; known settings: {', '.join(NAMED)}")
         return NAMED[name]
 
     @classmethod
     def from_generation_config(cls, path: str | Path, **overrides: Value) -> "Sampling":
-        """What a checkpoint suggests; the official code does not ask it.
+        """The settings that a checkpoint suggests; the official code ignores them.
 
         Args:
-            path: a generation_config.json or the directory that holds it. Keys without an equal here are ignored; what it
-                leaves out is as in transformers, but for `max_new_tokens`.
+            path: a generation_config.json or the directory that holds it. Keys that have no counterpart here are
+                ignored; missing ones have the defaults of transformers, except `max_new_tokens`.
             overrides: options that replace the file's.
 
         Raises:
             FileNotFoundError: there is no such file.
-            ConfigError: the file or an option is not valid; it names the file and the key.
+            ConfigError: the file or an option is invalid; the message names the file and the key.
         """
         file = Path(path) / "generation_config.json" if Path(path).is_dir() else Path(path)
         try:
@@ -85,7 +85,7 @@ class Sampling:
         return suggested.with_options(**overrides)
 
     def with_options(self, **options: Value) -> "Sampling":
-        """These settings with some of them replaced, by keyword or from JSON: numbers may be whole, `stop` a list.
+        """These settings with some of them replaced, by keyword or from JSON: integers may stand for floats, a list for `stop`.
 
         Raises ConfigError for an unknown option, with the nearest known one, and for a value that cannot work.
         """
@@ -93,8 +93,8 @@ class Sampling:
         for name in options:
             if name not in names:
                 nearest = difflib.get_close_matches(name, names, n=1)
-                hint = f"did you mean {nearest[0]!r}?" if nearest else f"there are {', '.join(names)}"
-                raise ConfigError(f"no sampling option {name!r}; {hint}")
+                hint = f"did you mean {nearest[0]!r}?" if nearest else f"known options: {', '.join(names)}"
+                raise ConfigError(f"unknown sampling option {name!r}; {hint}")
         return dataclasses.replace(self, **{name: _checked(name, value) for name, value in options.items()})
 
 
@@ -118,7 +118,7 @@ def _require_possible(sampling: Sampling) -> None:
         raise ConfigError(f"min_new_tokens {sampling.min_new_tokens} must not exceed max_new_tokens {sampling.max_new_tokens}")
     if beams > 1 and sampling.temperature > 0:
         raise ConfigError(
-            f"beam search draws nothing: with num_beams {beams} temperature must be 0, got {sampling.temperature}"
+            f"beam search is deterministic: with num_beams {beams} temperature must be 0, got {sampling.temperature}"
         )
     if beams > 1 and answers > beams:
         raise ConfigError(f"n must be at most num_beams {beams}, got {answers}")
@@ -131,7 +131,7 @@ def _suggested_options(text: str) -> dict[str, Value]:
     try:
         tree = json.loads(text)
     except json.JSONDecodeError as error:
-        raise ConfigError(f"no valid JSON: {error}") from error
+        raise ConfigError(f"invalid JSON: {error}") from error
     if not isinstance(tree, dict):
         raise ConfigError(f"must hold a JSON object, got {type(tree).__name__}")
     draws = tree.get("do_sample") or False
@@ -144,7 +144,7 @@ def _suggested_options(text: str) -> dict[str, Value]:
 
 NAMED: dict[str, Sampling] = {
     "greedy": Sampling(),
-    # Officially a draw from the one most likely token: greedy, but for exact ties.
+    # The official code draws from the single most likely token: greedy, except for exact ties.
     "evaluation": Sampling(max_new_tokens=100),
     # The two ways of the official chat().
     "chat": Sampling(max_new_tokens=2048, temperature=0.7, top_k=100, top_p=0.8, repetition_penalty=1.05),

@@ -29,7 +29,7 @@ from owl3_jax.processing.video import VideoSource
 class Session:
     """Turns of one conversation. An answer is the one that a fresh run on the whole history would give.
 
-    The whole history is tokenised anew each turn and compared with what the caches hold. Where they part (an answer whose
+    The whole history is tokenised again each turn and compared with what the caches hold. Where they diverge (an answer whose
     text is not tokenised as it was generated), the caches are cut back, so that nothing but time depends on them.
     """
 
@@ -120,7 +120,7 @@ class Session:
 
     @contextlib.contextmanager
     def _giving_up_what_fails(self) -> Iterator[None]:
-        """Drops the caches when a program that they were donated to was cut short: the next turn reads the history anew."""
+        """Drops the caches when a program that they were donated to was cut short: the next turn reads the history again."""
         try:
             with giving_memory_back(self._runtime):
                 yield
@@ -147,7 +147,7 @@ class Session:
             self._context.forget_text(kept)
             self._context.forget_images(self._image_count)
             self._context.reserve(**room)
-        self._cached = ids[:kept]  # in case that what follows fails
+        self._cached = ids[:kept]  # in case what follows fails
         new = NewImages(0, starts, prompt.views(skip=self._image_count))
         self._context.add_images([new], lambda images: advance(images, len(starts)))
         padding = self._context.rows - 1

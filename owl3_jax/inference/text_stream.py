@@ -1,4 +1,4 @@
-"""Token ids in, text out, as early as it is certain: no split characters, no text that a stop string then takes back."""
+"""Token ids in, text out, as soon as it is final: no split characters, no text that a stop string then takes back."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ _CONTEXT = 4  # tokens that are decoded again: the last character has at most 4 
 
 
 class TextStream:
-    """The text of one answer. It ends before the stop string that is complete first, the longest one of several.
+    """The text of one answer. It ends before the stop string that is complete first; of several, the longest.
 
     All that `push` and `finish` return, joined, is the decoded ids (special tokens left out) up to that end, however the ids
     were split.
@@ -37,7 +37,7 @@ class TextStream:
         return "".join(self._pieces)
 
     def push(self, ids: Sequence[int]) -> str:
-        """The text that is certain now and was not before `ids`; none once stopped."""
+        """The text that `ids` make final; none once stopped."""
         return self._advance(self._decode(ids))
 
     def finish(self) -> str:
@@ -58,7 +58,7 @@ class TextStream:
         return new
 
     def _advance(self, new: str) -> str:
-        """What becomes certain when `new` follows the text so far."""
+        """What becomes final when `new` follows the text so far."""
         if self.stopped:
             return ""
         text = self._held + new

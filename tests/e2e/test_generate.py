@@ -109,7 +109,7 @@ def test_a_file_of_requests_goes_on_where_it_was_cut_off(place, owl, generate):
     first = run("generate", "--checkpoint", place / "checkpoint", *OPTIONS, *argv)
     assert first.returncode == 1 and re.search("error: 2 of 6 requests failed, see .*results.jsonl", first.stderr)
     results = read(out)
-    assert "missing.jpg" in results.pop("lost")["error"] and "line 6: no valid JSON" in results.pop(6)["error"]
+    assert "missing.jpg" in results.pop("lost")["error"] and "line 6: invalid JSON" in results.pop(6)["error"]
     shown_two_frames = owl.with_processor(video_sampling=VideoSampling(max_frames=2))
     ask = lambda *asked, **options: [owl.generate(*asked, **(SAME | options))]
     paths = [place / name for name in photos]
@@ -178,7 +178,7 @@ def test_several_answers_are_numbered_and_on_a_mesh_the_same(place, generate, ca
         (("--jsonl", "b", "--out", "c", "--batch-size", 0), "--batch-size must be at least 1, got 0"),
         (("--prompt", "a", "--max-frames", 0), "--max-frames must be at least 1, got 0"),
         (("--prompt", "a", "--n", 3), "n 3 greedy answers would be the same"),
-        (("--prompt", "a", "--sampling", "best"), "there are greedy, evaluation, chat, beam"),
+        (("--prompt", "a", "--sampling", "best"), "known settings: greedy, evaluation, chat, beam"),
         (("--prompt", "a", "--generation-config"), "generation_config.json"),
         (("--prompt", "a", "--crop"), "--no-crop"),
         (("--prompt", "a", "--imag", "b"), "--imag"),

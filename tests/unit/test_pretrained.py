@@ -79,7 +79,7 @@ def test_options_by_name_go_before_those_of_sampling(speaking):
     ask = functools.partial(speaking.generate, "Which digit is red?", images=[PICTURE], sampling=Sampling(max_new_tokens=6))
     assert ask().startswith(ask(max_new_tokens=2))
     assert 0 < len(ask(max_new_tokens=2)) < len(ask())
-    with pytest.raises(ConfigError, match="no sampling option 'max_tokens'; did you mean 'max_new_tokens'"):
+    with pytest.raises(ConfigError, match="unknown sampling option 'max_tokens'; did you mean 'max_new_tokens'"):
         speaking.generate("How many images?", max_tokens=3)
 
 

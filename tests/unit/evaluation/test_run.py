@@ -157,7 +157,7 @@ def test_the_tables_are_aligned_and_complete():
 
 def test_a_part_of_the_tasks_and_their_order_can_be_chosen():
     assert [task.name for task in make_tasks(EvalConfig(tasks=("distractor_resistance",)))] == ["distractor_resistance"]
-    with pytest.raises(ConfigError, match=r"eval\.tasks: no task is called 'gqa'; there are exact_match, distractor_resis"):
+    with pytest.raises(ConfigError, match=r"eval\.tasks: unknown task 'gqa'; known tasks: exact_match, distractor_resis"):
         make_tasks(EvalConfig(tasks=("exact_match", "gqa")))
     with pytest.raises(ConfigError, match=r"eval\.tasks is empty"):
         EvalConfig(tasks=())

@@ -93,7 +93,7 @@ def test_an_answer_has_log_probabilities_if_its_own_row_asked_for_them():
 
 
 def test_a_stream_of_several_answers_is_refused():
-    with pytest.raises(ValueError, match="one answer is streamed, got n 2"):
+    with pytest.raises(ValueError, match="only one answer can be streamed, got n 2"):
         next(engine().stream(PROMPTS[0], DRAW.with_options(n=2)))
 
 

@@ -133,7 +133,7 @@ def test_padding_that_no_row_needs_is_not_read(monkeypatch):
 
 @pytest.mark.parametrize("rows", [[prompt(5)] * 3, [prompt(5), prompt(9)], [prompt(5, [0, 1])]])
 def test_prompts_that_do_not_fit_the_batch_size_are_an_error(rows):
-    with pytest.raises(ValueError, match="do not fit into the batch size that was asked for, 2 rows of 8 tokens and 1 images"):
+    with pytest.raises(ValueError, match="do not fit into the requested batch size, 2 rows of 8 tokens and 1 images"):
         engine().generate(rows, GREEDY, size=BatchSize(2, PromptSize(8, 1)))
 
 

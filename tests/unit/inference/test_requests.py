@@ -26,7 +26,7 @@ def test_lines_become_requests_with_paths_from_the_files_folder(tmp_path):
 @pytest.mark.parametrize(
     ("line", "complaint"),
     [
-        ("{", "no valid JSON"),
+        ("{", "invalid JSON"),
         ("[]", "a request must be a JSON object, got list"),
         ("{}", 'a request needs either "prompt" or "messages"'),
         ('{"prompt": "", "messages": []}', 'a request needs either "prompt" or "messages"'),
@@ -34,7 +34,7 @@ def test_lines_become_requests_with_paths_from_the_files_folder(tmp_path):
         ('{"messages": ["a"]}', "messages must be a list"),
         ('{"prompt": "", "images": "a.jpg"}', "images must be a list of paths, got 'a.jpg'"),
         ('{"prompt": "", "videos": [1]}', "videos must be a list of paths"),
-        ('{"prompt": "", "image": []}', "no key 'image' is known; there are id, prompt"),
+        ('{"prompt": "", "image": []}', "unknown key 'image'; known keys: id, prompt"),
         ('{"prompt": "", "sampling": 1}', "sampling must be an object"),
         ('{"prompt": "", "sampling": {"topk": 1}}', "did you mean 'top_k'"),
         ('{"prompt": "", "id": 1.5}', "id must be a string or a whole number, got 1.5"),

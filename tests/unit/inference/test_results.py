@@ -52,7 +52,7 @@ def test_another_file_is_refused_and_left_as_it_is(tmp_path, line):
     path = tmp_path / "out.jsonl"
     path.write_text(f'{{"id": 1, "error": ""}}\n{line}\n{{')
     before = path.read_bytes()
-    with pytest.raises(ValueError, match=r"line 2 of .*out\.jsonl is no result"):
+    with pytest.raises(ValueError, match=r"line 2 of .*out\.jsonl is not a result"):
         Results(path)
     assert path.read_bytes() == before
 
@@ -61,7 +61,7 @@ def test_another_file_is_refused_and_left_as_it_is(tmp_path, line):
 def test_another_file_of_one_line_is_refused_and_left_as_it_is(tmp_path, text):
     path = tmp_path / "config.json"
     path.write_text(text)
-    with pytest.raises(ValueError, match=r"line 1 of .*config\.json is no result"):
+    with pytest.raises(ValueError, match=r"line 1 of .*config\.json is not a result"):
         Results(path)
     assert path.read_text() == text
 

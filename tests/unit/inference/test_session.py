@@ -159,7 +159,7 @@ def test_a_turn_by_beam_search():
 
 
 def test_several_answers_to_a_turn_are_refused():
-    with pytest.raises(ValueError, match="one answer is streamed, got n 2"):
+    with pytest.raises(ValueError, match="only one answer can be streamed, got n 2"):
         new_session().ask("How many images?", sampling=Sampling(n=2, temperature=1.0))
 
 
