@@ -18,7 +18,7 @@ from owl3_jax.formats.weight_writer import TensorSpec, WeightWriter
 
 @contextlib.contextmanager
 def new_directory(path: Path) -> Iterator[Path]:
-    """A directory beside `path` to fill, which becomes `path` when all went well and is removed when not.
+    """A directory next to `path` to fill: it becomes `path` on success and is removed after a failure.
 
     Raises CheckpointError when `path` exists.
     """

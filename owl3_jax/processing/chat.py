@@ -9,7 +9,7 @@ assistant turn, in the middle of a history too. Source: the processor of mPLUG-O
 
 The official processor tokenises chunk by chunk. The chunks here are finer than its own: a marker such as `<|im_end|>` is a
 chunk by itself. That gives the same ids, since a tokenizer splits at special tokens first, and it distinguishes the markers
-from user text that spells one. Where the official processor has no border, tokens may cross the one between two chunks; the
+from user text that spells one. Where the official processor has no boundary, tokens may cross the one between two chunks; the
 second chunk then `continues` the first.
 """
 

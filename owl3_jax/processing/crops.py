@@ -1,7 +1,7 @@
 """Crops: a large image as a grid of squares, followed by the whole image.
 
 The grid is chosen from a fixed set of seven by the image's shape, then by its size. No grid has only one square, so even a
-small image is enlarged to three crops at least. Source: the processor of mPLUG-Owl3-7B-240728.
+small image is enlarged to at least three crops. Source: the processor of mPLUG-Owl3-7B-240728.
 """
 
 from collections.abc import Iterator

@@ -52,10 +52,10 @@ def load_image(source: ImageSource, name: str) -> Image.Image:
 
     Args:
         source: a Pillow image, a uint8 array [height, width, 3], encoded bytes, or the path of a file.
-        name: what messages call it.
+        name: its name in messages.
 
     Raises:
-        UnreadableImage: saying `name` and the cause.
+        UnreadableImage: with `name` and the cause.
     """
     try:
         with _open(source) as image:
@@ -69,7 +69,7 @@ def load_image(source: ImageSource, name: str) -> Image.Image:
 def upright_size(source: ImageSource, name: str) -> tuple[int, int]:
     """(width, height) of what `load_image` returns, from the file's header where its format allows it.
 
-    Raises UnreadableImage, saying `name` and the cause.
+    Raises UnreadableImage with `name` and the cause.
     """
     try:
         with _open(source) as image:

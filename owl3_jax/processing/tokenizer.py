@@ -122,7 +122,7 @@ class ChatTokenizer:
     def _encode_text(self, text: str, tokenizer: tokenizers.Tokenizer) -> list[int]:
         try:
             return tokenizer.encode(text, add_special_tokens=False).ids
-        except TypeError as error:  # what the library says to half a surrogate pair
+        except TypeError as error:  # raised for half of a surrogate pair
             raise ValueError(f"{text[:60]!r} contains half of a surrogate pair, which is not a character") from error
 
 

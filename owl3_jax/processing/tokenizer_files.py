@@ -22,7 +22,7 @@ def read_tokenizer(directory: Path) -> ChatTokenizer:
 
     Raises:
         FileNotFoundError: neither is there.
-        ValueError: a file has another content than its name promises, or lacks something.
+        ValueError: the content of a file is not what its name says, or is incomplete.
     """
     if (directory / FAST).exists():
         return ChatTokenizer.from_file(directory / FAST)
@@ -37,7 +37,7 @@ def read_tokenizer(directory: Path) -> ChatTokenizer:
         vocabulary, merges = models.BPE.read_file(str(directory / VOCABULARY), str(directory / MERGES))
         tokenizer = byte_level_bpe(vocabulary, merges, list(added.values()))
     except Exception as error:  # the library raises nothing narrower
-        raise ValueError(f"{directory}: {VOCABULARY} and {MERGES} make no tokenizer: {error}") from error
+        raise ValueError(f"{directory}: {VOCABULARY} and {MERGES} do not form a tokenizer: {error}") from error
     _check_ids(tokenizer, added, directory / CONFIG)
     return ChatTokenizer(tokenizer)
 
@@ -45,11 +45,11 @@ def read_tokenizer(directory: Path) -> ChatTokenizer:
 def byte_level_bpe(
     vocabulary: Mapping[str, int], merges: Sequence[tuple[str, str]], added: list[tokenizers.AddedToken]
 ) -> tokenizers.Tokenizer:
-    """A tokenizer that works as Qwen2's: NFC, Qwen2's pieces, byte-pair merges within each.
+    """A tokenizer that works like Qwen2's: NFC, Qwen2's pieces, byte-pair merges within each.
 
     Args:
         vocabulary: token, spelt in byte-level letters, to its id.
-        merges: pairs of tokens, those that merge first come first.
+        merges: pairs of tokens, in the order in which they merge.
         added: tokens that are found before everything else; each gets the next free id, in their order.
     """
     tokenizer = tokenizers.Tokenizer(models.BPE(dict(vocabulary), list(merges)))

@@ -37,7 +37,7 @@ def open_video(source: VideoSource, sampling: VideoSampling, name: str) -> Video
         source: a video file, whose rotation is applied (see `decode_frames`); or a folder, whose image files are the frames in
             natural order (`2.png` before `10.png`), one a second; or a list of frames, PIL images or uint8 [H, W, 3].
         sampling: how frames are chosen from a file or folder. All frames of a list are used.
-        name: what errors call the video.
+        name: the video's name in errors.
 
     Raises:
         UnreadableVideo: there is no such file, it holds no video or is truncated, there are no frames, a frame of a list is

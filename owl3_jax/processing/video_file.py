@@ -26,7 +26,7 @@ _OPTIONS = {"format_whitelist": ",".join(CONTAINERS), "protocol_whitelist": "fil
 _MISSING_SECONDS = 1.0  # a file that ends this much earlier than its header states is truncated
 _VP8_SHOWN = 0x10  # bit of the first byte of a VP8 packet
 _TURNS = {1: Image.Transpose.ROTATE_90, 2: Image.Transpose.ROTATE_180, 3: Image.Transpose.ROTATE_270}
-_REMEDY = "; does a player show it? If so, convert it to MP4, otherwise fetch it again"
+_REMEDY = "; if a video player shows it, convert it to MP4; otherwise download it again"
 
 _AnyPacket = TypeVar("_AnyPacket", av.Packet, PacketInfo)
 
@@ -40,7 +40,7 @@ def read_frame_table(path: Path, name: str) -> FrameTable:
 
     Packets before the first keyframe are ignored; recordings cut out of a broadcast have some.
 
-    Raises UnreadableVideo, which says `name`: no video, no frames, or a truncated file.
+    Raises UnreadableVideo, whose message includes `name`: no video, no frames, or a truncated file.
     """
     with _naming(name), _open(path) as container:
         stream = _video_stream(container, name)
@@ -66,9 +66,9 @@ def decode_frames(path: Path, table: FrameTable, wanted: Sequence[int], name: st
         path: the file.
         table: what `read_frame_table` found in it.
         wanted: frame numbers, ascending, each once.
-        name: for errors.
+        name: the video's name in errors.
 
-    Raises UnreadableVideo, which says `name`, when a packet that they need is damaged.
+    Raises UnreadableVideo, whose message includes `name`, when a packet that they need is damaged.
     """
     missing = list(reversed(wanted))
     with _naming(name), _open(path) as container:

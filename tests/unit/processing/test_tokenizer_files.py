@@ -91,9 +91,9 @@ def test_a_directory_without_a_tokenizer_is_named_with_what_was_looked_for(tmp_p
             "gives '<x>' the id 9, .* it would be 3",
         ),
         ("tokenizer_config.json", '{"added_tokens_decoder": {}}', "no token '<|im_start|>'"),
-        ("vocab.json", "[]", r"vocab\.json and merges\.txt make no tokenizer"),
-        ("merges.txt", "a x\n", r"vocab\.json and merges\.txt make no tokenizer"),
-        ("merges.txt", "a b c d", r"vocab\.json and merges\.txt make no tokenizer"),
+        ("vocab.json", "[]", r"vocab\.json and merges\.txt do not form a tokenizer"),
+        ("merges.txt", "a x\n", r"vocab\.json and merges\.txt do not form a tokenizer"),
+        ("merges.txt", "a b c d", r"vocab\.json and merges\.txt do not form a tokenizer"),
     ],
 )
 def test_damaged_files_are_named(tmp_path, name, content, complaint):
