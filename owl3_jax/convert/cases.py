@@ -9,21 +9,23 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float32, Int32, Shaped
 
 from owl3_jax.batch import AnyArray, Batch
 from owl3_jax.host.files import write_atomically
 
 OUTPUTS = ("image_embeds", "hidden_states", "logits", "greedy")
+Outputs = dict[str, Shaped[np.ndarray, "..."]]  # by names of OUTPUTS
 
 
 class Case(NamedTuple):
     """One prompt and what is expected of it."""
 
     name: str
-    input_ids: np.ndarray  # [T] int32
-    image_starts: np.ndarray  # [I] int32
-    pixel_values: np.ndarray  # [I, S, S, 3] float32, normalised to [-1, 1]
-    expected: dict[str, np.ndarray]  # those of OUTPUTS that the file has
+    input_ids: Int32[np.ndarray, " T"]
+    image_starts: Int32[np.ndarray, " I"]
+    pixel_values: Float32[np.ndarray, "I S S 3"]  # normalised to [-1, 1]
+    expected: Outputs  # those that the file has
 
 
 def read_cases(path: Path, image_size: int) -> list[Case]:
@@ -35,11 +37,11 @@ def read_cases(path: Path, image_size: int) -> list[Case]:
         arrays = dict(file)
     names = sorted(key.removesuffix("/input_ids") for key in arrays if key.endswith("/input_ids"))
     if not names:
-        raise ValueError(f"{path} holds no case: no array is called NAME/input_ids, there are {', '.join(sorted(arrays))}")
+        raise ValueError(f"{path} holds no case: no array is called NAME/input_ids; it has {', '.join(sorted(arrays))}")
     return [_case(arrays, name, image_size) for name in names]
 
 
-def _case(arrays: dict[str, np.ndarray], name: str, image_size: int) -> Case:
+def _case(arrays: dict[str, Shaped[np.ndarray, "..."]], name: str, image_size: int) -> Case:
     no_images = np.zeros((0, 3, image_size, image_size), np.float32)
     pixels = arrays.get(f"{name}/pixel_values", no_images)
     return Case(

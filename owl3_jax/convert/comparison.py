@@ -1,9 +1,12 @@
 """The outputs of two implementations for one case, compared in a table with a row for each tensor."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float
+
+from owl3_jax.convert.cases import Outputs
 
 
 class Row(NamedTuple):
@@ -17,7 +20,7 @@ class Row(NamedTuple):
     note: str = ""
 
 
-def compare(case: str, expected: Mapping[str, np.ndarray], found: Mapping[str, np.ndarray], atol: float) -> Iterator[Row]:
+def compare(case: str, expected: Outputs, found: Outputs, atol: float) -> Iterator[Row]:
     """The rows of one case, for all that is expected of it.
 
     Args:
@@ -39,14 +42,14 @@ def compare(case: str, expected: Mapping[str, np.ndarray], found: Mapping[str, n
             yield row._replace(note=_distributions(ours, theirs)) if name == "logits" and not row.note else row
 
 
-def _tensor_row(case: str, tensor: str, ours: np.ndarray, expected: np.ndarray, atol: float) -> Row:
+def _tensor_row(case: str, tensor: str, ours: Float[np.ndarray, "..."], expected: Float[np.ndarray, "..."], atol: float) -> Row:
     if ours.shape != expected.shape:
         return Row(case, tensor, "", "", False, f"shape {ours.shape}, expected {expected.shape}")
     difference = float(np.abs(ours - expected).max())
     return Row(case, tensor, f"{difference:.1e}", f"{np.abs(expected).max():.2f}", difference <= atol)  # NaN does not agree
 
 
-def _distributions(ours: np.ndarray, expected: np.ndarray) -> str:
+def _distributions(ours: Float[np.ndarray, "T V"], expected: Float[np.ndarray, "T V"]) -> str:
     expected, ours = expected.astype(np.float64), ours.astype(np.float64)
     log_p, log_q = (logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True) for logits in (expected, ours))
     divergence = (np.exp(log_p) * (log_p - log_q)).sum(axis=-1).mean()

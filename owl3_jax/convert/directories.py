@@ -1,4 +1,4 @@
-"""Whole directories there and back: Hugging Face's layout <-> orbax's, with all other files.
+"""Whole directories in both directions: Hugging Face's layout <-> orbax's, with all other files.
 
 A training run is converted in one direction only, to a directory that others can load.
 """
@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Shaped
 
 from owl3_jax.config import DType
 from owl3_jax.convert.converted import new_directory, write_converted
@@ -62,7 +63,7 @@ def to_hugging_face(
 ) -> None:
     """Converts a directory that `to_orbax` wrote back, or exports a training run; memory holds one tensor at a time.
 
-    Tensors get the names, shapes and, without `dtype`, the bits that they came with, the unused ones too. A run has no
+    All tensors, the unused ones too, keep the names, shapes and, without `dtype`, the bits of the original. A run has no
     unused ones; its config.json is made from its `ModelConfig`.
 
     Args:
@@ -106,7 +107,7 @@ def _specs(stored: StoredCheckpoint) -> list[TensorSpec]:
     return specs
 
 
-def _tensors(stored: StoredCheckpoint) -> Iterator[tuple[str, np.ndarray]]:
+def _tensors(stored: StoredCheckpoint) -> Iterator[tuple[str, Shaped[np.ndarray, "..."]]]:
     """Official names and tensors; one of them is read at a time."""
     for tensor in stored.unused:
         yield tensor.name, tensor.read()

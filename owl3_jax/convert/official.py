@@ -9,6 +9,7 @@ from pathlib import Path
 import flax.linen as nn
 import numpy as np
 from flax.traverse_util import flatten_dict
+from jaxtyping import Shaped, UInt8
 
 from owl3_jax.config import ComputeConfig, ModelConfig
 from owl3_jax.convert.table import (
@@ -42,7 +43,7 @@ class Parameter:
         """Size of the whole, bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
-    def read(self, index: Index | None = None) -> np.ndarray:
+    def read(self, index: Index | None = None) -> Shaped[np.ndarray, "..."]:
         """The part of the parameter that `index` (a slice for each dim) chooses, or all of it; reads no other bytes."""
         slices = index or (slice(None),) * len(self.shape)
         rows, within = (slices[0], slices[1:]) if self.entry.stacked else (slice(None), slices)
@@ -74,7 +75,7 @@ def open_checkpoint(directory: Path, config: ModelConfig, dtype: np.dtype | None
 def assemble(
     directory: Path, tensors: Mapping[str, Tensor], config: ModelConfig, dtype: np.dtype | None = None
 ) -> OfficialCheckpoint:
-    """`open_checkpoint` for tensors that are found already; `directory` is for messages only."""
+    """`open_checkpoint` for tensors that were found already; `directory` is for messages only."""
     names = sort_names(tensors, config)
     problems = [f"{name}: missing" for name in names.missing]
     problems += [f"{name}: in {tensors[name].file.name}, but not a tensor of this model" for name in names.unmapped]
@@ -126,7 +127,7 @@ def _tied_head_problems(head: Tensor, embedding: Tensor) -> list[str]:
     return [f"{head.name}: differs from {embedding.name}, but config.json says tie_word_embeddings"]
 
 
-def _blocks(tensor: Tensor, rows: int = 4096) -> Iterator[np.ndarray]:
+def _blocks(tensor: Tensor, rows: int = 4096) -> Iterator[UInt8[np.ndarray, "rows _"]]:
     """The bytes of a matrix, some rows at a time."""
     for start in range(0, tensor.shape[0], rows):
         yield tensor.read()[start : start + rows].view(np.uint8)

@@ -18,6 +18,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore
 from flax.traverse_util import unflatten_dict
+from jaxtyping import Shaped
 from orbax.checkpoint.type_handlers import ParamInfo
 
 from owl3_jax.config import ModelConfig
@@ -25,7 +26,7 @@ from owl3_jax.convert.official import Index, Parameter, parameter_shapes
 from owl3_jax.convert.table import VOCABULARY
 from owl3_jax.formats.errors import CheckpointError
 
-Advance = Callable[[int, int], object]  # called with the bytes just done and those of the whole
+Advance = Callable[[int, int], object]  # called with the bytes just processed and the total
 
 _DATABASE = "manifest.ocdbt"  # present where orbax keeps all arrays in one database, as training does
 _BLOCK_BYTES = 32 * 2**20  # written at a time; also the least that a host can read of a parameter
@@ -45,7 +46,7 @@ class StoredParameter:
         """Of the whole."""
         return tuple(self.store.shape)
 
-    def read(self, index: Index | None = None) -> np.ndarray:
+    def read(self, index: Index | None = None) -> Shaped[np.ndarray, "..."]:
         """The part that `index` (a slice for each dim) chooses, or all of it.
 
         Raises CheckpointError when a piece of it is missing or damaged.

@@ -1,4 +1,4 @@
-"""Parameters as training starts with them: a released SigLIP, a released Qwen2, the rest fresh (paper, Training).
+"""The parameters that training starts from: a released SigLIP, a released Qwen2, the rest fresh (paper, Training).
 
 The parts are put together under the official names, tensor by tensor, and then loaded as any other checkpoint.
 """
@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
-from jaxtyping import Array, Key
+from jaxtyping import Array, Key, Shaped
 
 from owl3_jax.config import ComputeConfig, DType, JsonTree, ModelConfig
 from owl3_jax.convert.load import read_parameters
@@ -26,7 +26,7 @@ from owl3_jax.models.owl3 import initial_params
 from owl3_jax.params import Params
 
 _FRESH = ("vision2text_model/", "language_model/hyper_layers/gate")  # paths that neither part has
-# Settings in which a part may differ from what it becomes a part of.
+# Settings in which a part may differ from the model that it becomes a part of.
 _FREE = ("vocab_size", "tie_word_embeddings", "max_position_embeddings", "initializer_range", "image_size")
 
 
@@ -100,7 +100,7 @@ def _keys_and_values(name: str, key: Tensor, value: Tensor, *, heads: int) -> Te
     """`v_kv_proj` with rows [head, (key, value), D] from two projections with rows [head, D]."""
     shape = (2 * key.shape[0], *key.shape[1:])
 
-    def read() -> np.ndarray:
+    def read() -> Shaped[np.ndarray, "..."]:
         parts = [part.read().reshape(heads, -1, *part.shape[1:]) for part in (key, value)]
         return np.stack(parts, axis=1).reshape(shape)
 
@@ -121,5 +121,5 @@ def _fresh_tensors(config: ModelConfig, key: Key[Array, ""]) -> dict[str, Tensor
     return {name: _in_memory(name, value) for name, value in named}
 
 
-def _in_memory(name: str, value: np.ndarray) -> Tensor:
+def _in_memory(name: str, value: Shaped[np.ndarray, "..."]) -> Tensor:
     return Tensor(name, Path("(fresh)"), value.dtype, value.shape, functools.partial(np.asarray, value))

@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from flax.traverse_util import flatten_dict
+from jaxtyping import Shaped
 
 from owl3_jax.config import Form, ModelConfig
 from owl3_jax.params import Params
@@ -181,7 +182,7 @@ def official_shape(entry: Entry, row: tuple[int, ...]) -> tuple[int, ...]:
             return row[3], row[2], row[0], row[1]
 
 
-def from_official(entry: Entry, tensor: np.ndarray, row: tuple[int, ...]) -> np.ndarray:
+def from_official(entry: Entry, tensor: Shaped[np.ndarray, "..."], row: tuple[int, ...]) -> Shaped[np.ndarray, "..."]:
     """One row of our parameter, of shape `row`, as a view of the official tensor."""
     match entry.layout:
         case "convolution":
@@ -192,7 +193,7 @@ def from_official(entry: Entry, tensor: np.ndarray, row: tuple[int, ...]) -> np.
             return tensor.reshape(row)
 
 
-def to_official(entry: Entry, row: np.ndarray) -> np.ndarray:
+def to_official(entry: Entry, row: Shaped[np.ndarray, "..."]) -> Shaped[np.ndarray, "..."]:
     """The official tensor from one row of our parameter: undoes `from_official`."""
     shape = official_shape(entry, row.shape)
     match entry.layout:
@@ -204,14 +205,16 @@ def to_official(entry: Entry, row: np.ndarray) -> np.ndarray:
             return row.reshape(shape)
 
 
-def parameter_to_official(entry: Entry, value: np.ndarray, config: ModelConfig) -> Iterator[tuple[str, np.ndarray]]:
+def parameter_to_official(
+    entry: Entry, value: Shaped[np.ndarray, "..."], config: ModelConfig
+) -> Iterator[tuple[str, Shaped[np.ndarray, "..."]]]:
     """Names and views of the official tensors that make up one of our parameters."""
     names = official_names(entry, config)
     for name, row in zip(names, value if entry.stacked else [value], strict=True):
         yield name, to_official(entry, row)
 
 
-def params_to_official(params: Params, config: ModelConfig) -> dict[str, np.ndarray]:
+def params_to_official(params: Params, config: ModelConfig) -> dict[str, Shaped[np.ndarray, "..."]]:
     """A tree of parameters (or of their gradients) as official tensors by name, on the host."""
     flat = flatten_dict(params, sep="/")
     return dict(

@@ -7,12 +7,13 @@ as the batch form does. With one sample a row at most, the same packer pads.
 
 import grain
 import numpy as np
+from jaxtyping import Shaped
 
 from owl3_jax.batch import Batch
 from owl3_jax.config import DataConfig
 from owl3_jax.processing.processor import Sample
 
-Fields = dict[str, np.ndarray]
+Fields = dict[str, Shaped[np.ndarray, "..."]]
 
 
 def pack_samples(samples: grain.IterDataset, config: DataConfig, rows: int) -> grain.IterDataset:

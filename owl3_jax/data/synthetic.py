@@ -1,13 +1,14 @@
-"""Records without meaning that fill a batch: for measuring and testing at the real shapes, without any data.
+"""Meaningless records that fill a batch, for measuring and testing at the real shapes without any data.
 
 Every record is one conversation with as many images and tokens as a row has room for, with the tokenizer of the digits. It
-depends only on its index and is made while it is read.
+depends only on its index and is made when it is read.
 """
 
 import io
 import json
 
 import numpy as np
+from jaxtyping import UInt8
 from PIL import Image
 
 from owl3_jax.config import ConfigError, DataConfig
@@ -46,7 +47,7 @@ class SyntheticRecords:
         return {"messages": json.dumps(messages), "images": images, "metadata": "{}"}
 
 
-def _encoded(pixels: np.ndarray) -> bytes:
+def _encoded(pixels: UInt8[np.ndarray, "S S 3"]) -> bytes:
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG")
     return file.getvalue()

@@ -5,6 +5,7 @@ import io
 from typing import Literal, NamedTuple
 
 import numpy as np
+from jaxtyping import Float64, Int64
 from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
@@ -36,8 +37,8 @@ class DigitImage(NamedTuple):
 
 
 @functools.cache
-def split_ids(split: Split) -> np.ndarray:
-    """Image ids [n] int64 of a split: 1438 to train, 359 held out, each digit in the same proportion."""
+def split_ids(split: Split) -> Int64[np.ndarray, " n"]:
+    """Image ids of a split: 1438 to train, 359 held out, each digit in the same proportion."""
     labels = _digits()[1]
     train, test = train_test_split(np.arange(len(labels)), test_size=TEST_IMAGES, stratify=labels, random_state=SPLIT_SEED)
     ids = np.sort(train if split == "train" else test)
@@ -61,7 +62,7 @@ def encoded_image(image: DigitImage) -> bytes:
 
 
 @functools.cache
-def _digits() -> tuple[np.ndarray, np.ndarray]:
-    """Grey levels [1797, 8, 8] float64 in 0..16, and labels [1797] int64."""
+def _digits() -> tuple[Float64[np.ndarray, "1797 8 8"], Int64[np.ndarray, " 1797"]]:
+    """Grey levels from 0 to 16, and labels."""
     digits = load_digits()
     return digits.images, digits.target

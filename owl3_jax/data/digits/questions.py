@@ -7,7 +7,7 @@
     count          <|image|><|image|>⏎How many images?                                             2
     caption        <|image|>⏎Describe the image.                                                   a red 7
 
-An answer about a colour repeats it: a tiny model soon learns the digit right after the colour's name. The index form is the
+An answer about a colour repeats it: a tiny model quickly learns the digit right after the colour's name. The index form is the
 paper's (Distractor Resistance).
 """
 
@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
+from jaxtyping import Int
 
 from owl3_jax.data.digits.images import COLOURS, DigitImage, digit_image
 from owl3_jax.processing.chat import IMAGE, Message
@@ -88,12 +89,14 @@ def prompt(images: Sequence[DigitImage], question: Question) -> list[Message]:
     return conversation(images, [question])[:-1]
 
 
-def draw_image(rng: np.random.Generator, image_ids: np.ndarray) -> DigitImage:
+def draw_image(rng: np.random.Generator, image_ids: Int[np.ndarray, " n"]) -> DigitImage:
     """One picture of `image_ids` in a colour, both at random."""
     return digit_image(int(rng.choice(image_ids)), str(rng.choice(list(COLOURS))))
 
 
-def draw_distractors(rng: np.random.Generator, image_ids: np.ndarray, target: DigitImage, count: int) -> list[DigitImage]:
+def draw_distractors(
+    rng: np.random.Generator, image_ids: Int[np.ndarray, " n"], target: DigitImage, count: int
+) -> list[DigitImage]:
     """`count` other pictures, none in the target's colour; their colours differ as long as there are enough (seven)."""
     others = rng.choice(image_ids[image_ids != target.image_id], count, replace=False)
     colours = rng.permutation([colour for colour in COLOURS if colour != target.colour])

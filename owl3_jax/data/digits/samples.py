@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Int
 
 from owl3_jax.data.digits.images import DigitImage
 from owl3_jax.data.digits.questions import (
@@ -32,7 +33,7 @@ class DigitSample(NamedTuple):
     questions: list[Question]
 
 
-def draw_sample(rng: np.random.Generator, image_ids: np.ndarray) -> DigitSample:
+def draw_sample(rng: np.random.Generator, image_ids: Int[np.ndarray, " n"]) -> DigitSample:
     """One sample from the pictures `image_ids`, distributed as the constants of this module say."""
     images = _draw_images(rng, image_ids)
     ask = ask_index if rng.random() < INDEX_SHARE else ask_colour
@@ -46,7 +47,7 @@ def draw_sample(rng: np.random.Generator, image_ids: np.ndarray) -> DigitSample:
     return DigitSample(images, questions)
 
 
-def _draw_images(rng: np.random.Generator, image_ids: np.ndarray) -> list[DigitImage]:
+def _draw_images(rng: np.random.Generator, image_ids: Int[np.ndarray, " n"]) -> list[DigitImage]:
     frequencies = np.array(list(IMAGE_COUNTS.values())) / sum(IMAGE_COUNTS.values())
     count = int(rng.choice(list(IMAGE_COUNTS), p=frequencies))
     first = draw_image(rng, image_ids)
