@@ -1,4 +1,4 @@
-"""What this machine can do at best, for the floors under measured times.
+"""The best that this machine can do, for the floors under measured times.
 
 A decode step takes at least the bytes that it reads over `measure_memory_bandwidth()`, a prefill at least its FLOPs over
 `measure_matmul_rate(dtype)`. Both are measured through jax, on its default device and all cores of it, so that they hold on

@@ -26,7 +26,7 @@ class Source(Protocol):
         """Makes the data set's files where they are missing, and returns their folder; None if it has no files."""
 
     def open(self, config: DataConfig, split: str) -> Records:
-        """The records of a split. Raises FileNotFoundError when they are to be prepared and are not."""
+        """The records of a split. Raises FileNotFoundError when they have files that are not prepared."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +56,7 @@ class BuiltSource:
 
 @dataclasses.dataclass(frozen=True)
 class GeneratedSource:
-    """Records that are made while they are read, the same for every split."""
+    """Records that are made when they are read, the same for every split."""
 
     generate: Callable[[DataConfig], StoredRecords]
 
@@ -87,5 +87,5 @@ def prepare_dataset(config: DataConfig) -> Path | None:
 
 
 def open_records(config: DataConfig, split: str) -> Records:
-    """The records of a split of `config.dataset`. Raises FileNotFoundError when they are to be prepared and are not."""
+    """The records of a split of `config.dataset`. Raises FileNotFoundError when they have files that are not prepared."""
     return find_source(config.dataset).open(config, split)

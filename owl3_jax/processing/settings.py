@@ -29,7 +29,7 @@ def write_settings(path: Path, settings: JsonTree) -> None:
 
 @contextlib.contextmanager
 def naming_damage(path: Path) -> Iterator[None]:
-    """Makes what goes wrong with the settings in a processor.json a ValueError that names the file."""
+    """Turns an error in the settings of a processor.json into a ValueError that names the file."""
     try:
         yield
     except (ValueError, TypeError) as error:

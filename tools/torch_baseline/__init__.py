@@ -6,10 +6,10 @@ again for each new token.
 
 Keys and values are repeated for their query heads, as the official code does by transformers' Qwen2; `repeat_keys=False`
 (`--torch-gqa` of the benchmark) leaves that to SDPA's `enable_gqa`, which is faster. Elsewhere the faster plain way is taken,
-so that no ratio against it is too good: logits of the last position only, masks and RoPE tables once a step instead of once
+so that no ratio against it looks too good: logits of the last position only, masks and RoPE tables once a step instead of once
 a layer, keys rotated before they are repeated, no mask at decode. `F.rms_norm` takes as long as a norm written out.
 
-PyTorch is taken as it is installed. On AMD processors its MKL has half of oneDNN's matmul rate in float32 (measured: 180 of
+PyTorch is used as installed. On AMD processors its MKL has half of oneDNN's matmul rate in float32 (measured: 180 of
 325 GFLOP/s; on these, part of a ratio of vision or prefill comes from there) and bfloat16, which is oneDNN's, runs at 825.
 
 The reference of the parity ladder (`tests/parity/torch_owl3.py`) stays apart: whole score matrices and no cache are its point.

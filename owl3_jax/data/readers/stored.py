@@ -17,7 +17,7 @@ class StoredRecord(TypedDict):
 
 @runtime_checkable
 class StoredRecords(Protocol):
-    """Stored records by index: read from files, or made while they are read."""
+    """Stored records by index: read from files, or made when they are read."""
 
     def __len__(self) -> int: ...
 

@@ -24,5 +24,5 @@ def test_written_and_read(tmp_path):
 
 def test_a_file_without_cases_is_named(tmp_path):
     np.savez(tmp_path / "other.npz", weights=np.ones(2))
-    with pytest.raises(ValueError, match=r"other\.npz holds no case: .* there are weights"):
+    with pytest.raises(ValueError, match=r"other\.npz holds no case: .* it has weights"):
         read_cases(tmp_path / "other.npz", image_size=5)
