@@ -153,7 +153,7 @@ def without_uneven_axes(spec: PartitionSpec, shape: tuple[int, ...], mesh: Mesh 
 
 def _dividing_axes(axes: MeshAxes, size: int, mesh: Mesh | AbstractMesh) -> MeshAxes:
     kept: list[str] = []
-    for axis in _names(axes):
+    for axis in axis_names(axes):
         if size % (mesh.shape[axis] * math.prod(mesh.shape[other] for other in kept)):
             break
         kept += [axis] if mesh.shape[axis] > 1 else []
@@ -164,10 +164,11 @@ def devices_along(name: str, mesh: AnyMesh | None = None) -> int:
     """Devices that a dim of this logical name is split over: by `mesh` and `RULES`, or by the mesh and the rules in force."""
     shape = (jax.sharding.get_abstract_mesh() if mesh is None else mesh).shape
     axes = (nn.logical_to_mesh_axes((name,), None if mesh is None else RULES) or (None,))[0]
-    return math.prod(shape.get(axis, 1) for axis in _names(axes))
+    return math.prod(shape.get(axis, 1) for axis in axis_names(axes))
 
 
-def _names(axes: MeshAxes) -> tuple[str, ...]:
+def axis_names(axes: MeshAxes) -> tuple[str, ...]:
+    """The mesh axes that split a dim, as a tuple; () if none does."""
     return (axes,) if isinstance(axes, str) else axes or ()
 
 
@@ -264,7 +265,7 @@ def optimizer_shardings(params: Params, shapes: Params, mesh: AnyMesh) -> Params
 
 
 def _with_free_axes(spec: PartitionSpec, shape: tuple[int, ...], mesh: AnyMesh) -> PartitionSpec:
-    dims = [_names(axes) for axes in (*spec, *[None] * (len(shape) - len(spec)))]
+    dims = [axis_names(axes) for axes in (*spec, *[None] * (len(shape) - len(spec)))]
     parts = lambda axes: math.prod(mesh.shape[axis] for axis in axes)
     for axis in AXES:
         if mesh.shape[axis] == 1 or any(axis in axes for axes in dims):

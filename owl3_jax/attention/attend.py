@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Array, Float, Shaped
 
 from owl3_jax.attention.chunks import attend_in_chunks, gradients_in_chunks
 from owl3_jax.attention.inputs import AttentionInputs, KeyBlock, OutputGradient, Plan
@@ -18,12 +18,10 @@ from owl3_jax.attention.parts import Part, merge, no_part
 from owl3_jax.attention.spread import Placement
 from owl3_jax.attention.visibility import Visibility
 from owl3_jax.nn.remat import attended
-from owl3_jax.nn.stacks import select_layer
+from owl3_jax.nn.stacks import Layer, select_layer
 
 # Blocks whose attention may run concurrently. With one, the cores of a CPU wait for each other after every product.
 _BLOCKS_AT_ONCE = 4
-
-Layer = Int[Array, ""] | int
 
 
 def attend(

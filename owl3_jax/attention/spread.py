@@ -16,7 +16,7 @@ from owl3_jax.attention.chunks import attend_in_chunks, gradients_in_chunks
 from owl3_jax.attention.inputs import AttentionInputs, Dims, Gradients, OutputGradient, Plan
 from owl3_jax.attention.parts import Part
 from owl3_jax.attention.visibility import Visibility
-from owl3_jax.sharding import MeshAxes, partition_spec
+from owl3_jax.sharding import MeshAxes, axis_names, partition_spec
 
 
 class Placement(NamedTuple):
@@ -37,7 +37,7 @@ class Placement(NamedTuple):
         if spec is None or of_keys is None or jax.sharding.get_abstract_mesh().size == 1:
             return None
         rows, heads, positions = spec
-        if positions != of_keys[2] and set(_names(positions)) & set(_names(of_keys[2])):
+        if positions != of_keys[2] and set(axis_names(positions)) & set(axis_names(of_keys[2])):
             positions = None
         found = cls(rows, heads, positions, positions is not None and positions == of_keys[2], of_keys[2])
         return found if any(found) else None
@@ -120,7 +120,3 @@ class Placement(NamedTuple):
             return x
         size = x.shape[2] // jax.lax.axis_size(self.keys)
         return jax.lax.dynamic_slice_in_dim(x, jax.lax.axis_index(self.keys) * size, size, axis=2)
-
-
-def _names(axes: MeshAxes) -> tuple[str, ...]:
-    return (axes,) if isinstance(axes, str) else axes or ()

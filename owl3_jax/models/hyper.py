@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax.linen import initializers
 from jaxtyping import Array, Float, Int, Shaped
 
-from owl3_jax.attention.attend import Layer, attend
+from owl3_jax.attention.attend import attend
 from owl3_jax.attention.inputs import IMAGES, Plan
 from owl3_jax.attention.parts import Part
 from owl3_jax.attention.visibility import Visibility
@@ -24,7 +24,7 @@ from owl3_jax.nn.linear import Linear, declare
 from owl3_jax.nn.norms import rms_norm
 from owl3_jax.nn.quantized import rescale
 from owl3_jax.nn.rope import rope
-from owl3_jax.nn.stacks import Stack, select_layer
+from owl3_jax.nn.stacks import Layer, Stack, select_layer
 from owl3_jax.sharding import constrain
 
 

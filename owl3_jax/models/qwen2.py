@@ -16,7 +16,7 @@ import numpy as np
 from flax.linen import initializers
 from jaxtyping import Array, Float, Int
 
-from owl3_jax.attention.attend import Layer, attend
+from owl3_jax.attention.attend import attend
 from owl3_jax.attention.inputs import TEXT, Plan, as_images, one_layer
 from owl3_jax.attention.parts import Part, merge
 from owl3_jax.attention.visibility import Visibility, visibility
@@ -27,7 +27,7 @@ from owl3_jax.nn.norms import RMSNorm, rms_norm
 from owl3_jax.nn.quantized import Vectors, dequantize, quantize_like, rescale, zero_vectors
 from owl3_jax.nn.remat import block_input, rematerialized
 from owl3_jax.nn.rope import rope
-from owl3_jax.nn.stacks import Stack, as_one_stack, select_layer
+from owl3_jax.nn.stacks import Layer, Stack, as_one_stack, select_layer
 from owl3_jax.params import Params
 from owl3_jax.sharding import constrain
 
