@@ -8,10 +8,10 @@ Read in November 2026, at https://docs.cloud.google.com/tpu/docs:
     v6e    tpu7x  all, as a comparison; the page v6e has 1600 for HBM
     tpu7x  tpu7x  all
 
-The pages count ICI in both directions together; here it is what a chip can send over all its links. Two numbers of v4 are not on
-any page. Links: table 4 of arXiv 2304.01433 has six of 50 GB/s, known from quotations only; that this is the rate of one
-direction follows from https://github.com/jax-ml/scaling-book (tpus.md), which has 45 GB/s one way. DCN is what that book calls
-typical.
+The pages count ICI in both directions together; here it is what a chip can send over all its links. Two numbers of v4 are on
+none of the pages. Links: table 4 of arXiv 2304.01433 has six of 50 GB/s, known from quotations only; that this is the rate of
+one direction follows from https://github.com/jax-ml/scaling-book (tpus.md), which has 45 GB/s one way. DCN is what that book
+calls typical.
 
 That book also has 10 % less for the links of v5e, v5p and v6e. Bounds use the published numbers.
 """

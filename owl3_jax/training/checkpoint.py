@@ -66,7 +66,7 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def check_same_run(self) -> None:
-        """Raises SavedRunError if the last checkpoint has another model, processor, data or trained part; it lists the fields."""
+        """Raises SavedRunError if the last checkpoint has another model, processor, data or trained part; it lists these."""
         step = self.latest_step()
         if step is None:
             return

@@ -178,7 +178,9 @@ def test_colours_are_red_green_blue(tmp_path):
 def test_an_mp4_that_is_cut_off_is_named(share, tmp_path):
     path = write_video(tmp_path / "clip.mp4", FRAMES, b_frames=2, container_options=INDEX_FIRST)
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
-    with pytest.raises(UnreadableVideo, match=r"cannot read video clip: it is truncated: \d+ of 41 frames are there; if a video"):
+    with pytest.raises(
+        UnreadableVideo, match=r"cannot read video clip: it is truncated: \d+ of 41 frames are there; if a video"
+    ):
         read_frame_table(path, "clip")
 
 
