@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Float32
 
 from owl3_jax.config import ComputeConfig, DType, ModelConfig
 from owl3_jax.convert.load import load_params
@@ -119,8 +120,8 @@ class Owl3Checkpoint:
         """A new conversation that keeps its caches from turn to turn."""
         return Session(self.runtime, self.processor)
 
-    def logits(self, sample: Sample | Prepared) -> np.ndarray:
-        """Logits of the token after each position of a sample: float32 [T, V]. Its images go through at once."""
+    def logits(self, sample: Sample | Prepared) -> Float32[np.ndarray, "T V"]:
+        """Logits of the token after each position of a sample. Its images go through at once."""
         return forward(self.runtime, sample)
 
     def generate(

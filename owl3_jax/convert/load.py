@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
+from jaxtyping import Array, Shaped
 
 from owl3_jax.batch import AnyArray
 from owl3_jax.config import ComputeConfig, DType, ModelConfig, field_differences
@@ -70,7 +71,7 @@ def read_parameters(
     shapes = flatten_dict(nn.unbox(boxed), sep="/")
     shardings = flatten_dict(param_shardings(boxed, mesh), sep="/") if mesh else {}
 
-    def read(path: str, parameter: Parameter | StoredParameter) -> np.ndarray | jax.Array:
+    def read(path: str, parameter: Parameter | StoredParameter) -> Shaped[np.ndarray, "..."] | Shaped[Array, "..."]:
         shape = shapes[path].shape
         part = functools.partial(_read_padded, parameter, shape)
         return part() if mesh is None else jax.make_array_from_callback(shape, shardings[path], part)
@@ -90,7 +91,7 @@ def _require_same_model(directory: Path, saved: ModelConfig, wanted: ModelConfig
 
 def _read_padded(
     parameter: Parameter | StoredParameter, shape: tuple[int, ...], index: tuple[slice, ...] | None = None
-) -> np.ndarray:
+) -> Shaped[np.ndarray, "..."]:
     """As `parameter.read`, followed by rows of zeros up to `shape`."""
     if parameter.shape == shape:
         return parameter.read(index)

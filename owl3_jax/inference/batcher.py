@@ -45,7 +45,7 @@ class _Batch(NamedTuple):
 def answer_requests(
     engine: Engine, processor: Processor, requests: Iterable[Request | Failure], batches: int | Sequence[BatchSize]
 ) -> Iterator[list[Record]]:
-    """The results of all requests, a batch at a time, with with the failures in between.
+    """The results of all requests, a batch at a time, with the failures in between.
 
     Args:
         engine: answers the prompts.

@@ -4,6 +4,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Shaped
 
 from owl3_jax.config import ComputeConfig, ModelConfig
 from owl3_jax.models.hyper import ImageCache
@@ -91,5 +92,5 @@ def _constrain(cache: Stack, axes: tuple[str, ...]) -> Stack:
     return split
 
 
-def _widen(x: jax.Array, axis: int, size: int) -> jax.Array:
+def _widen(x: Shaped[Array, "..."], axis: int, size: int) -> Shaped[Array, "..."]:
     return jnp.pad(x, [(0, size - length if i == axis else 0) for i, length in enumerate(x.shape)])

@@ -102,7 +102,7 @@ class Context:
             self._store(features, programs.Places(*places))
             advance(len(group))
 
-    def add_features(self, row: int, positions: Sequence[int], features: Iterable[Float[Array, "J L E"]]) -> None:
+    def add_features(self, row: int, positions: Sequence[int], features: Iterable[Float[Array, "_ L E"]]) -> None:
         """As `add_images`, for images that are encoded already, in chunks."""
         rest = iter(positions)
         for chunk in features:
