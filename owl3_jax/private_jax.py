@@ -46,12 +46,15 @@ def splash_gradient_of_keys() -> PrivateFunction:
 @functools.cache
 def tpu_clusters() -> tuple[type[Any], ...]:  # Any: classes without a public base
     """What finds the hosts of a TPU pod: on GKE, on Compute Engine."""
-    return tuple(_find(_CLUSTERS, name) for name in ("GkeTpuCluster", "GceTpuCluster"))
+    names = ("GkeTpuCluster", "GceTpuCluster")
+    for name in names:
+        _find(_CLUSTERS, f"{name}._get_worker_list_in_slice")  # for `hosts_of_slice`
+    return tuple(_find(_CLUSTERS, name) for name in names)
 
 
-def hosts_of_slice(cluster: type[Any]) -> list[str]:  # Any: as above
+def hosts_of_slice(cluster: type[Any]) -> list[str]:  # Any: one of `tpu_clusters`
     """The names of the hosts of this host's slice, in the order of their numbers."""
-    hosts: list[str] = _find(_CLUSTERS, f"{cluster.__name__}._get_worker_list_in_slice")()
+    hosts: list[str] = cluster._get_worker_list_in_slice()
     return hosts
 
 
