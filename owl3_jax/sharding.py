@@ -8,7 +8,7 @@ parallelism and their mixtures are only different `MeshConfig`s.
 import contextlib
 import math
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import Literal, TypeVar
 
 import flax.linen as nn
 import jax
@@ -23,6 +23,7 @@ from owl3_jax.config import ConfigError, MeshConfig
 from owl3_jax.params import Params
 
 AnyMesh = Mesh | AbstractMesh
+Tree = TypeVar("Tree")
 MeshAxes = str | tuple[str, ...] | None  # that split one dim
 
 AXES = ("data", "fsdp", "tensor", "context")
@@ -250,7 +251,7 @@ def param_shardings(boxed_params: Params, mesh: AnyMesh) -> Params:
     )
 
 
-def optimizer_shardings(params: Params, shapes: Params, mesh: AnyMesh) -> Params:
+def optimizer_shardings(params: Tree, shapes: object, mesh: AnyMesh) -> Tree:
     """ZeRO-1: how to split optimizer state over the devices that hold copies of the same part of a parameter.
 
     Args:
@@ -261,7 +262,8 @@ def optimizer_shardings(params: Params, shapes: Params, mesh: AnyMesh) -> Params
         As `params`, each with the mesh axes that it does not use on its largest dim that they divide. The first dim of a matrix
         is not split: scans run over layers, and gradients of an embedding split by words would need the tokens of all devices.
     """
-    return jax.tree.map(lambda s, leaf: NamedSharding(mesh, _with_free_axes(s.spec, leaf.shape, mesh)), params, shapes)
+    split: Tree = jax.tree.map(lambda s, leaf: NamedSharding(mesh, _with_free_axes(s.spec, leaf.shape, mesh)), params, shapes)
+    return split
 
 
 def _with_free_axes(spec: PartitionSpec, shape: tuple[int, ...], mesh: AnyMesh) -> PartitionSpec:
