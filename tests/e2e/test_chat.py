@@ -127,7 +127,7 @@ def test_a_conversation_survives_that_memory_runs_out(owl, place, capsys):
         conversation.take(QUESTION)
     answer, error = capsys.readouterr().out.splitlines()
     assert len(answer.split()) == 3
-    assert error.startswith("error: memory ran out (RESOURCE_EXHAUSTED: ") and error.endswith("attached to it")
+    assert error.startswith("error: memory ran out (RESOURCE_EXHAUSTED: ") and error.endswith("its attachments were dropped")
     assert len(owl.runtime.feature_cache) == 0, "features may be what was not computed"
     conversation.take(QUESTION)
     session = owl.session()
