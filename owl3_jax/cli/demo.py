@@ -19,7 +19,6 @@ from jaxtyping import UInt8
 import owl3_jax
 from owl3_jax.evaluation.tasks.digits_prompts import DigitPrompt, decoded_image, draw_scene, draw_target, make_prompt
 from owl3_jax.formats.bundled import bundled_checkpoint
-from owl3_jax.host.command_line import exit_with_usage_error
 from owl3_jax.host.compilation_cache import use_compilation_cache
 from owl3_jax.inference.sampling import Sampling
 
@@ -41,10 +40,7 @@ class Flags:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Prints questions with the model's answers."""
-    try:
-        flags = tyro.cli(Flags, args=argv, prog="owl3 demo", description=__doc__)
-    except ValueError as error:
-        exit_with_usage_error(error)
+    flags = tyro.cli(Flags, args=argv, prog="owl3 demo", description=__doc__)
     use_compilation_cache()
     began = time.monotonic()
     owl, right = owl3_jax.from_pretrained(bundled_checkpoint("digits")), 0
