@@ -10,9 +10,7 @@ checkpoint of a training run. Needs no accelerator, no PyTorch (except for `.bin
 """
 
 import dataclasses
-import shutil
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -44,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         processor = find_processor(flags.source)
         convert(flags)
         if processor:
-            write_settings(processor, flags.to)
+            processor.save_settings(flags.to)  # the tokenizer's files stay as they were copied
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 
@@ -64,10 +62,3 @@ def find_processor(source: Path) -> Processor | None:
     except FileNotFoundError as error:
         print(f"no processor.json will be written: {error}", file=sys.stderr)
         return None
-
-
-def write_settings(processor: Processor, directory: Path) -> None:
-    """Writes processor.json alone: the tokenizer's files stay as they were copied."""
-    with tempfile.TemporaryDirectory() as place:
-        processor.save(place)
-        shutil.copyfile(Path(place) / "processor.json", directory / "processor.json")

@@ -97,9 +97,13 @@ class Processor:
 
     def save(self, directory: str | Path) -> None:
         """Writes tokenizer.json and processor.json, from which `from_pretrained` makes the same processor."""
+        self.save_settings(directory)
+        self.tokenizer.save(Path(directory) / FAST)
+
+    def save_settings(self, directory: str | Path) -> None:
+        """Writes processor.json alone, for a directory that has the tokenizer's files already."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "tokenizer"}
         write_settings(Path(directory) / SETTINGS, fields)
-        self.tokenizer.save(Path(directory) / FAST)
 
     def __call__(
         self,
