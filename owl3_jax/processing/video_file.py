@@ -4,12 +4,13 @@ Both passes read all packets from the first one on: skipping a packet costs only
 works the same in every container. Decoding starts at the keyframe before a wanted frame and ends with that frame.
 """
 
-import contextlib
+import functools
+import io
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import TypeVar
+from typing import BinaryIO, NamedTuple, TypeVar
 
 import av
 from av.container import InputContainer
@@ -18,14 +19,20 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from PIL import Image
 
-from owl3_jax.processing.video_frames import FrameTable, PacketInfo, frame_table
+from owl3_jax.host.foreign import foreign_errors
+from owl3_jax.processing.images import MAX_PIXELS
+from owl3_jax.processing.video_codec import undecodable_codec
+from owl3_jax.processing.video_ending import is_cut_off
+from owl3_jax.processing.video_frames import Clock, FrameTable, PacketInfo, frame_table
+from owl3_jax.processing.video_picture import check_pixels, to_image
 
 # FFmpeg would also open playlists, which make it read other files, and any text file, as terminal art.
 CONTAINERS = ("asf", "avi", "flv", "gif", "matroska", "mov", "mpeg", "mpegts", "ogg")
-_OPTIONS = {"format_whitelist": ",".join(CONTAINERS), "protocol_whitelist": "file"}
-_MISSING_SECONDS = 1.0  # a file that ends this much earlier than its header states is truncated
+_OPTIONS = {"format_whitelist": ",".join(CONTAINERS), "protocol_whitelist": "file", "max_pixels": str(MAX_PIXELS)}
+# One time a packet, which may be that of decoding. The others have both times.
+_ONE_TIME = ("asf", "avi", "matroska", "ogg")
+_MISSING_SECONDS = 1.0  # a file that is cut off, but lacks less than this, is read
 _VP8_SHOWN = 0x10  # bit of the first byte of a VP8 packet
-_TURNS = {1: Image.Transpose.ROTATE_90, 2: Image.Transpose.ROTATE_180, 3: Image.Transpose.ROTATE_270}
 _REMEDY = "; if a video player shows it, convert it to MP4; otherwise download it again"
 
 _AnyPacket = TypeVar("_AnyPacket", av.Packet, PacketInfo)
@@ -35,35 +42,52 @@ class UnreadableVideo(ValueError):
     """A video that cannot be read; the message names it and says why and what to do."""
 
 
-def read_frame_table(path: Path, name: str) -> FrameTable:
-    """Finds the frames of a video file without decoding any. It reads the whole file, since headers may be wrong.
+class _Scan(NamedTuple):
+    """What reading all packets of a file finds."""
+
+    packets: list[PacketInfo]  # of the video stream
+    whole: int  # packets of these that are not cut
+    end: float  # when the last packet of any stream ends, in seconds
+
+
+def read_frame_table(source: Path | bytes, name: str) -> FrameTable:
+    """Finds the frames of a video without decoding any. It reads the whole file, since headers may be wrong.
 
     Packets before the first keyframe are ignored; recordings cut out of a broadcast have some.
 
-    Raises UnreadableVideo, whose message includes `name`: no video, no frames, or a truncated file.
+    Args:
+        source: a file, or its content.
+        name: the video's name in errors.
+
+    Raises UnreadableVideo, whose message includes `name`: no video, no decoder for it, no frames, or a truncated file.
     """
-    with _naming(name), _open(path) as container:
-        stream = _video_stream(container, name)
-        # Only an index of all packets has sizes (MP4); an index of keyframes (Matroska) has none.
-        promised = sum(entry.size > 0 for entry in stream.index_entries)
-        duration = (container.duration or 0) / av.time_base
-        packets, whole, end = _scan(container, stream)
-        fps = Fraction(stream.average_rate or 0)
-    _check_complete(whole >= promised, f"{whole} of {promised} frames", name)
-    _check_complete(end + _MISSING_SECONDS >= duration, f"{end:.1f} of {duration:.1f} seconds", name)
-    table = frame_table(list(_from_first_keyframe(packets)), fps)
+    with foreign_errors(UnreadableVideo, f"cannot read video {name}", _REMEDY):
+        with _open(source) as container:
+            stream = _video_stream(container, source)
+            # Only an index of all packets has sizes (MP4, AVI); an index of keyframes (Matroska) has none.
+            promised = sum(entry.size > 0 for entry in stream.index_entries)
+            duration = (container.duration or 0) / av.time_base
+            clock = _clock(container, stream)
+            scan = _scan(container, stream)
+            kind = container.format.name
+        is_short = scan.end + _MISSING_SECONDS < duration and _is_cut_off(source, kind)
+    _check_complete(scan.whole >= promised, f"{scan.whole} of {promised} frames", name)
+    _check_complete(not is_short, f"{scan.end:.1f} of {duration:.1f} seconds", name)
+    table = frame_table(list(_from_first_keyframe(scan.packets)), clock)
     if not table.num_frames:
         raise UnreadableVideo(f"cannot read video {name}: it has no frames{_REMEDY}")
     return table
 
 
-def decode_frames(path: Path, table: FrameTable, wanted: Sequence[int], name: str) -> Iterator[Image.Image]:
+def decode_frames(
+    source: Path | bytes, table: FrameTable, wanted: Sequence[int], name: str
+) -> Generator[Image.Image, None, None]:
     """The frames `wanted`, in RGB and upright, one at a time.
 
-    Quarter and half turns that the file specifies are applied (phones store upright videos that way); mirroring is not.
+    Quarter turns and mirrors that the file specifies are applied (phones store upright videos that way).
 
     Args:
-        path: the file.
+        source: a file, or its content.
         table: what `read_frame_table` found in it.
         wanted: frame numbers, ascending, each once.
         name: the video's name in errors.
@@ -71,47 +95,62 @@ def decode_frames(path: Path, table: FrameTable, wanted: Sequence[int], name: st
     Raises UnreadableVideo, whose message includes `name`, when a packet that they need is damaged.
     """
     missing = list(reversed(wanted))
-    with _naming(name), _open(path) as container:
-        stream = _video_stream(container, name)
+    with foreign_errors(UnreadableVideo, f"cannot read video {name}", _REMEDY), _open(source) as container:
+        stream = _video_stream(container, source)
         for number, frame in _numbered(_decode(container, stream, table.runs(wanted)), table):
             if number == missing[-1]:
-                yield _upright(frame)
+                yield to_image(frame)
                 missing.pop()
             if not missing:
                 return
     raise UnreadableVideo(f"cannot read video {name}: frame {missing[-1]} of {table.num_frames} is damaged{_REMEDY}")
 
 
-@contextlib.contextmanager
-def _naming(name: str) -> Iterator[None]:
-    try:
-        yield
-    except av.FFmpegError as error:
-        raise UnreadableVideo(f"cannot read video {name}: {error}{_REMEDY}") from error
-
-
-def _open(path: Path) -> InputContainer:
+def _open(source: Path | bytes) -> InputContainer:
     # With the prefix a file called `http:x` is a file. Metadata in a wrong encoding does not matter.
-    return av.open(f"file:{path}", options=_OPTIONS, metadata_errors="ignore")
+    file = io.BytesIO(source) if isinstance(source, bytes) else f"file:{source}"
+    try:
+        return av.open(file, "r", options=_OPTIONS, metadata_errors="ignore")
+    except av.ArgumentError as error:
+        raise ValueError(f"it is none of the formats {', '.join(CONTAINERS)}, or its header is damaged") from error
 
 
-def _video_stream(container: InputContainer, name: str) -> VideoStream:
-    stream = container.streams.best("video")
-    if not isinstance(stream, VideoStream) or Disposition.attached_pic in stream.disposition:  # an album's cover
-        raise UnreadableVideo(f"cannot read video {name}: it has no video stream; give a file with pictures, not only sound")
+def _is_cut_off(source: Path | bytes, container: str) -> bool:
+    file: BinaryIO = io.BytesIO(source) if isinstance(source, bytes) else source.open("rb")
+    with file:
+        return is_cut_off(file, container)
+
+
+def _video_stream(container: InputContainer, source: Path | bytes) -> VideoStream:
+    """The stream of the video that a player would show. Raises ValueError when there is none, or none that can be decoded."""
+    streams = [stream for stream in container.streams.video if Disposition.attached_pic not in stream.disposition]
+    if not streams:  # sound, perhaps with an album's cover
+        raise ValueError("it has no video stream")
+    best = container.streams.best("video")
+    stream = best if best in streams else streams[0]
+    # PyAV's annotation omits that a stream without a decoder has no context.
+    context: av.CodecContext | None = stream.codec_context
+    if context is None:
+        codec = undecodable_codec(functools.partial(_open, source), stream.index)
+        raise ValueError(f"FFmpeg has no decoder for its codec, {codec}")
+    check_pixels(stream.width, stream.height)
     return stream
 
 
-def _scan(container: InputContainer, stream: VideoStream) -> tuple[list[PacketInfo], int, float]:
-    """The packets of `stream`, how many of them are whole, and when the last packet of any stream ends, in seconds."""
+def _clock(container: InputContainer, stream: VideoStream) -> Clock:
+    reorders = stream.codec_context.has_b_frames and container.format.name.partition(",")[0] in _ONE_TIME
+    return Clock(stream.time_base or Fraction(1), stream.average_rate or Fraction(0), bool(reorders))
+
+
+def _scan(container: InputContainer, stream: VideoStream) -> _Scan:
     packets, whole, end = [], 0, 0.0
     for packet in container.demux():
         if packet.pts is not None:
             end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
         if packet.stream_index == stream.index and packet.size:
-            packets.append(PacketInfo(packet.pts, packet.is_keyframe, _is_shown(packet, stream)))
+            packets.append(PacketInfo(packet.pts, packet.is_keyframe, _is_shown(packet, stream), packet.dts))
             whole += not packet.is_corrupt
-    return packets, whole, end
+    return _Scan(packets, whole, end)
 
 
 def _is_shown(packet: av.Packet, stream: VideoStream) -> bool:
@@ -150,9 +189,3 @@ def _numbered(frames: Iterator[VideoFrame], table: FrameTable) -> Iterator[tuple
         return
     for frame in frames:
         yield (None if frame.pts is None else numbers.get(frame.pts)), frame
-
-
-def _upright(frame: VideoFrame) -> Image.Image:
-    quarters = round(frame.rotation / 90) % 4  # counterclockwise, as Pillow counts
-    image = frame.to_image()
-    return image.transpose(_TURNS[quarters]) if quarters else image

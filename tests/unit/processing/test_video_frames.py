@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from owl3_jax.processing.video_frames import FrameTable, PacketInfo, frame_table
+from owl3_jax.processing.video_frames import Clock, FrameTable, PacketInfo, frame_table
 
 
 def table(times: Sequence[int | None], keys: Sequence[int], hidden: Sequence[int] = ()) -> FrameTable:
     packets = [PacketInfo(time, index in keys, index not in hidden) for index, time in enumerate(times)]
-    return frame_table(packets, Fraction(25))
+    return frame_table(packets, Clock(Fraction(1, 25)))
 
 
 CLOSED = table([0, 3, 1, 2, 4, 7, 5, 6], keys=[0, 4])
