@@ -1,25 +1,30 @@
-"""Videos to RGB frames: from a file, a folder of images, or a list of frames, one frame in memory at a time."""
+"""Videos to RGB frames: from a file, its bytes, a folder of images or a list of frames, one frame in memory at a time."""
 
+import contextlib
 import dataclasses
 import functools
 import itertools
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from jaxtyping import Shaped
 from PIL import Image
 
-from owl3_jax.processing.images import UnreadableImage, load_image, to_rgb
+from owl3_jax.host.foreign import foreign_errors
+from owl3_jax.processing.images import ImageSource, UnreadableImage, load_image, upright_size
+from owl3_jax.processing.location import locate
 from owl3_jax.processing.video_file import UnreadableVideo, decode_frames, read_frame_table
 from owl3_jax.processing.video_sampling import VideoSampling
 
-Frame = Image.Image | Shaped[np.ndarray, "..."]  # `open_video` checks that an array is uint8 [height, width, 3]
-VideoSource = str | Path | Sequence[Frame]
+# `open_video` checks that an array is uint8 [frames, height, width, 3].
+VideoSource = str | Path | bytes | Sequence[ImageSource] | Iterator[ImageSource] | Shaped[np.ndarray, "..."]
 
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 _FOLDER_FPS = 1.0  # a folder of images has no frame rate: every one is a second
+_FORMS = "give a path or a list of frames: videos=[[frame, frame]]"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,12 +35,13 @@ class Video:
     frames: Callable[[], Iterator[Image.Image]]  # RGB, from the first one in every call; raises UnreadableVideo on damage
 
 
-def open_video(source: VideoSource, sampling: VideoSampling, name: str) -> Video:
+def open_video(source: object, sampling: VideoSampling, name: str) -> Video:
     """Chooses the frames of a video. Files are read, but nothing is decoded yet.
 
     Args:
-        source: a video file, whose rotation is applied (see `decode_frames`); or a folder, whose image files are the frames in
-            natural order (`2.png` before `10.png`), one a second; or a list of frames, PIL images or uint8 [H, W, 3].
+        source: a `VideoSource`: a video file, its bytes or a `data:` URI of them, whose turns and mirrors are applied (see
+            `decode_frames`); a folder, whose image files are the frames in natural order (`2.png` before `10.png`), one a
+            second; or frames, each of them what an image may be, in a list, an iterator or an array [frames, height, width, 3].
         sampling: how frames are chosen from a file or folder. All frames of a list are used.
         name: the video's name in errors.
 
@@ -43,45 +49,73 @@ def open_video(source: VideoSource, sampling: VideoSampling, name: str) -> Video
         UnreadableVideo: there is no such file, it holds no video or is truncated, there are no frames, a frame of a list is
             not an image, or the source is a single frame. Damage within a file is found when `frames` reaches it.
     """
-    if not isinstance(source, str | Path):
-        return _open_list(source, name)
-    path = Path(source)
-    if path.is_dir():
-        return _open_folder(path, sampling, name)
-    if not path.is_file():
-        raise UnreadableVideo(f"cannot read video {name}: there is no file or folder {path}; check the path")
-    table = read_frame_table(path, name)
+    if isinstance(source, str | Path):
+        return _open_path(source, sampling, name)
+    if isinstance(source, bytes | bytearray | memoryview):
+        return _open_file(bytes(source), sampling, name)
+    return _open_list(_as_frames(source, name), name)
+
+
+def _open_path(source: str | Path, sampling: VideoSampling, name: str) -> Video:
+    with foreign_errors(UnreadableVideo, f"cannot read video {name}"):
+        place = locate(source)
+        is_folder = isinstance(place, Path) and place.is_dir()
+        is_missing = isinstance(place, Path) and not place.exists()
+    if is_missing:
+        raise UnreadableVideo(f"cannot read video {name}: there is no file or folder {place!s}; check the path")
+    if isinstance(place, Path) and is_folder:
+        return _open_folder(place, sampling, name)
+    return _open_file(place, sampling, name)
+
+
+def _open_file(file: Path | bytes, sampling: VideoSampling, name: str) -> Video:
+    table = read_frame_table(file, name)
     indices = sampling.indices(table.num_frames, table.fps)
-    decode = functools.partial(decode_frames, path, table, sorted(set(indices)), name)
+    decode = functools.partial(decode_frames, file, table, sorted(set(indices)), name)
     return Video(len(indices), lambda: _repeated(indices, decode()))
 
 
-def _open_list(frames: Sequence[Frame], name: str) -> Video:
-    if not isinstance(frames, list | tuple):
-        kind = type(frames).__name__
-        raise UnreadableVideo(f"video {name} is a single {kind}; give a path or a list of frames: videos=[[frame, frame]]")
-    if not len(frames):
+def _as_frames(source: object, name: str) -> Sequence[object]:
+    if isinstance(source, list | tuple):
+        return source
+    if isinstance(source, Iterator | Sequence):
+        return list(source)
+    if hasattr(source, "__array__") and not isinstance(source, Image.Image):
+        with foreign_errors(UnreadableVideo, f"cannot read video {name}: its {type(source).__name__} is no array of frames"):
+            array = np.asarray(source)
+        if array.ndim == 4:
+            return list(array)
+    raise UnreadableVideo(f"video {name} is a single {type(source).__name__}; {_FORMS}")
+
+
+def _open_list(frames: Sequence[object], name: str) -> Video:
+    if not frames:
         raise UnreadableVideo(f"cannot read video {name}: its list of frames is empty; give at least one")
     for index, frame in enumerate(frames):
-        _check_frame(frame, f"frame {index} of video {name}")
-    return Video(len(frames), lambda: map(_frame_image, frames))
+        with _naming_frame(index, name) as label:
+            upright_size(cast(ImageSource, frame), label)
+    return Video(len(frames), lambda: _load_frames(frames, name))
 
 
-def _check_frame(frame: Frame, name: str) -> None:
-    if isinstance(frame, Image.Image):
-        return
-    if not isinstance(frame, np.ndarray):
-        raise UnreadableVideo(f"{name} is a {type(frame).__name__}; it has to be a PIL image or an array")
-    if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or frame.size == 0:
-        raise UnreadableVideo(f"{name} is {frame.dtype} {list(frame.shape)}; an array has to be uint8 [H, W, 3]")
+def _load_frames(frames: Sequence[object], name: str) -> Iterator[Image.Image]:
+    for index, frame in enumerate(frames):
+        with _naming_frame(index, name) as label:
+            image = load_image(cast(ImageSource, frame), label)
+        yield image
 
 
-def _frame_image(frame: Frame) -> Image.Image:
-    return Image.fromarray(frame) if isinstance(frame, np.ndarray) else to_rgb(frame)
+@contextlib.contextmanager
+def _naming_frame(index: int, name: str) -> Iterator[str]:
+    """The frame's name for `load_image`, whose error becomes one of the video."""
+    try:
+        yield f"frame {index} of video {name}"
+    except UnreadableImage as error:
+        raise UnreadableVideo(str(error).replace("cannot read image frame", "cannot read frame", 1)) from error
 
 
 def _open_folder(folder: Path, sampling: VideoSampling, name: str) -> Video:
-    paths = sorted((path for path in folder.iterdir() if _is_image(path)), key=_natural_order)
+    with foreign_errors(UnreadableVideo, f"cannot read video {name}"):
+        paths = sorted((path for path in folder.iterdir() if _is_image(path)), key=_natural_order)
     if not paths:
         raise UnreadableVideo(f"cannot read video {name}: folder {folder} has no images ({', '.join(IMAGE_SUFFIXES)})")
     indices = sampling.indices(len(paths), _FOLDER_FPS)
@@ -98,7 +132,7 @@ def _natural_order(path: Path) -> tuple[list[str | int], str]:
     return [int(part) if index % 2 else part for index, part in enumerate(parts)], path.name
 
 
-def _load_images(paths: Sequence[Path], name: str) -> Iterator[Image.Image]:
+def _load_images(paths: Sequence[Path], name: str) -> Generator[Image.Image, None, None]:
     for path in paths:
         try:
             yield load_image(path, path.name)
@@ -106,8 +140,9 @@ def _load_images(paths: Sequence[Path], name: str) -> Iterator[Image.Image]:
             raise UnreadableVideo(f"cannot read video {name}: {error}; replace that file or take it out") from error
 
 
-def _repeated(indices: Sequence[int], images: Iterator[Image.Image]) -> Iterator[Image.Image]:
-    """Gives each of `images`, one for each distinct index, as often as its index occurs in `indices`."""
-    for (_, same), image in zip(itertools.groupby(indices), images, strict=True):
-        for _ in same:
-            yield image
+def _repeated(indices: Sequence[int], images: Generator[Image.Image, None, None]) -> Iterator[Image.Image]:
+    """Gives each of `images`, one for each distinct index, as often as its index occurs in `indices`, and closes it."""
+    with contextlib.closing(images):
+        for (_, same), image in zip(itertools.groupby(indices), images, strict=True):
+            for _ in same:
+                yield image

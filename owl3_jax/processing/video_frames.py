@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import NamedTuple
 
-
 _RATE_TOLERANCE = Fraction(1, 10)  # dropped frames; a rate that is further off is not that of the frames
 
 
