@@ -7,10 +7,10 @@ works the same in every container. Decoding starts at the keyframe before a want
 import functools
 import io
 import itertools
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, TypeVar
+from typing import BinaryIO, NamedTuple
 
 import av
 from av.container import InputContainer
@@ -20,6 +20,7 @@ from av.video.stream import VideoStream
 from PIL import Image
 
 from owl3_jax.host.foreign import foreign_errors
+from owl3_jax.processing.h264_fields import Field, FieldCoding, field_coding, pictures, read_field
 from owl3_jax.processing.images import MAX_PIXELS
 from owl3_jax.processing.video_codec import undecodable_codec
 from owl3_jax.processing.video_ending import is_cut_off
@@ -35,8 +36,6 @@ _MISSING_SECONDS = 1.0  # a file that is cut off, but lacks less than this, is r
 _VP8_SHOWN = 0x10  # bit of the first byte of a VP8 packet
 _REMEDY = "; if a video player shows it, convert it to MP4; otherwise download it again"
 
-_AnyPacket = TypeVar("_AnyPacket", av.Packet, PacketInfo)
-
 
 class UnreadableVideo(ValueError):
     """A video that cannot be read; the message names it and says why and what to do."""
@@ -45,8 +44,8 @@ class UnreadableVideo(ValueError):
 class _Scan(NamedTuple):
     """What reading all packets of a file finds."""
 
-    packets: list[PacketInfo]  # of the video stream
-    whole: int  # packets of these that are not cut
+    pictures: list[PacketInfo]  # of the video stream
+    whole: int  # packets of that stream that are not cut
     end: float  # when the last packet of any stream ends, in seconds
 
 
@@ -73,7 +72,7 @@ def read_frame_table(source: Path | bytes, name: str) -> FrameTable:
         is_short = scan.end + _MISSING_SECONDS < duration and _is_cut_off(source, kind)
     _check_complete(scan.whole >= promised, f"{scan.whole} of {promised} frames", name)
     _check_complete(not is_short, f"{scan.end:.1f} of {duration:.1f} seconds", name)
-    table = frame_table(list(_from_first_keyframe(scan.packets)), clock)
+    table = frame_table(list(itertools.dropwhile(lambda picture: not picture.is_keyframe, scan.pictures)), clock)
     if not table.num_frames:
         raise UnreadableVideo(f"cannot read video {name}: it has no frames{_REMEDY}")
     return table
@@ -143,14 +142,25 @@ def _clock(container: InputContainer, stream: VideoStream) -> Clock:
 
 
 def _scan(container: InputContainer, stream: VideoStream) -> _Scan:
+    coding = _field_coding(stream)
     packets, whole, end = [], 0, 0.0
     for packet in container.demux():
         if packet.pts is not None:
             end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
         if packet.stream_index == stream.index and packet.size:
-            packets.append(PacketInfo(packet.pts, packet.is_keyframe, _is_shown(packet, stream), packet.dts))
+            info = PacketInfo(packet.pts, packet.is_keyframe, _is_shown(packet, stream), packet.dts)
+            packets.append((info, _field(packet, coding)))
             whole += not packet.is_corrupt
-    return _Scan(packets, whole, end)
+    return _Scan([picture[0][0] for picture in pictures(packets, lambda packet: packet[1])], whole, end)
+
+
+def _field_coding(stream: VideoStream) -> FieldCoding | None:
+    context = stream.codec_context
+    return field_coding(context.extradata or b"") if context.name == "h264" else None
+
+
+def _field(packet: av.Packet, coding: FieldCoding | None) -> Field | None:
+    return read_field(bytes(packet), coding) if coding else None
 
 
 def _is_shown(packet: av.Packet, stream: VideoStream) -> bool:
@@ -165,17 +175,17 @@ def _check_complete(is_complete: bool, part: str, name: str) -> None:
         raise UnreadableVideo(f"cannot read video {name}: it is truncated: {part} are there{_REMEDY}")
 
 
-def _from_first_keyframe(packets: Iterable[_AnyPacket]) -> Iterator[_AnyPacket]:
-    return itertools.dropwhile(lambda packet: not packet.is_keyframe, packets)
-
-
 def _decode(container: InputContainer, stream: VideoStream, runs: Sequence[range]) -> Iterator[VideoFrame]:
-    """Decodes some runs of packets, counted from the first keyframe on; frames come in order of presentation."""
-    packets = enumerate(_from_first_keyframe(packet for packet in container.demux(stream) if packet.size))
+    """Decodes some runs of pictures, counted from the first keyframe on; frames come in order of presentation."""
+    coding = _field_coding(stream)
+    packets = (packet for packet in container.demux(stream) if packet.size)
+    found = pictures(packets, lambda packet: _field(packet, coding))
+    counted = enumerate(itertools.dropwhile(lambda picture: not picture[0].is_keyframe, found))
     for run in runs:
-        for position, packet in packets:
+        for position, picture in counted:
             if position in run:
-                yield from packet.decode()
+                for packet in picture:
+                    yield from packet.decode()
             if position == run[-1]:
                 break
         yield from stream.codec_context.decode(None)  # frames that the decoder still holds, to present them in order
