@@ -1,6 +1,6 @@
 """Small video files whose frames tell their number."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from types import MappingProxyType
@@ -14,6 +14,7 @@ _BITS = 8  # stripes of 16 pixels, white for a one: lossy coding leaves them apa
 _TICKS = 1000  # per second
 
 FIXED_GOP = MappingProxyType({"sc_threshold": "0"})
+B_FRAMES = MappingProxyType({"x264-params": "scenecut=0:b-adapt=0"})  # of H.264: as many as allowed, some refer to others
 NO_OPTIONS: Mapping[str, str] = MappingProxyType({})
 
 
@@ -72,3 +73,38 @@ def write_video(
             time += durations[number % len(durations)]
         container.mux(stream.encode(None))
     return path
+
+
+def write_packets(
+    path: Path,
+    packets: Sequence[bytes],
+    template: Path,
+    *,
+    keys: Container[int] = (0,),
+    times: Sequence[int] | None = None,
+    tick: Fraction = Fraction(1, 10),
+) -> Path:
+    """Writes packets that are coded already.
+
+    Args:
+        path: its suffix names the container.
+        packets: in decoding order.
+        template: a file whose video stream says how they are coded.
+        keys: numbers of the keyframes.
+        times: of each packet, in ticks; counted by default.
+        tick: the unit of times, in seconds.
+    """
+    with av.open(str(template)) as source, av.open(str(path), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for number, encoded in enumerate(packets):
+            packet = av.Packet(encoded)
+            packet.pts = packet.dts = times[number] if times else number
+            packet.time_base, packet.stream, packet.is_keyframe = tick, stream, number in keys
+            target.mux(packet)
+    return path
+
+
+def read_packets(path: Path) -> list[bytes]:
+    """The coded packets of a file's video, in decoding order."""
+    with av.open(str(path)) as container:
+        return [bytes(packet) for packet in container.demux(video=0) if packet.size]

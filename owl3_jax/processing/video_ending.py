@@ -8,7 +8,8 @@ from typing import BinaryIO
 
 _SEGMENT = b"\x18\x53\x80\x67"  # the Matroska element that holds all pictures and sounds
 _ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
-_ASF_SIZE_AT = 40  # bytes from the start of the properties to the size of the file
+_ASF_SIZE_AT, _ASF_FLAGS_AT = 40, 88  # bytes from the start of the properties to the size of the file and to the flags
+_ASF_LIVE = 1  # flag: the size was not known yet
 _HEAD = 1 << 16  # bytes in which the headers of Matroska and ASF stand
 _FLV_TAG = 11  # bytes of the header of a tag
 _FLV_TYPES = (8, 9, 18)  # sound, pictures, metadata
@@ -71,7 +72,11 @@ def _segment_ends(head: bytes) -> int:
 
 def _asf_size(head: bytes) -> int:
     start = head.find(_ASF_PROPERTIES)
-    return 0 if start < 0 else int.from_bytes(head[start + _ASF_SIZE_AT : start + _ASF_SIZE_AT + 8], "little")
+    size = head[start + _ASF_SIZE_AT : start + _ASF_SIZE_AT + 8]
+    flags = head[start + _ASF_FLAGS_AT : start + _ASF_FLAGS_AT + 4]
+    if start < 0 or int.from_bytes(flags, "little") & _ASF_LIVE:
+        return 0
+    return int.from_bytes(size, "little")
 
 
 def _ends_with_an_flv_tag(file: BinaryIO, size: int) -> bool:

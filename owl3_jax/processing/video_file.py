@@ -41,6 +41,16 @@ class UnreadableVideo(ValueError):
     """A video that cannot be read; the message names it and says why and what to do."""
 
 
+class _Header(NamedTuple):
+    """What a file states before its packets are read."""
+
+    container: str  # FFmpeg's name of the format
+    clock: Clock
+    indexed: int  # frames that the index lists; 0: it lists keyframes only, or there is none
+    frames: int  # 0: unknown
+    duration: float | None  # seconds
+
+
 class _Scan(NamedTuple):
     """What reading all packets of a file finds."""
 
@@ -63,16 +73,12 @@ def read_frame_table(source: Path | bytes, name: str) -> FrameTable:
     with foreign_errors(UnreadableVideo, f"cannot read video {name}", _REMEDY):
         with _open(source) as container:
             stream = _video_stream(container, source)
-            # Only an index of all packets has sizes (MP4, AVI); an index of keyframes (Matroska) has none.
-            promised = sum(entry.size > 0 for entry in stream.index_entries)
-            duration = (container.duration or 0) / av.time_base
-            clock = _clock(container, stream)
-            scan = _scan(container, stream)
-            kind = container.format.name
-        is_short = scan.end + _MISSING_SECONDS < duration and _is_cut_off(source, kind)
-    _check_complete(scan.whole >= promised, f"{scan.whole} of {promised} frames", name)
-    _check_complete(not is_short, f"{scan.end:.1f} of {duration:.1f} seconds", name)
-    table = frame_table(list(itertools.dropwhile(lambda picture: not picture.is_keyframe, scan.pictures)), clock)
+            header, scan = _header(container, stream), _scan(container, stream)
+        present = _present_part(source, header, scan)
+    if present:
+        raise UnreadableVideo(f"cannot read video {name}: it is truncated: {present} there{_REMEDY}")
+    from_key = list(itertools.dropwhile(lambda picture: not picture.is_keyframe, scan.pictures))
+    table = frame_table(from_key, header.clock)
     if not table.num_frames:
         raise UnreadableVideo(f"cannot read video {name}: it has no frames{_REMEDY}")
     return table
@@ -114,12 +120,6 @@ def _open(source: Path | bytes) -> InputContainer:
         raise ValueError(f"it is none of the formats {', '.join(CONTAINERS)}, or its header is damaged") from error
 
 
-def _is_cut_off(source: Path | bytes, container: str) -> bool:
-    file: BinaryIO = io.BytesIO(source) if isinstance(source, bytes) else source.open("rb")
-    with file:
-        return is_cut_off(file, container)
-
-
 def _video_stream(container: InputContainer, source: Path | bytes) -> VideoStream:
     """The stream of the video that a player would show. Raises ValueError when there is none, or none that can be decoded."""
     streams = [stream for stream in container.streams.video if Disposition.attached_pic not in stream.disposition]
@@ -136,9 +136,14 @@ def _video_stream(container: InputContainer, source: Path | bytes) -> VideoStrea
     return stream
 
 
-def _clock(container: InputContainer, stream: VideoStream) -> Clock:
-    reorders = stream.codec_context.has_b_frames and container.format.name.partition(",")[0] in _ONE_TIME
-    return Clock(stream.time_base or Fraction(1), stream.average_rate or Fraction(0), bool(reorders))
+def _header(container: InputContainer, stream: VideoStream) -> _Header:
+    name = container.format.name
+    reorders = bool(stream.codec_context.has_b_frames) and name.partition(",")[0] in _ONE_TIME
+    clock = Clock(stream.time_base or Fraction(1), stream.average_rate or Fraction(0), reorders)
+    # Only an index of all packets has sizes (MP4, AVI); an index of keyframes (Matroska) has none.
+    indexed = sum(entry.size > 0 for entry in stream.index_entries)
+    duration = None if container.duration is None else container.duration / av.time_base
+    return _Header(name, clock, indexed, stream.frames, duration)
 
 
 def _scan(container: InputContainer, stream: VideoStream) -> _Scan:
@@ -170,9 +175,19 @@ def _is_shown(packet: av.Packet, stream: VideoStream) -> bool:
     return not (packet.is_discard or packet.is_corrupt)
 
 
-def _check_complete(is_complete: bool, part: str, name: str) -> None:
-    if not is_complete:
-        raise UnreadableVideo(f"cannot read video {name}: it is truncated: {part} are there{_REMEDY}")
+def _present_part(source: Path | bytes, header: _Header, scan: _Scan) -> str:
+    """What is there of a truncated file, in words; nothing if it is whole, or lacks less than a second."""
+    if scan.whole < header.indexed:
+        return f"{scan.whole} of {header.indexed} frames are"
+    file: BinaryIO = io.BytesIO(source) if isinstance(source, bytes) else source.open("rb")
+    with file:
+        if not is_cut_off(file, header.container):
+            return ""
+    if scan.whole < header.frames:
+        return f"{scan.whole} of {header.frames} frames are"
+    if header.duration is None:  # FFmpeg does not believe it where the size of an ASF file is another than stated
+        return "only its beginning is" if header.container == "asf" else ""
+    return f"{scan.end:.1f} of {header.duration:.1f} seconds are" if scan.end + _MISSING_SECONDS < header.duration else ""
 
 
 def _decode(container: InputContainer, stream: VideoStream, runs: Sequence[range]) -> Iterator[VideoFrame]:

@@ -1,6 +1,9 @@
 """Video files written here: the frames of every kind, how few are decoded, and what is said of damaged ones."""
 
+import re
+import struct
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -12,21 +15,41 @@ from PIL import Image
 
 from owl3_jax.processing import video_file
 from owl3_jax.processing.video_file import UnreadableVideo, decode_frames, read_frame_table
-from tests.videos import HEIGHT, NO_OPTIONS, WIDTH, number_of, write_video
+from tests import h264
+from tests.videos import B_FRAMES, HEIGHT, NO_OPTIONS, WIDTH, number_of, read_packets, write_packets, write_video
 
 FRAMES = 41
 OPEN_GOP = {"x264-params": "open-gop=1:scenecut=0:b-adapt=0"}
 INDEX_FIRST = {"movflags": "faststart"}
+FRAGMENTS = {"movflags": "frag_keyframe+empty_moov"}
+WRAP = 2**33 // 90  # milliseconds after which the times of a transport stream start over
+ONE = 1 << 16  # in a display matrix
+LAST_ROW = (0, 0, 1 << 30)
+FOUR_COLOURS = Image.fromarray(np.uint8([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [255, 255, 255]]])).resize((64, 32), 0)
+# Where headers state a duration, and how.
+STATED_DURATIONS = {
+    "held.flv": (b"duration\0", lambda seconds: struct.pack(">d", seconds)),
+    "held.mkv": (b"\x44\x89\x88", lambda seconds: struct.pack(">d", seconds * 1000)),
+    "held.asf": (b"\xb1\x9d\x01", lambda seconds: struct.pack("<QQ", 5, seconds * 10**7)),
+}
 
 KINDS = {
     "keyframes.mp4": {"gop": 1},
     "one_group.mp4": {"gop": 250},
-    "b_frames.mp4": {"b_frames": 3},
-    "b_frames.mkv": {"b_frames": 3},
-    "b_frames.ts": {"b_frames": 3},
-    "b_frames.avi": {"b_frames": 2, "codec": "mpeg4"},
+    "b_frames.mp4": {"b_frames": 3, "options": B_FRAMES},
+    "b_frames.mkv": {"b_frames": 3, "options": B_FRAMES},
+    "b_frames.ts": {"b_frames": 3, "options": B_FRAMES},
+    "b_frames.flv": {"b_frames": 3, "options": B_FRAMES},
+    "b_frames.avi": {"b_frames": 3, "options": B_FRAMES},  # has no times but those of decoding
+    "b_frames.asf": {"b_frames": 3, "options": B_FRAMES},
+    "untimed.mpg": {"b_frames": 3, "options": B_FRAMES},  # few packets have a time at all
+    "mpeg4.avi": {"b_frames": 2, "codec": "mpeg4"},
+    "mpeg4.mkv": {"b_frames": 2, "codec": "mpeg4"},
+    "keyframes.avi": {"codec": "mjpeg", "options": {"strict": "-1"}},
+    "wrap.ts": {"start": WRAP - 2000, "b_frames": 3, "options": B_FRAMES},
+    "vp8.ogv": {"codec": "libvpx", "options": NO_OPTIONS},
     "b_frames.mpg": {"b_frames": 2, "codec": "mpeg2video", "durations": (40,), "options": NO_OPTIONS},
-    "fragments.mp4": {"container_options": {"movflags": "frag_keyframe+empty_moov"}},
+    "fragments.mp4": {"container_options": FRAGMENTS},
     "open_groups.mkv": {"b_frames": 3, "options": OPEN_GOP},
     "variable_rate.mkv": {"durations": (10, 200, 33), "b_frames": 2},
     "late_start.mp4": {"start": 5000, "b_frames": 2},
@@ -172,6 +195,113 @@ def test_colours_are_red_green_blue(tmp_path):
     [image] = decode_frames(path, read_frame_table(path, "clip"), [0], "clip")
     assert image.mode == "RGB"
     assert ((np.asarray(image) > 127) == (True, False, False)).all()  # coded colours are not exact
+
+
+@pytest.mark.parametrize(
+    ("rows", "shown"),
+    [
+        ((-ONE, 0, 0, 0, ONE), lambda pixels: pixels[:, ::-1]),
+        ((ONE, 0, 0, 0, -ONE), lambda pixels: pixels[::-1]),
+        ((-ONE, 0, 0, 0, -ONE), lambda pixels: pixels[::-1, ::-1]),
+        ((0, ONE, 0, -ONE, 0), lambda pixels: np.rot90(pixels, -1)),
+        ((0, -ONE, 0, ONE, 0), np.rot90),
+        ((0, ONE, 0, ONE, 0), lambda pixels: pixels.swapaxes(0, 1)),
+        ((0, -ONE, 0, -ONE, 0), lambda pixels: np.rot90(pixels, 2).swapaxes(0, 1)),
+        ((2 * ONE, 0, 0, 0, 2 * ONE), lambda pixels: pixels),
+        ((ONE, ONE // 4, 0, -ONE // 4, ONE), lambda pixels: pixels),  # 14 degrees
+        ((ONE // 4, ONE, 0, -ONE, ONE // 4), lambda pixels: np.rot90(pixels, -1)),  # 76 degrees
+        ((0, 0, 0, 0, 0), lambda pixels: pixels),
+        ((ONE, 0, 0, ONE, 0), lambda pixels: pixels),
+    ],
+)
+def test_frames_are_turned_and_mirrored_as_players_do(rows, shown, tmp_path):
+    plain, moved = tmp_path / "plain.mp4", tmp_path / "moved.mp4"
+    for path, matrix in ((plain, None), (moved, (*rows, 0, *LAST_ROW))):
+        with av.open(str(path), "w") as container:
+            stream = container.add_stream("mpeg4", rate=5)
+            stream.width, stream.height, stream.pix_fmt = 64, 32, "yuv420p"
+            if matrix:
+                stream.set_display_matrix(matrix)
+            container.mux(stream.encode(av.VideoFrame.from_image(FOUR_COLOURS)))
+            container.mux(stream.encode(None))
+    [before], [after] = (decode_frames(path, read_frame_table(path, "clip"), [0], "clip") for path in (plain, moved))
+    assert np.array_equal(np.asarray(after), shown(np.asarray(before)))
+
+
+def test_a_packed_bitstream_is_counted(tmp_path):
+    """DivX put a P-frame and the B-frame after it into one packet, and a placeholder into the next."""
+    plain = write_video(tmp_path / "plain.avi", FRAMES, codec="mpeg4", b_frames=1, gop=250)
+    first, *others = [re.sub(b"Lavc[0-9.]+", b"DivX503b1393p", packet) for packet in read_packets(plain)]
+    placeholder = b"\0\0\1\xb6\x50\x9f"
+    pairs = [p_frame + b_frame for p_frame, b_frame in zip(others[::2], others[1::2], strict=True)]
+    packets = [first, *(packet for pair in pairs for packet in (pair, placeholder))]
+    path = write_packets(tmp_path / "packed.avi", packets, plain)
+    assert read_frame_table(path, "clip").num_frames == FRAMES
+    assert numbers(path, [0, 5, 10, 39]) == [0, 5, 10, 39]
+
+
+@pytest.mark.parametrize("name", ["fields.ts", "fields.mkv", "fields.mpg", "fields.avi"])
+@pytest.mark.parametrize("apart", [True, False])
+def test_two_fields_are_one_frame(name, apart, tmp_path):
+    template = tmp_path / "fields.h264"
+    fields = [h264.field(number, bottom=bottom) for number in range(20) for bottom in (False, True)]
+    if not apart:
+        fields = [top + bottom for top, bottom in zip(fields[::2], fields[1::2], strict=True)]
+    packets = [h264.headers() + field for field in fields]
+    template.write_bytes(b"".join(packets))
+    tick = Fraction(1, 20 if apart else 10)
+    path = write_packets(tmp_path / name, packets, template, keys=range(0, len(packets), 1 + apart), tick=tick)
+    table = read_frame_table(path, "clip")
+    assert table.num_frames == 20
+    assert table.fps == pytest.approx(10, rel=0.06)
+    assert numbers(path, list(range(20))) == list(range(20))
+    assert numbers(path, [7, 19]) == [7, 19]
+
+
+@pytest.mark.parametrize("name", ["slides.mkv", "slides.flv"])
+def test_a_rate_that_is_nonsense_follows_from_the_times(name, tmp_path):
+    path = write_video(tmp_path / name, FRAMES, durations=(1, 999))  # twenty seconds
+    with av.open(str(path)) as container:
+        assert container.streams.video[0].average_rate == 1000
+    assert read_frame_table(path, "clip").fps == pytest.approx(2, rel=0.01)
+
+
+def test_a_rate_that_the_times_confirm_is_exact(tmp_path):
+    path = write_video(tmp_path / "film.mkv", FRAMES, durations=(33,))
+    with av.open(str(path)) as container:
+        stated = container.streams.video[0].average_rate
+    assert read_frame_table(path, "clip").fps == stated == Fraction(1000, 33)
+
+
+@pytest.mark.parametrize(("name", "duration"), STATED_DURATIONS.items())
+def test_a_last_frame_that_is_held_is_no_truncation(name, duration, tmp_path):
+    path = write_video(tmp_path / name, 5, codec="flv" if "flv" in name else "mpeg4", durations=(100, 3000))
+    field, seconds = duration
+    start = path.read_bytes().index(field) + len(field)
+    with path.open("r+b") as file:
+        file.seek(start)
+        file.write(seconds(60))
+    with av.open(str(path)) as container:
+        assert container.duration == pytest.approx(60 * av.time_base, rel=0.1)
+    assert read_frame_table(path, "clip").num_frames == 5
+    assert numbers(path, [0, 4]) == [0, 4]
+
+
+@pytest.mark.parametrize("name", ["clip.avi", "clip.flv", "clip.asf", "clip.mkv"])
+@pytest.mark.parametrize("share", [0.7, 0.4])
+def test_a_file_that_is_shorter_than_it_states_is_named(name, share, tmp_path):
+    path = write_video(tmp_path / name, 250, codec="flv" if "flv" in name else "mpeg4", gop=1)
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    with pytest.raises(UnreadableVideo, match=r"cannot read video clip: it is truncated: .* (are|is) there; if a video player"):
+        read_frame_table(path, "clip")
+
+
+def test_a_fragment_that_is_cut_off_is_named(tmp_path):
+    path = write_video(tmp_path / "clip.mp4", FRAMES, gop=5, container_options=FRAGMENTS)
+    encoded = path.read_bytes()
+    path.write_bytes(encoded[: encoded.rindex(b"mdat") + 8])
+    with pytest.raises(UnreadableVideo, match=r"it is truncated: \d+ of \d+ frames are there"):
+        read_frame_table(path, "clip")
 
 
 @pytest.mark.parametrize("share", [0.95, 0.6, 0.4])
