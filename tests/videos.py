@@ -99,6 +99,7 @@ def write_packets(
         for number, encoded in enumerate(packets):
             packet = av.Packet(encoded)
             packet.pts = packet.dts = times[number] if times else number
+            packet.duration = 1
             packet.time_base, packet.stream, packet.is_keyframe = tick, stream, number in keys
             target.mux(packet)
     return path

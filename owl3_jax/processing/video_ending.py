@@ -3,8 +3,10 @@
 A stated duration alone proves nothing: the last frame of a slide show is held for minutes, and times wrap around.
 """
 
+import io
 import os
-from typing import BinaryIO
+
+File = io.BufferedReader | io.BytesIO
 
 _SEGMENT = b"\x18\x53\x80\x67"  # the Matroska element that holds all pictures and sounds
 _ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
@@ -15,7 +17,7 @@ _FLV_TAG = 11  # bytes of the header of a tag
 _FLV_TYPES = (8, 9, 18)  # sound, pictures, metadata
 
 
-def is_cut_off(file: BinaryIO, container: str) -> bool:
+def is_cut_off(file: File, container: str) -> bool:
     """Whether `file` ends earlier than it states; False where it states nothing.
 
     Args:
@@ -37,7 +39,7 @@ def is_cut_off(file: BinaryIO, container: str) -> bool:
     return False
 
 
-def _last_box_ends(file: BinaryIO, size: int) -> int:
+def _last_box_ends(file: File, size: int) -> int:
     end = 0
     while end + 8 <= size:
         header = _read_at(file, end, 16)
@@ -50,7 +52,7 @@ def _last_box_ends(file: BinaryIO, size: int) -> int:
     return end
 
 
-def _last_riff_ends(file: BinaryIO, size: int) -> int:
+def _last_riff_ends(file: File, size: int) -> int:
     end = 0
     while end + 8 <= size:
         header = _read_at(file, end, 8)
@@ -79,7 +81,7 @@ def _asf_size(head: bytes) -> int:
     return int.from_bytes(size, "little")
 
 
-def _ends_with_an_flv_tag(file: BinaryIO, size: int) -> bool:
+def _ends_with_an_flv_tag(file: File, size: int) -> bool:
     length = int.from_bytes(_read_at(file, size - 4, 4), "big")  # of the tag before, its header included
     start = size - 4 - length
     if length < _FLV_TAG or start < 0:
@@ -88,10 +90,10 @@ def _ends_with_an_flv_tag(file: BinaryIO, size: int) -> bool:
     return tag[0] & 0x1F in _FLV_TYPES and int.from_bytes(tag[1:], "big") + _FLV_TAG == length
 
 
-def _head(file: BinaryIO) -> bytes:
+def _head(file: File) -> bytes:
     return _read_at(file, 0, _HEAD)
 
 
-def _read_at(file: BinaryIO, position: int, size: int) -> bytes:
+def _read_at(file: File, position: int, size: int) -> bytes:
     file.seek(max(0, position))
     return file.read(size)

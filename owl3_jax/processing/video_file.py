@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Generator, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import av
 from av.container import InputContainer
@@ -23,7 +23,7 @@ from owl3_jax.host.foreign import foreign_errors
 from owl3_jax.processing.h264_fields import Field, FieldCoding, field_coding, pictures, read_field
 from owl3_jax.processing.images import MAX_PIXELS
 from owl3_jax.processing.video_codec import undecodable_codec
-from owl3_jax.processing.video_ending import is_cut_off
+from owl3_jax.processing.video_ending import File, is_cut_off
 from owl3_jax.processing.video_frames import Clock, FrameTable, PacketInfo, frame_table
 from owl3_jax.processing.video_picture import check_pixels, to_image
 
@@ -99,10 +99,10 @@ def decode_frames(
 
     Raises UnreadableVideo, whose message includes `name`, when a packet that they need is damaged.
     """
-    missing = list(reversed(wanted))
+    missing, runs = list(reversed(wanted)), table.runs(wanted)
     with foreign_errors(UnreadableVideo, f"cannot read video {name}", _REMEDY), _open(source) as container:
         stream = _video_stream(container, source)
-        for number, frame in _numbered(_decode(container, stream, table.runs(wanted)), table):
+        for number, frame in _numbered(_decode(container, stream, runs), table):
             if number == missing[-1]:
                 yield to_image(frame)
                 missing.pop()
@@ -179,7 +179,7 @@ def _present_part(source: Path | bytes, header: _Header, scan: _Scan) -> str:
     """What is there of a truncated file, in words; nothing if it is whole, or lacks less than a second."""
     if scan.whole < header.indexed:
         return f"{scan.whole} of {header.indexed} frames are"
-    file: BinaryIO = io.BytesIO(source) if isinstance(source, bytes) else source.open("rb")
+    file: File = io.BytesIO(source) if isinstance(source, bytes) else source.open("rb")
     with file:
         if not is_cut_off(file, header.container):
             return ""

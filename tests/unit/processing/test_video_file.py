@@ -1,6 +1,8 @@
 """Video files written here: the frames of every kind, how few are decoded, and what is said of damaged ones."""
 
+import io
 import re
+import resource
 import struct
 from collections.abc import Iterator
 from fractions import Fraction
@@ -9,6 +11,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from av.stream import Disposition
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -16,7 +19,7 @@ from PIL import Image
 from owl3_jax.processing import video_file
 from owl3_jax.processing.video_file import UnreadableVideo, decode_frames, read_frame_table
 from tests import h264
-from tests.videos import B_FRAMES, HEIGHT, NO_OPTIONS, WIDTH, number_of, read_packets, write_packets, write_video
+from tests.videos import B_FRAMES, HEIGHT, NO_OPTIONS, WIDTH, number_image, number_of, read_packets, write_packets, write_video
 
 FRAMES = 41
 OPEN_GOP = {"x264-params": "open-gop=1:scenecut=0:b-adapt=0"}
@@ -400,3 +403,189 @@ def test_whatever_is_damaged_it_decodes_or_is_unreadable(name, damage, tmp_path_
         assert "video clip" in str(error)
     else:
         assert all(image.mode == "RGB" for image in images)
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "tag", "other"),
+    [
+        ("clip.avi", "mpeg4", b"FMP4", b"ZZQ9"),
+        ("clip.mov", "mjpeg", b"jpeg", b"ZZQ9"),
+        ("clip.mkv", "mpeg4", b"V_MPEG4/ISO/ASP", b"V_ZZQ94/ISO/ASP"),
+    ],
+)
+def test_a_codec_without_a_decoder_is_named(name, codec, tag, other, tmp_path):
+    path = write_video(tmp_path / name, 3, codec=codec, options={"strict": "-1"})
+    path.write_bytes(path.read_bytes().replace(tag, other))
+    with pytest.raises(
+        UnreadableVideo, match=f"cannot read video clip: FFmpeg has no decoder for its codec, {other.decode()}; if a video"
+    ):
+        read_frame_table(path, "clip")
+    assert av.logging.get_level() is None  # FFmpeg is as silent as before
+
+
+@pytest.mark.parametrize(
+    "cause", [MemoryError(), AttributeError("no attribute"), RuntimeError(), KeyError("x"), RecursionError()]
+)
+def test_whatever_a_decoder_raises_the_video_is_named(cause, tmp_path, monkeypatch):
+    path = write_video(tmp_path / "clip.mp4", 3)
+    table = read_frame_table(path, "clip")
+
+    def fail(*_args):
+        raise cause
+
+    monkeypatch.setattr(video_file, "to_image", fail)
+    with pytest.raises(UnreadableVideo, match=r"cannot read video clip: .+; if a video player shows it"):
+        next(decode_frames(path, table, [1], "clip"))
+    monkeypatch.setattr(video_file, "_scan", fail)
+    with pytest.raises(UnreadableVideo, match=r"cannot read video clip: .+; if a video player shows it"):
+        read_frame_table(path, "clip")
+
+
+def test_an_interruption_is_none_of_these(tmp_path, monkeypatch):
+    path = write_video(tmp_path / "clip.mp4", 3)
+    table = read_frame_table(path, "clip")
+
+    def interrupt(*_args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(video_file, "to_image", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        next(decode_frames(path, table, [1], "clip"))
+
+
+def test_no_file_stays_open(tmp_path):
+    whole = write_video(tmp_path / "whole.mp4", FRAMES, container_options=INDEX_FIRST)
+    table = read_frame_table(whole, "clip")
+    cut, unknown, text = tmp_path / "cut.mp4", tmp_path / "unknown.avi", tmp_path / "text.mp4"
+    cut.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    unknown.write_bytes(write_video(unknown, 3, codec="mpeg4").read_bytes().replace(b"FMP4", b"ZZQ9"))
+    text.write_text("not a video\n" * 100)
+    before = _open_files()
+    for path in (cut, unknown, text, tmp_path / "missing.mp4"):
+        with pytest.raises(UnreadableVideo):
+            read_frame_table(path, "clip")
+    frames = decode_frames(whole, table, [3, 30], "clip")
+    next(frames)
+    assert _open_files() - before == {str(whole)}
+    frames.close()
+    with pytest.raises(UnreadableVideo):
+        list(decode_frames(cut, table, [3, 40], "clip"))
+    assert _open_files() == before
+
+
+def _open_files() -> set[str]:
+    return {str(link.readlink()) for link in Path("/proc/self/fd").iterdir() if link.is_symlink()}
+
+
+def test_the_content_of_a_file_is_as_good_as_the_file(tmp_path):
+    encoded = write_video(tmp_path / "clip.mp4", FRAMES, b_frames=3, options=B_FRAMES).read_bytes()
+    table = read_frame_table(encoded, "clip")
+    assert [number_of(image) for image in decode_frames(encoded, table, [0, 17, 40], "clip")] == [0, 17, 40]
+    with pytest.raises(UnreadableVideo, match="cannot read video clip: "):
+        read_frame_table(encoded[: len(encoded) // 2], "clip")
+
+
+@pytest.mark.parametrize("name", ["clip.avi", "clip.mkv", "clip.mov"])
+def test_frames_may_change_their_size(name, tmp_path):
+    template = write_video(tmp_path / "template.avi", 2, codec="mjpeg", options={"strict": "-1"})
+    sizes = [(128, 32), (256, 64), (64, 16), (128, 32)]
+    pictures = [_jpeg(number, size) for number, size in enumerate(sizes)]
+    path = write_packets(tmp_path / name, pictures, template, keys=range(4))
+    images = list(decode_frames(path, read_frame_table(path, "clip"), [0, 1, 2, 3], "clip"))
+    assert [image.size for image in images] == sizes
+    assert [number_of(image) for image in images] == [0, 1, 2, 3]
+
+
+def test_frames_of_an_absurd_size_are_never_decoded(tmp_path):
+    template = write_video(tmp_path / "template.avi", 2, codec="mjpeg", options={"strict": "-1"})
+    picture = _jpeg(1, (128, 32))
+    start = picture.index(b"\xff\xc0") + 5
+    absurd = picture[:start] + (30_000).to_bytes(2, "big") * 2 + picture[start + 4 :]
+    path = write_packets(tmp_path / "clip.avi", [picture, absurd, picture], template, keys=range(3))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert numbers(path, [0, 2]) == [1, 1]
+    with pytest.raises(UnreadableVideo, match="cannot read video clip: "):
+        numbers(path, [0, 1])
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < before + 500_000  # kB; the picture would take 1.3 GB
+
+
+def _jpeg(number: int, size: tuple[int, int]) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(number_image(number)).resize(size).save(file, "JPEG")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(("alpha", "colour"), [(0, (0, 0, 255)), (255, (255, 0, 0))])
+def test_what_is_transparent_is_white_unless_everything_is(alpha, colour, tmp_path):
+    """The left half is opaque blue where `alpha` is 255; a recording that leaves alpha zero has no transparency."""
+    pixels = np.zeros((32, 64, 4), np.uint8)
+    pixels[:, :32] = (0, 0, 255, alpha)
+    pixels[:, 32:] = (255, 0, 0, 0)
+    path = tmp_path / "clip.mov"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("qtrle", rate=5)
+        stream.width, stream.height, stream.pix_fmt = 64, 32, "argb"
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgba")))
+        container.mux(stream.encode(None))
+    [image] = decode_frames(path, read_frame_table(path, "clip"), [0], "clip")
+    assert image.getpixel((5, 5)) == (0, 0, 255)
+    assert image.getpixel((60, 5)) == ((255, 255, 255) if alpha else (255, 0, 0))
+
+
+def test_an_animation_is_sampled_by_its_delays(tmp_path):
+    path = tmp_path / "clip.gif"
+    images = [Image.fromarray(number_image(number)) for number in range(FRAMES)]
+    for delay in (20, 100, 500):
+        images[0].save(path, save_all=True, append_images=images[1:], duration=delay)
+        table = read_frame_table(path, "clip")
+        assert (table.num_frames, table.fps) == (FRAMES, Fraction(1000, delay))
+        assert numbers(path, [0, 10, 40]) == [0, 10, 40]
+
+
+@pytest.mark.parametrize("has_video", [True, False])
+def test_a_cover_is_no_video(has_video, tmp_path):
+    path = tmp_path / "song.mp4"
+    with av.open(str(path), "w") as container:
+        cover = container.add_stream("mjpeg", rate=1, options={"strict": "-1"})
+        cover.disposition = Disposition.attached_pic
+        pictures = [(cover, 9)]
+        if has_video:
+            film = container.add_stream("mpeg4", rate=10)
+            pictures += [(film, number) for number in range(5)]
+        else:
+            container.add_stream("aac", rate=8000)
+        for stream in container.streams.video:
+            stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuvj420p" if stream is cover else "yuv420p"
+        for stream, number in pictures:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(number_image(number), format="rgb24")))
+        for stream in container.streams.video:
+            container.mux(stream.encode(None))
+    if has_video:
+        assert read_frame_table(path, "clip").num_frames == 5
+        assert numbers(path, [0, 4]) == [0, 4]
+    else:
+        with pytest.raises(UnreadableVideo, match="cannot read video clip: it has no video stream"):
+            read_frame_table(path, "clip")
+
+
+@pytest.mark.parametrize("name", ["one.mp4", "one.avi", "one.mkv", "one.ts", "one.flv"])
+def test_a_single_frame_is_a_video(name, tmp_path):
+    path = write_video(tmp_path / name, 1)
+    assert read_frame_table(path, "clip").num_frames == 1
+    assert numbers(path, [0]) == [0]
+
+
+def test_times_may_repeat(tmp_path):
+    plain = write_video(tmp_path / "plain.mkv", 6, codec="mpeg4")
+    path = write_packets(tmp_path / "clip.mkv", read_packets(plain), plain, times=[0, 1, 1, 2, 3, 3])
+    table = read_frame_table(path, "clip")
+    assert (table.num_frames, table.times) == (6, None)
+    assert numbers(path, [1, 2, 5]) == [1, 2, 5]
+
+
+def test_an_image_is_told_from_a_video(tmp_path):
+    Image.fromarray(number_image(1)).save(tmp_path / "clip.png")
+    with pytest.raises(
+        UnreadableVideo, match=r"cannot read video clip: it is none of the formats asf, avi, .*, or its header is"
+    ):
+        read_frame_table(tmp_path / "clip.png", "clip")
