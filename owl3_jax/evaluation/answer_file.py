@@ -22,7 +22,7 @@ from owl3_jax.formats.converted import PARAMS
 from owl3_jax.formats.workdir import is_workdir, last_checkpoint
 from owl3_jax.host.source import source_digest
 from owl3_jax.inference.sampling import Sampling
-from owl3_jax.processing.images import ImageSource
+from owl3_jax.processing.images import ImageSource, SupportsArray
 from owl3_jax.processing.processor import Processor
 from owl3_jax.processing.video import VideoSource
 
@@ -67,12 +67,13 @@ def _content(source: ImageSource | VideoSource) -> bytes:
         case str() | Path():
             path = Path(source)
             return f"{path} {_version(path)}".encode()
-        case bytes():
-            return source
+        case bytes() | bytearray() | memoryview():
+            return bytes(source)
         case Image.Image():
             return f"{source.mode} {source.size} ".encode() + source.tobytes()
-        case np.ndarray():
-            return f"{source.dtype} {source.shape} ".encode() + source.tobytes()
+        case SupportsArray():
+            array = np.asarray(source)
+            return f"{array.dtype} {array.shape} ".encode() + array.tobytes()
         case frames:
             return _digest(map(_content, frames)).encode()
 

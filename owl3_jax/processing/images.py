@@ -1,97 +1,87 @@
 """Images to the squared RGB images that the vision encoder takes. Normalisation to [-1, 1] happens in the model.
 
-`load_image` decodes, `to_rgb` converts every mode to RGB, `squash` resizes. The official processor expects RGB and its callers
-do the first two, so these choices are ours:
-
-* EXIF orientation is applied: the model sees the picture as a viewer shows it.
-* Transparent images, palettes and grey ones too, are composited over white.
-* 16-bit grey keeps its upper eight bits (Pillow's own conversion would clip at 255).
-* CMYK, YCbCr, LAB, HSV and 1-bit images take Pillow's conversion.
+`load_image` decodes and turns upright, `squash` resizes; `owl3_jax.processing.image_modes` converts to RGB. The official
+processor expects upright RGB images and leaves the rest to its callers, so what happens to others is our choice. EXIF
+orientation is applied: the model sees the picture as a viewer shows it.
 """
 
 import contextlib
 import io
-import struct
-import zlib
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Shaped, UInt8
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image
 
-# Decoded (`load_image` checks that an array is uint8 [height, width, 3]), encoded, or the path of a file.
-ImageSource = Image.Image | Shaped[np.ndarray, "..."] | bytes | str | Path
+from owl3_jax.host.foreign import foreign_errors
+from owl3_jax.processing.image_modes import to_rgb
+from owl3_jax.processing.location import locate
+
+
+@runtime_checkable
+class SupportsArray(Protocol):
+    """An array of another library, such as jax's or a tensor of PyTorch."""
+
+    def __array__(self) -> Shaped[np.ndarray, "..."]: ...
+
+
+# Decoded (`load_image` checks that an array is uint8 [height, width, 3]), encoded, or where it is (`locate`).
+ImageSource = Image.Image | Shaped[np.ndarray, "..."] | SupportsArray | bytes | bytearray | memoryview | str | Path
 
 # A small file can unpack to any size. Pillow warns above this number, and refuses twice as many.
 MAX_PIXELS = 89_478_485
 
-_TRANSPARENT_MODES = ("RGBA", "LA", "PA")
-_WIDE_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
-# What Pillow's decoders raise on damaged files; OSError includes a missing file and an unknown format.
-_DECODER_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    IndexError,
-    OverflowError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-    Image.DecompressionBombWarning,  # raised where warnings are errors
-)
-_TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
+_FORMS = "an image is a path, encoded bytes, a Pillow image, or a uint8 array [height, width, 3]"
+_TURNS = {  # what a picture needs that was stored with this EXIF orientation
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_EXCHANGES_SIDES = (5, 6, 7, 8)
 
 
 class UnreadableImage(ValueError):
     """An image that cannot be decoded, is empty or too large; the message names it."""
 
 
-def load_image(source: ImageSource, name: str) -> Image.Image:
+class _UnreadableExif(ValueError):
+    """What a picture says about itself is damaged."""
+
+
+def load_image(source: object, name: str) -> Image.Image:
     """One image as an upright RGB image.
 
     Args:
-        source: a Pillow image, a uint8 array [height, width, 3], encoded bytes, or the path of a file.
+        source: an `ImageSource`: a path, a `file:` or `data:` URI, encoded bytes, a Pillow image, or a uint8 array
+            [height, width, 3] of numpy or of a library whose arrays convert to it.
         name: its name in messages.
 
     Raises:
-        UnreadableImage: with `name` and the cause.
+        UnreadableImage: with `name` and the cause, whatever a decoder raised.
     """
-    try:
-        with _open(source) as image:
-            _check_pixels(image)
-            image.load()
-            return to_rgb(ImageOps.exif_transpose(image))
-    except _DECODER_ERRORS as error:
-        raise _unreadable(name, error) from error
+    with _naming(name), _open(source) as image:
+        _check_pixels(image)
+        image.load()
+        turn = _TURNS.get(_orientation(image))
+        rgb = to_rgb(image)
+        return rgb if turn is None else rgb.transpose(turn)
 
 
-def upright_size(source: ImageSource, name: str) -> tuple[int, int]:
+def upright_size(source: object, name: str) -> tuple[int, int]:
     """(width, height) of what `load_image` returns, from the file's header where its format allows it.
 
     Raises UnreadableImage with `name` and the cause.
     """
-    try:
-        with _open(source) as image:
-            _check_pixels(image)
-            # Pillow gives the upright size of a TIFF file already.
-            turned = image.format != "TIFF" and image.getexif().get(ExifTags.Base.Orientation) in _TURNED
-            return (image.height, image.width) if turned else image.size
-    except _DECODER_ERRORS as error:
-        raise _unreadable(name, error) from error
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """The image in mode RGB (itself when it is already); see the module's docstring for what each mode becomes."""
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image
-    if image.mode in _WIDE_MODES:
-        grey = np.asarray(image).astype(np.int64)
-        return Image.fromarray((grey.clip(0, 65535) // 256).astype(np.uint8)).convert("RGB")
-    if image.mode in _TRANSPARENT_MODES or "transparency" in image.info:
-        layer = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
-    return image.convert("RGB")
+    with _naming(name), _open(source) as image:
+        _check_pixels(image)
+        # Pillow gives the upright size of a TIFF file already.
+        turned = image.format != "TIFF" and _orientation(image) in _EXCHANGES_SIDES
+        return (image.height, image.width) if turned else image.size
 
 
 def squash(image: Image.Image, size: int) -> UInt8[np.ndarray, "S S 3"]:
@@ -105,19 +95,53 @@ def squash(image: Image.Image, size: int) -> UInt8[np.ndarray, "S S 3"]:
     return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC))
 
 
-def _open(source: ImageSource) -> contextlib.AbstractContextManager[Image.Image]:
+def _naming(name: str) -> contextlib.AbstractContextManager[None]:
+    return foreign_errors(UnreadableImage, f"cannot read image {name}")
+
+
+def _open(source: object) -> contextlib.AbstractContextManager[Image.Image]:
     """The image, not yet decoded when it comes from a file, which is closed at the end."""
     if isinstance(source, Image.Image):
         return contextlib.nullcontext(source)
-    if isinstance(source, np.ndarray):
-        return contextlib.nullcontext(_from_array(source))
-    return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+    if isinstance(source, str | Path):
+        source = locate(source)
+    if isinstance(source, Path):
+        return Image.open(source)
+    if isinstance(source, bytes | bytearray | memoryview):
+        return Image.open(io.BytesIO(_not_empty(bytes(source))))
+    if isinstance(source, SupportsArray):
+        return contextlib.nullcontext(_from_array(np.asarray(source)))
+    raise ValueError(f"it is {_article(type(source).__name__)}; {_FORMS}")
+
+
+def _not_empty(encoded: bytes) -> bytes:
+    if not encoded:
+        raise ValueError("it has no bytes")
+    return encoded
+
+
+def _article(kind: str) -> str:
+    return "None" if kind == "NoneType" else f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
 
 
 def _from_array(array: Shaped[np.ndarray, "..."]) -> Image.Image:
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
-        raise ValueError(f"its array is {array.dtype} {array.shape}; it must be uint8 [height, width, 3]")
-    return Image.fromarray(array)
+        found = f"its array is {array.dtype} {array.shape}"
+        raise ValueError(f"{found}; it must be uint8 [height, width, 3]{_remedy(array)}")
+    return Image.fromarray(np.ascontiguousarray(array))
+
+
+def _remedy(array: Shaped[np.ndarray, "..."]) -> str:
+    """What makes an image of it, as the end of a sentence."""
+    if array.ndim == 3 and array.shape[0] == 3 != array.shape[2]:
+        return "; put the channels last: array.transpose(1, 2, 0)"
+    if array.ndim == 4:
+        return "; give each image of the batch by itself: list(array)"
+    if array.dtype.kind == "f":
+        return "; for values from 0 to 1: (array * 255).round().astype('uint8')"
+    if array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (1, 2, 4)):
+        return "; give a Pillow image, whose mode says what the channels are"
+    return ""
 
 
 def _check_pixels(image: Image.Image) -> None:
@@ -125,5 +149,14 @@ def _check_pixels(image: Image.Image) -> None:
         raise ValueError(f"it has {image.width} x {image.height} pixels; 1 to {MAX_PIXELS} can be read")
 
 
-def _unreadable(name: str, error: Exception) -> UnreadableImage:
-    return UnreadableImage(f"cannot read image {name}: {error}")
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation as stored; 0 where there is none, or where the EXIF cannot be read.
+
+    Only this tag is looked at, and nothing is written: other tags may be damaged, and viewers do not care.
+    """
+    try:
+        with foreign_errors(_UnreadableExif, "EXIF"):
+            orientation: object = image.getexif().get(ExifTags.Base.Orientation)
+    except _UnreadableExif:
+        return 0
+    return orientation if isinstance(orientation, int) else 0

@@ -1,20 +1,21 @@
 """Decoding, conversion to RGB and squashing of images."""
 
+import base64
 import hashlib
 import io
 import struct
 import zlib
 from warnings import simplefilter
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from owl3_jax.processing.images import MAX_PIXELS, UnreadableImage, load_image, squash, to_rgb, upright_size
-
-WHITE = (255, 255, 255)
+from owl3_jax.processing.images import MAX_PIXELS, UnreadableImage, load_image, squash, upright_size
 
 
 def encode(image: Image.Image, kind: str = "png", **options) -> bytes:
@@ -46,6 +47,137 @@ def test_squash_ignores_the_aspect_ratio_and_keeps_equal_sizes():
     np.testing.assert_array_equal(squash(gradient(13, 13), 13), np.asarray(gradient(13, 13)))
 
 
+def exif_bytes(*entries: tuple[int, int, bytes]) -> bytes:
+    """An EXIF block of (tag, type, value of at most four bytes), which Pillow's own writer would refuse."""
+    packed = [
+        struct.pack("<HHI", tag, kind, len(value) // {2: 1, 3: 2, 4: 4}[kind]) + value.ljust(4, b"\0")
+        for tag, kind, value in entries
+    ]
+    directory = struct.pack("<H", len(packed)) + b"".join(packed) + bytes(4)
+    return b"Exif\0\0II*\0" + struct.pack("<I", 8) + directory
+
+
+ASCII, SHORT = 2, 3
+ORIENTATION, X_RESOLUTION = 0x0112, 0x011A
+
+
+def turned(array: np.ndarray) -> np.ndarray:
+    """What a viewer shows of a picture with orientation 6."""
+    return np.rot90(array, k=-1)
+
+
+def test_a_damaged_tag_beside_the_orientation_does_not_matter():
+    exif = exif_bytes((ORIENTATION, SHORT, struct.pack("<H", 6)), (X_RESOLUTION, ASCII, b"72\0"))
+    encoded = encode(gradient(7, 5), "jpeg", exif=exif, quality=95)
+    stored = np.asarray(Image.open(io.BytesIO(encode(gradient(7, 5), "jpeg", quality=95))))
+    np.testing.assert_array_equal(np.asarray(load_image(encoded, "camera")), turned(stored))
+    assert upright_size(encoded, "camera") == (5, 7)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's own, on damaged metadata
+@pytest.mark.parametrize("kind", ["png", "webp", "jpeg"])
+@pytest.mark.parametrize(
+    "exif", [b"Exif\0\0not EXIF", b"Exif\0\0II*\0\xff\xff\xff\xff", exif_bytes((ORIENTATION, ASCII, b"6\0"))]
+)
+def test_exif_that_cannot_be_read_is_ignored(kind, exif):
+    shown = encode(gradient(16, 8), kind)
+    encoded = encode(gradient(16, 8), kind, exif=exif)
+    np.testing.assert_array_equal(np.asarray(load_image(encoded, "x")), np.asarray(load_image(shown, "x")))
+    assert upright_size(encoded, "x") == (16, 8)
+
+
+@pytest.mark.parametrize("orientation", [0, 9, 60_000])
+def test_orientations_that_do_not_exist_are_ignored(orientation):
+    encoded = encode(gradient(7, 5), exif=exif_bytes((ORIENTATION, SHORT, struct.pack("<H", orientation))))
+    np.testing.assert_array_equal(np.asarray(load_image(encoded, "x")), np.asarray(gradient(7, 5)))
+
+
+class PluginError(Exception):
+    """What a plugin raises that knows nothing of Pillow's errors."""
+
+
+@pytest.mark.parametrize("read", [load_image, upright_size])
+@pytest.mark.parametrize(
+    "error", [PluginError("no decoder"), RuntimeError("codec"), NotImplementedError("DXT9"), KeyError(7), MemoryError()]
+)
+def test_whatever_a_plugin_raises_is_an_unreadable_image(read, error, monkeypatch):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(Image, "open", fail)
+    with pytest.raises(UnreadableImage, match="cannot read image 3: "):
+        read(PNG, "3")
+
+
+def test_a_closed_and_a_cut_image_are_named():
+    closed = Image.open(io.BytesIO(PNG))
+    closed.close()
+    cut = Image.open(io.BytesIO(PNG[:-30]))
+    for image in (closed, cut):
+        with pytest.raises(UnreadableImage, match="cannot read image 3: "):
+            load_image(image, "3")
+
+
+class ForeignArray:
+    """An array of a library that this project does not import."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self._array = array
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        return self._array
+
+
+@pytest.mark.parametrize("wrap", [bytearray, memoryview])
+def test_other_kinds_of_bytes_are_encoded_images(wrap):
+    np.testing.assert_array_equal(np.asarray(load_image(wrap(PNG), "a")), np.asarray(gradient(7, 5)))
+
+
+def test_arrays_of_other_libraries_and_uris_are_images(tmp_path):
+    (tmp_path / "a b.png").write_bytes(PNG)
+    sources = [
+        ForeignArray(np.asarray(gradient(7, 5))),
+        jnp.asarray(np.asarray(gradient(7, 5))),
+        torch.from_numpy(np.array(gradient(7, 5))),
+        "data:image/png;base64," + base64.b64encode(PNG).decode(),
+        (tmp_path / "a b.png").as_uri(),
+    ]
+    for source in sources:
+        np.testing.assert_array_equal(np.asarray(load_image(source, "a")), np.asarray(gradient(7, 5)))
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (None, "it is None; an image is a path, encoded bytes"),
+        ({"bytes": b""}, "it is a dict; an image is"),
+        ([1, 2], "it is a list; an image is"),
+        (3, "it is an int; an image is"),
+        (b"", "it has no bytes"),
+        ("", "its path is empty"),
+        ("https://example.org/a.png", "files on the web are not fetched"),
+        ("data:image/png;base64,?", "not valid base64"),
+        (np.zeros((5, 7, 3), np.float32), r"float32 \(5, 7, 3\).*values from 0 to 1: \(array \* 255\)"),
+        (np.zeros((3, 5, 7), np.uint8), r"uint8 \(3, 5, 7\).*put the channels last: array.transpose\(1, 2, 0\)"),
+        (np.zeros((2, 5, 7, 3), np.uint8), "give each image of the batch by itself"),
+        (np.zeros((5, 7), np.uint8), "give a Pillow image"),
+        (np.float32(1), r"its array is float32 \(\)"),
+    ],
+)
+@pytest.mark.parametrize("read", [load_image, upright_size])
+def test_what_is_no_image_gets_a_sentence(read, source, message):
+    with pytest.raises(UnreadableImage, match=f"^cannot read image 3: .*{message}"):
+        read(source, "3")
+
+
+@pytest.mark.parametrize("read", [load_image, upright_size])
+def test_long_sources_are_not_repeated(read):
+    for source in ("data:image/png;base64," + "A" * 10**6, "a" * 10**5, b"x" * 10**5):
+        with pytest.raises(UnreadableImage) as caught:
+            read(source, "3")
+        assert len(str(caught.value)) < 200
+
+
 def test_squash_refuses_other_modes():
     with pytest.raises(ValueError, match="mode 'L'; convert it with to_rgb"):
         squash(Image.new("L", (3, 3)), 3)
@@ -64,40 +196,6 @@ def test_exif_orientation_is_applied():
     shown = load_image(encode(stored, exif=exif), "turned")
     assert shown.size == (5, 7)
     np.testing.assert_array_equal(np.asarray(shown), np.rot90(np.asarray(stored), k=-1))
-
-
-def test_transparency_is_laid_over_white():
-    invisible, half = (255, 0, 0, 0), (0, 0, 0, 128)
-    image = Image.new("RGBA", (2, 1))
-    image.putdata([invisible, half])
-    rgb = load_image(encode(image), "alpha")
-    assert rgb.mode == "RGB"
-    assert rgb.getpixel((0, 0)) == WHITE
-    assert rgb.getpixel((1, 0)) == (127, 127, 127)
-    assert to_rgb(Image.new("LA", (1, 1), (40, 0))).getpixel((0, 0)) == WHITE
-
-
-def test_transparent_colours_of_palettes_and_rgb_files_are_white():
-    palette = Image.new("P", (2, 1))
-    palette.putpalette([10, 20, 30, 200, 100, 50])
-    palette.putdata([0, 1])
-    loaded = load_image(encode(palette, transparency=1), "palette")
-    assert [loaded.getpixel((x, 0)) for x in range(2)] == [(10, 20, 30), WHITE]
-    keyed = load_image(encode(Image.new("RGB", (1, 1), (10, 20, 30)), transparency=(10, 20, 30)), "colour key")
-    assert keyed.getpixel((0, 0)) == WHITE
-
-
-def test_sixteen_bits_keep_their_upper_eight():
-    levels = np.array([[0, 255, 256, 40000, 65535]], np.uint16)
-    for image in (Image.fromarray(levels), Image.fromarray(levels.astype(np.int32))):
-        assert np.asarray(load_image(encode(image, "tiff"), "wide"))[0, :, 0].tolist() == [0, 0, 1, 156, 255]
-
-
-@pytest.mark.parametrize("mode", ["1", "L", "CMYK", "YCbCr", "P", "LAB", "HSV"])
-def test_other_modes_become_rgb(mode):
-    image = Image.new(mode, (3, 2))
-    assert to_rgb(image).mode == "RGB"
-    assert np.array_equal(np.asarray(to_rgb(image)), np.asarray(image.convert("RGB")))
 
 
 @pytest.mark.parametrize("damaged", [b"", b"not an image", PNG[:20], PNG[:-30], PNG.replace(b"IDAT", b"IDAX")])
