@@ -7,7 +7,6 @@ import itertools
 import re
 from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 from jaxtyping import Shaped
@@ -20,7 +19,7 @@ from owl3_jax.processing.video_file import UnreadableVideo, decode_frames, read_
 from owl3_jax.processing.video_sampling import VideoSampling
 
 # `open_video` checks that an array is uint8 [frames, height, width, 3].
-VideoSource = str | Path | bytes | Sequence[ImageSource] | Iterator[ImageSource] | Shaped[np.ndarray, "..."]
+VideoSource = str | Path | bytes | Sequence[ImageSource] | Shaped[np.ndarray, "..."]
 
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 _FOLDER_FPS = 1.0  # a folder of images has no frame rate: every one is a second
@@ -60,7 +59,7 @@ def _open_path(source: str | Path, sampling: VideoSampling, name: str) -> Video:
     with foreign_errors(UnreadableVideo, f"cannot read video {name}"):
         place = locate(source)
         is_folder = isinstance(place, Path) and place.is_dir()
-        is_missing = isinstance(place, Path) and not place.exists()
+        is_missing = isinstance(place, Path) and not is_folder and not place.is_file()  # a pipe would never end
     if is_missing:
         raise UnreadableVideo(f"cannot read video {name}: there is no file or folder {place!s}; check the path")
     if isinstance(place, Path) and is_folder:
@@ -93,14 +92,14 @@ def _open_list(frames: Sequence[object], name: str) -> Video:
         raise UnreadableVideo(f"cannot read video {name}: its list of frames is empty; give at least one")
     for index, frame in enumerate(frames):
         with _naming_frame(index, name) as label:
-            upright_size(cast(ImageSource, frame), label)
+            upright_size(frame, label)
     return Video(len(frames), lambda: _load_frames(frames, name))
 
 
 def _load_frames(frames: Sequence[object], name: str) -> Iterator[Image.Image]:
     for index, frame in enumerate(frames):
         with _naming_frame(index, name) as label:
-            image = load_image(cast(ImageSource, frame), label)
+            image = load_image(frame, label)
         yield image
 
 

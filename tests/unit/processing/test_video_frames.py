@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from owl3_jax.processing.video_frames import Clock, FrameTable, PacketInfo, frame_table
+from owl3_jax.processing.video_frames import Clock, FrameTable, PacketInfo, average_fps, frame_table
 
 
 def table(times: Sequence[int | None], keys: Sequence[int], hidden: Sequence[int] = ()) -> FrameTable:
@@ -57,6 +57,49 @@ def test_without_sound_times_frames_are_counted_from_the_first_packet(times):
     assert frames.num_frames == 4
     assert frames.numbers() is None
     assert frames.runs([1]) == [range(0, 4)]
+
+
+def test_ascending_times_say_nothing_where_the_decoder_reorders():
+    packets = [PacketInfo(time, time == 0, True, time) for time in range(6)]
+    assert frame_table(packets, Clock(Fraction(1, 25), reorders=True)).numbers() is None
+    assert frame_table(packets, Clock(Fraction(1, 25))).numbers() is not None
+    reordered = [PacketInfo(time, time == 0, True) for time in (0, 3, 1, 2)]
+    assert frame_table(reordered, Clock(Fraction(1, 25), reorders=True)).numbers() is not None
+
+
+@pytest.mark.parametrize(
+    ("times", "tick", "stated", "expected"),
+    [
+        (range(0, 3000, 40), Fraction(1, 1000), 25, 25),
+        ([0, 33, 67, 100, 133, 167], Fraction(1, 1000), Fraction(30000, 1001), Fraction(30000, 1001)),  # rounded times
+        ([0, 8], Fraction(1, 1000), 120, 120),
+        ([frame for frame in range(300) if frame % 20], Fraction(1, 30), 30, 30),  # one in twenty was dropped
+        (range(0, 20_000, 500), Fraction(1, 1000), 1000, 2),
+        (range(0, 600_000, 15_000), Fraction(1, 30_000), 30_000, 2),
+        (range(0, 20_000, 500), Fraction(1, 1000), 90_000, 2),
+        (range(0, 20_000, 40), Fraction(1, 1000), 1, 25),
+        (range(0, 20_000, 40), Fraction(1, 1000), 0, 25),
+        ([0, 10_000], Fraction(1, 1000), 30, Fraction(1, 10)),
+        ([0, 1, 1000, 1001, 2000], Fraction(1, 1000), 1000, 2),
+        ([-50, -10, 30], Fraction(1, 1000), 0, 25),
+        ([*range(0, 1000, 40), *range(0, 1000, 40)], Fraction(1, 1000), 0, 25),  # a recording starts over
+        ([5], Fraction(1, 1000), 30, 30),
+        ([5, 5], Fraction(1, 1000), 30, 30),
+        ([], Fraction(1, 1000), 0, 0),
+    ],
+)
+def test_the_rate_is_the_stated_one_if_the_times_agree(times, tick, stated, expected):
+    assert average_fps(times, Clock(tick, Fraction(stated))) == expected
+
+
+def test_the_rate_counts_what_is_shown_in_the_order_of_presentation():
+    packets = [PacketInfo(time, time == 0, time != 1000) for time in (0, 3000, 1000, 2000)]
+    assert frame_table(packets, Clock(Fraction(1, 1000))).fps == Fraction(2, 3)
+
+
+def test_without_sound_times_the_rate_follows_from_those_of_decoding():
+    packets = [PacketInfo(None, index == 0, True, 500 * index) for index in range(4)]
+    assert frame_table(packets, Clock(Fraction(1, 1000), Fraction(1000))).fps == 2
 
 
 @settings(deadline=None, max_examples=100)
