@@ -19,11 +19,10 @@ from owl3_jax.inference.engine import (
 )
 from owl3_jax.inference.runtime import Runtime
 from owl3_jax.inference.sampling import Sampling
-from owl3_jax.processing.chat import Message, as_messages
-from owl3_jax.processing.images import ImageSource
+from owl3_jax.processing.chat import Message
+from owl3_jax.processing.conversation import as_conversation
 from owl3_jax.processing.media import Clip, Picture
 from owl3_jax.processing.processor import Prepared, Processor
-from owl3_jax.processing.video import VideoSource
 
 
 class Session:
@@ -54,21 +53,24 @@ class Session:
 
     def ask(
         self,
-        question: str,
-        images: Sequence[ImageSource] = (),
-        videos: Sequence[VideoSource] = (),
+        question: object,
+        images: object = None,
+        videos: object = None,
         *,
         crop: bool | None = None,
         sampling: Sampling | None = None,
     ) -> str:
-        """The answer to a further question. Takes and raises what `Processor.__call__` and `Engine.generate` do."""
+        """The answer to a further question: its text, or a list of parts (`owl3_jax.processing.conversation`).
+
+        Takes images and videos, and raises, as `Processor.__call__` and `Engine.generate` do.
+        """
         return "".join(self.stream(question, images, videos, crop=crop, sampling=sampling))
 
     def stream(
         self,
-        question: str,
-        images: Sequence[ImageSource] = (),
-        videos: Sequence[VideoSource] = (),
+        question: object,
+        images: object = None,
+        videos: object = None,
         *,
         crop: bool | None = None,
         sampling: Sampling | None = None,
@@ -86,16 +88,16 @@ class Session:
 
     def _turn(
         self,
-        question: str,
-        images: Sequence[ImageSource],
-        videos: Sequence[VideoSource],
+        question: object,
+        images: object,
+        videos: object,
         crop: bool | None,
         sampling: Sampling,
         advance: Advance,
     ) -> Iterator[str]:
-        turn = as_messages(question, len(images), len(videos))
-        media = [*self._media, *self._processor.prepare(turn, images, videos, crop).media]
-        prompt = self._processor.encode([*self._messages, *turn], media)
+        turn = as_conversation(_as_turn(question), images, videos)
+        media = [*self._media, *self._processor.prepare(*turn, crop).media]
+        prompt = self._processor.encode([*self._messages, *turn.messages], media)
         pieces: list[str] = []
         with self._giving_up_what_fails():
             answers = self._read(prompt, sampling, advance)
@@ -105,7 +107,7 @@ class Session:
                     if piece:
                         yield piece
             self._cached = prompt.input_ids.tolist() + list(answers.close()[0])
-        self._messages += [*turn, {"role": "assistant", "content": "".join(pieces)}]
+        self._messages += [*turn.messages, {"role": "assistant", "content": "".join(pieces)}]
         self._media, self._image_count = media, len(prompt.image_starts)
 
     @contextlib.contextmanager
@@ -153,6 +155,15 @@ class Session:
         padding = self._context.rows - 1
         self._context.add_text([ids[kept:], *[[]] * padding])
         return answers_to(self._context, [ids, *[[]] * padding], [sampling] * (1 + padding), self._processor.tokenizer)
+
+
+def _as_turn(question: object) -> object:
+    """A question as `as_conversation` takes it. Raises ValueError when it is neither text nor parts."""
+    if isinstance(question, str):
+        return question
+    if isinstance(question, list | tuple):
+        return [{"role": "user", "content": question}]
+    raise ValueError(f"the question is of type {type(question).__name__}; it must be a string, or a list of parts")
 
 
 def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:

@@ -33,6 +33,8 @@ VIDEO_START, VIDEO_END = "<|start_video_frame|>", "<|end_video_frame|>"
 MEDIA_MARKERS = (CUT_START, CUT_END, VIDEO_START, VIDEO_END)
 ROLES = ("system", "user", "assistant")
 
+_ENDS: dict[ChatStyle, tuple[str, ...]] = {"chatml": (TURN_END, TEXT_END), "plain": (TEXT_END,)}  # what follows an answer
+
 _AT_PLACEHOLDERS = re.compile(f"({re.escape(IMAGE)}|{re.escape(VIDEO)})")
 
 
@@ -65,8 +67,9 @@ def chat_chunks(
     Args:
         messages: `{"role", "content"}` each; the content of user messages holds one placeholder, `<|image|>` or `<|video|>`,
             per image or video.
-        training: True keeps everything. False makes a prompt: the targets at the end are dropped (only the header of a last
-            assistant message remains), and a last user message is followed by the assistant's header.
+        training: True keeps everything. False makes a prompt: a last user message is followed by the assistant's header, and a
+            last assistant message is left open, so that the answer continues it. An empty one, the official way to ask for an
+            answer, is the header alone. (The official processor drops what a last assistant message says.)
         style: `plain` has no roles and no system turn; an answer ends in `<|endoftext|>` alone.
         media: what each placeholder becomes, in text order (`owl3_jax.processing.media`); one image chunk by default.
 
@@ -84,9 +87,14 @@ def chat_chunks(
     chunks = {"chatml": _chatml, "plain": _plain}[style](messages, iter(pieces))
     if training:
         return chunks
-    if style == "chatml" and messages[-1]["role"] == "user":
-        return chunks + _assistant_header()
-    return _without_trailing_targets(chunks)
+    if messages[-1]["role"] == "assistant":
+        return chunks[: -len(_ENDS[style])]
+    return chunks + _assistant_header() if style == "chatml" else chunks
+
+
+def placeholders_of(text: str) -> list[str]:
+    """Every `<|image|>` and `<|video|>` of a text in its order."""
+    return _AT_PLACEHOLDERS.findall(text)
 
 
 def find_placeholders(messages: Sequence[Message], style: ChatStyle = "chatml", *, training: bool) -> list[str]:
@@ -95,8 +103,13 @@ def find_placeholders(messages: Sequence[Message], style: ChatStyle = "chatml", 
         raise ValueError("there are no messages: a conversation needs at least one user message")
     for index, message in enumerate(messages):
         _check_message(message, f"message {index}", ROLES if style == "chatml" else ROLES[1:], training=training)
+    if not training and messages[-1]["role"] == "system":
+        raise ValueError(
+            f"message {len(messages) - 1}, the last one, is the system's; a prompt ends with a user message, or with an "
+            "assistant message, which the answer continues"
+        )
     users = (message["content"] for message in messages if message["role"] == "user")
-    return [placeholder for content in users for placeholder in _AT_PLACEHOLDERS.findall(content)]
+    return [placeholder for content in users for placeholder in placeholders_of(content)]
 
 
 def _check_message(message: Message, name: str, roles: Sequence[str], *, training: bool) -> None:
@@ -128,7 +141,7 @@ def _plain(messages: Sequence[Message], media: Iterator[Sequence[Chunk]]) -> lis
         if message["role"] == "user":
             chunks += _fill_placeholders(message["content"], media)
         else:
-            chunks += [*_answer(message["content"]), Chunk(TEXT_END, "marker", is_target=True)]
+            chunks += _answer(message["content"]) + _ends("plain")
     return chunks
 
 
@@ -143,8 +156,11 @@ def _user(content: str, media: Iterator[Sequence[Chunk]]) -> list[Chunk]:
 
 
 def _assistant(content: str) -> list[Chunk]:
-    ends = [Chunk(marker, "marker", is_target=True) for marker in (TURN_END, TEXT_END)]
-    return _assistant_header() + _answer(content) + ends
+    return _assistant_header() + _answer(content) + _ends("chatml")
+
+
+def _ends(style: ChatStyle) -> list[Chunk]:
+    return [Chunk(marker, "marker", is_target=True) for marker in _ENDS[style]]
 
 
 def _assistant_header() -> list[Chunk]:
@@ -163,10 +179,3 @@ def _fill_placeholders(text: str, media: Iterator[Sequence[Chunk]]) -> list[Chun
         elif part:
             chunks.append(Chunk(part))
     return chunks[:1] + [chunk._replace(continues=True) for chunk in chunks[1:]]
-
-
-def _without_trailing_targets(chunks: Sequence[Chunk]) -> list[Chunk]:
-    end = len(chunks)
-    while end and chunks[end - 1].is_target:
-        end -= 1
-    return list(chunks[:end])

@@ -4,24 +4,24 @@ import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeVar, get_args
+from typing import NamedTuple, get_args
 
 import numpy as np
 from jaxtyping import Bool, Int32, UInt8
 
 from owl3_jax.config import ChatStyle, MediaStyle
 from owl3_jax.formats.bundled import find_checkpoint
-from owl3_jax.processing.chat import IMAGE, VIDEO, Message, as_messages, chat_chunks, find_placeholders
+from owl3_jax.processing.chat import IMAGE, VIDEO, Message, chat_chunks, find_placeholders
+from owl3_jax.processing.conversation import as_conversation
 from owl3_jax.processing.crops import choose_grid
 from owl3_jax.processing.images import ImageSource, upright_size
+from owl3_jax.processing.location import display_name
 from owl3_jax.processing.media import Clip, Picture
 from owl3_jax.processing.settings import SETTINGS, naming_damage, read_settings, settings_of_checkpoint, write_settings
 from owl3_jax.processing.tokenizer import ChatTokenizer
 from owl3_jax.processing.tokenizer_files import FAST, read_tokenizer
 from owl3_jax.processing.video import VideoSource, open_video
 from owl3_jax.processing.video_sampling import VideoSampling
-
-_T = TypeVar("_T")
 
 
 class Sample(NamedTuple):
@@ -107,9 +107,9 @@ class Processor:
 
     def __call__(
         self,
-        messages: Sequence[Message] | str,
-        images: Sequence[ImageSource] | None = None,
-        videos: Sequence[VideoSource] | None = None,
+        messages: object,
+        images: object = None,
+        videos: object = None,
         crop: bool | None = None,
         *,
         training: bool = False,
@@ -118,10 +118,12 @@ class Processor:
         """Processes one conversation.
 
         Args:
-            messages: `{"role", "content"}` each, with one `<|image|>` or `<|video|>` in user text per image or video; or a
-                question as a string. A string without placeholders gets them at its start, one per line.
-            images: Pillow images, uint8 arrays [height, width, 3], paths or encoded bytes, in text order.
-            videos: files, folders of frames or lists of frames, in text order.
+            messages: `{"role", "content"}` each, with one `<|image|>` or `<|video|>` in user text per image or video, or with
+                contents in parts (`owl3_jax.processing.conversation`); or a question as a string. A string without
+                placeholders gets them at its start, one per line. A prompt may end with an assistant message: the answer
+                continues it.
+            images: `ImageSource`s (paths, encoded bytes, Pillow images, uint8 arrays [height, width, 3]) in text order, or one.
+            videos: `VideoSource`s (files, folders or lists of frames) in text order, or the path of one.
             crop: whether images are seen in crops too; `self.crop` by default. Off whenever there is a video and
                 `media_style` is "words": 7B-240728 was not trained on both together.
             training: True for a sample with its answers, False for a prompt that is to be answered (see `chat_chunks`).
@@ -139,9 +141,9 @@ class Processor:
 
     def prepare(
         self,
-        messages: Sequence[Message] | str,
-        images: Sequence[ImageSource] | None = None,
-        videos: Sequence[VideoSource] | None = None,
+        messages: object,
+        images: object = None,
+        videos: object = None,
         crop: bool | None = None,
         *,
         training: bool = False,
@@ -151,9 +153,7 @@ class Processor:
 
         No pixels are kept: images that are to be cropped are opened for their size, videos for their number of frames.
         """
-        images, videos = _as_list(images, "images"), _as_list(videos, "videos")
-        if isinstance(messages, str):
-            messages = as_messages(messages, len(images), len(videos))
+        messages, images, videos = as_conversation(messages, images, videos)
         placeholders = find_placeholders(messages, self.style, training=training)
         _check_count(placeholders, IMAGE, len(images), "images")
         _check_count(placeholders, VIDEO, len(videos), "videos")
@@ -179,20 +179,12 @@ class Processor:
 
     def _pictures(self, images: Sequence[ImageSource], *, crop: bool) -> Iterator[Picture]:
         for index, source in enumerate(images):
-            name = _name(index, source)
+            name = display_name(index, source)
             yield Picture(source, name, choose_grid(*upright_size(source, name), self.image_size) if crop else None)
 
     def _clips(self, videos: Sequence[VideoSource]) -> Iterator[Clip]:
         for index, source in enumerate(videos):
-            yield Clip(open_video(source, self.video_sampling, _name(index, source)))
-
-
-def _as_list(values: Sequence[_T] | None, name: str) -> list[_T]:
-    if values is None:
-        return []
-    if not isinstance(values, Sequence) or isinstance(values, str | bytes):
-        raise ValueError(f"{name} must be a list, got a single {type(values).__name__}; put it into a list")
-    return list(values)
+            yield Clip(open_video(source, self.video_sampling, display_name(index, source)))
 
 
 def _check_count(placeholders: Sequence[str], placeholder: str, given: int, kind: str) -> None:
@@ -202,8 +194,3 @@ def _check_count(placeholders: Sequence[str], placeholder: str, given: int, kind
             f"the messages have {wanted} {placeholder} placeholders, but {given} {kind} were given; "
             f"user text needs one {placeholder} where each of the {kind} belongs"
         )
-
-
-def _name(index: int, source: object) -> str:
-    """The name of an image or video in messages: its number, and its path if it has one."""
-    return f"{index} ({source})" if isinstance(source, str | Path) else str(index)

@@ -55,11 +55,17 @@ def test_a_last_user_message_gets_the_generation_prompt(name):
     assert text_of(chat_chunks(messages[:-1], training=False)) == expected
 
 
-def test_what_a_last_assistant_message_says_is_cut_off_in_a_prompt():
+def test_what_a_last_assistant_message_says_is_continued_in_a_prompt():
     for answer in ("", "None", "A cat."):
         chunks = chat_chunks([user("Hi"), assistant(answer)], training=False)
-        assert text_of(chunks) == f"{SYSTEM}\n<|im_start|>user\nHi{PROMPT_END}"
-        assert not any(chunk.is_target for chunk in chunks)
+        assert text_of(chunks) == f"{SYSTEM}\n<|im_start|>user\nHi{PROMPT_END}{answer}"
+
+
+def test_only_the_last_answer_of_a_prompt_is_open():
+    chunks = chat_chunks([assistant("a"), assistant("")], training=False, style="plain")
+    assert text_of(chunks) == "a<|endoftext|>"
+    chunks = chat_chunks([user("Hi"), assistant("a"), assistant("b")], training=False)
+    assert text_of(chunks).endswith("assistant\na<|im_end|><|endoftext|>\n<|im_start|>assistant\nb")
 
 
 def test_training_keeps_every_answer_and_marks_it_with_both_its_ends():
@@ -109,8 +115,8 @@ def test_plain_style_has_neither_roles_nor_system_turn():
     chunks = chat_chunks(messages, training=True, style="plain")
     assert text_of(chunks) == "<|image|>\nA cat is an animal.<|endoftext|>"
     assert [chunk.text for chunk in chunks if chunk.is_target] == [" an animal.", "<|endoftext|>"]
-    for prompt in (messages, messages[:-1]):
-        assert text_of(chat_chunks(prompt, training=False, style="plain")) == "<|image|>\nA cat is"
+    assert text_of(chat_chunks(messages, training=False, style="plain")) == "<|image|>\nA cat is an animal."
+    assert text_of(chat_chunks(messages[:-1], training=False, style="plain")) == "<|image|>\nA cat is"
 
 
 def test_messages_are_not_changed():

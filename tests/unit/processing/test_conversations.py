@@ -152,6 +152,7 @@ def test_spelt_markers_never_become_markers(name, data, crop):
 def test_calls_change_nothing_and_repeat(name, data, crop, training):
     processor = PROCESSORS[name]
     messages, images, videos = data.draw(conversations((WORDS, SPELT), roles_of(processor)))
+    messages.append({"role": "user", "content": "So?"})  # a prompt must not end with the system's message
     before = copy.deepcopy((messages, [image.tobytes() for image in images], [len(video) for video in videos]))
     first, second = (processor(messages, images, videos, crop, training=training) for _ in range(2))
     assert before == (messages, [image.tobytes() for image in images], [len(video) for video in videos])
@@ -166,7 +167,7 @@ def test_a_prompt_is_the_training_text_up_to_the_last_answer(data):
     messages, images, videos = data.draw(conversations((WORDS,), ["user", "assistant"]))
     question = [*messages, {"role": "user", "content": "And?"}]
     training = processor([*question, {"role": "assistant", "content": "Yes."}], images, videos, training=True)
-    for asked in (question, [*question, {"role": "assistant", "content": "ignored"}]):
+    for asked in (question, [*question, {"role": "assistant", "content": ""}]):
         prompt = processor(asked, images, videos)
         np.testing.assert_array_equal(prompt.input_ids, training.input_ids[:-4])
         np.testing.assert_array_equal(prompt.labels, training.labels[:-4])

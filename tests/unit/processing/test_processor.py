@@ -39,7 +39,7 @@ def test_a_training_sample_is_complete(processor):
 
 def test_a_prompt_ends_where_the_answer_begins(processor):
     training = processor(MESSAGES, images(), training=True)
-    for messages in (MESSAGES, MESSAGES[:1]):
+    for messages in ([*MESSAGES[:1], {"role": "assistant", "content": ""}], MESSAGES[:1]):
         prompt = processor(messages, images())
         assert not prompt.labels.any()
         answer = np.flatnonzero(training.labels)[0]
@@ -76,9 +76,69 @@ def test_video_and_placeholder_counts_must_agree(processor):
         processor("<|image|>", images()[:1], [images()])
 
 
-def test_a_single_image_is_no_list(processor):
-    with pytest.raises(ValueError, match="images must be a list, got a single str; put it into a list"):
-        processor("What?", "photo.jpg")
+def test_a_prompt_that_ends_with_an_answer_leaves_it_open(processor):
+    training = processor(MESSAGES, images(), training=True)
+    np.testing.assert_array_equal(processor(MESSAGES, images()).input_ids, training.input_ids[:-2])  # without its two ends
+
+
+def test_a_single_image_or_video_needs_no_list(processor, tmp_path):
+    (image,) = images()[:1]
+    image.save(tmp_path / "photo.png")
+    (tmp_path / "film").mkdir()
+    image.save(tmp_path / "film" / "1.png")
+    listed = processor("What?", [image])
+    for single in (
+        image,
+        np.asarray(image),
+        str(tmp_path / "photo.png"),
+        tmp_path / "photo.png",
+        (tmp_path / "photo.png").read_bytes(),
+    ):
+        for one, other in zip(processor("What?", single), listed, strict=True):
+            np.testing.assert_array_equal(one, other)
+    for single in (str(tmp_path / "film"), [tmp_path / "film"], np.asarray(image)[None]):
+        assert len(processor("What?", videos=single).pixel_values) == 1
+
+
+@pytest.mark.parametrize(
+    ("messages", "images", "message"),
+    [
+        (None, None, "messages is None; it must be a question as a string, or a list"),
+        (b"What?", None, "messages is of type bytes"),
+        (3, None, "messages is of type int"),
+        (["hi"], None, "message 0 is of type str"),
+        ([("user", "hi")], None, "message 0 is of type tuple"),
+        ([{"role": "user"}], None, "message 0 has no 'content'; its keys are 'role'"),
+        ([{}], None, "message 0 has no 'role'; its keys are none"),
+        ([], None, "there are no messages"),
+        ([{"role": "user", "content": None}], None, "message 0 has content of type NoneType"),
+        ([{"role": "bot", "content": "hi"}], None, "message 0 has role 'bot'"),
+        ([{"role": "system", "content": "Be terse."}], None, "message 0, the last one, is the system's; a prompt ends with"),
+        (
+            [{"role": "user", "content": "hi"}, {"role": "system", "content": "x"}],
+            None,
+            "message 1, the last one, is the system's",
+        ),
+        ("What?", {"a": 1}, "images is of type dict; it must be a list, or None"),
+        ("What?", 3, "images is of type int; it must be a list, or None"),
+        ("What?", np.zeros((2, 4, 4, 3), np.uint8), "images is of type ndarray; it must be a list, or None"),
+        ("What?", [""], "cannot read image 0: its path is empty"),
+        (
+            "What?",
+            ["data:image/png;base64," + "A" * 10**5],
+            r"image 0 \(data:image/png;base64, 100022 characters\)",
+        ),
+    ],
+)
+def test_what_is_no_conversation_gets_a_sentence(processor, messages, images, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        processor(messages, images)
+    assert len(str(caught.value)) < 300
+
+
+def test_one_message_needs_no_list(processor):
+    message = {"role": "user", "content": "How many images?"}
+    np.testing.assert_array_equal(processor(message).input_ids, processor([message]).input_ids)
 
 
 RELEASED = Processor(chat_tokenizer(), SIZE)
