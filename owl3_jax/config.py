@@ -20,8 +20,38 @@ FrameRule = Literal["per_second", "middle"]
 JsonTree = dict[str, Any]  # Any: the values of a JSON object, which are checked where they are read
 
 
+_DTYPES: dict[str, DType] = {
+    **dict.fromkeys(("bfloat16", "bf16"), "bfloat16"),
+    **dict.fromkeys(("float32", "fp32", "f32", "float"), "float32"),
+}
+
+
 class ConfigError(ValueError):
     """A setting that cannot work, with the field's name and what would."""
+
+
+def parse_dtype(value: object) -> DType | None:
+    """The dtype that `value` means, or None for None and `"auto"`: the checkpoint's own.
+
+    Args:
+        value: a name in any of the common spellings (bfloat16, bf16; float32, fp32, f32, float), or a dtype or scalar type
+            of numpy, JAX or PyTorch.
+
+    Raises ConfigError for any other dtype, float16 among them.
+    """
+    if value is None:
+        return None
+    # Scalar types have a __name__; dtypes have none, but print as their name (PyTorch's with the package before it).
+    text = value if isinstance(value, str) else str(getattr(value, "__name__", value))
+    name = text.strip().lower().removeprefix("torch.")
+    if name == "auto":
+        return None
+    if name not in _DTYPES:
+        raise ConfigError(
+            f"dtype {text[:40]!r} is not available; it must be bfloat16, float32 or auto. For 16 bits take bfloat16: it has "
+            "the range of float32, while float16 ends at 65504"
+        )
+    return _DTYPES[name]
 
 
 @runtime_checkable

@@ -2,7 +2,11 @@ import dataclasses
 import json
 from typing import Any
 
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
 import pytest
+import torch
 
 from owl3_jax.config import (
     Config,
@@ -16,6 +20,7 @@ from owl3_jax.config import (
     TrainConfig,
     VisionConfig,
     load_json_tree,
+    parse_dtype,
 )
 from owl3_jax.released import NAMED_SIZES
 
@@ -86,3 +91,28 @@ def test_what_a_form_means_for_its_images(form: Any, own_token_sees: bool, offse
     config = ModelConfig(form=form)
     assert config.image_is_seen_by_its_own_token is own_token_sees
     assert config.image_rope_offset == offset
+
+
+BFLOAT16 = [
+    "bfloat16",
+    "bf16",
+    "BF16",
+    "torch.bfloat16",
+    jnp.bfloat16,
+    jnp.dtype("bfloat16"),
+    ml_dtypes.bfloat16,
+    torch.bfloat16,
+]
+FLOAT32 = ["float32", "fp32", "f32", "float", np.float32, jnp.float32, np.dtype(np.float32), torch.float32]
+
+
+def test_a_dtype_is_known_by_every_common_name_and_object() -> None:
+    assert {parse_dtype(value) for value in BFLOAT16} == {"bfloat16"}
+    assert {parse_dtype(value) for value in FLOAT32} == {"float32"}
+    assert parse_dtype(None) is parse_dtype("auto") is None
+
+
+@pytest.mark.parametrize("value", ["float16", "half", "fp16", np.float16, torch.float16, "float64", "int8", "", 16, "x" * 9999])
+def test_another_dtype_is_refused_with_those_that_exist(value: object) -> None:
+    with pytest.raises(ConfigError, match=r"dtype '.{0,40}' is not available; it must be bfloat16, float32 or auto\..*65504"):
+        parse_dtype(value)
