@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float32
 
-from owl3_jax.config import ComputeConfig, DType, ModelConfig
+from owl3_jax.config import ComputeConfig, ConfigError, DType, ModelConfig, parse_dtype
 from owl3_jax.convert.load import load_params
 from owl3_jax.formats.bundled import find_checkpoint
 from owl3_jax.formats.checkpoint import load_config
@@ -23,10 +23,7 @@ from owl3_jax.inference.sampling import Sampling, Value
 from owl3_jax.inference.session import Session
 from owl3_jax.models.qwen2 import unstack_layers
 from owl3_jax.params import Params
-from owl3_jax.processing.chat import Message
-from owl3_jax.processing.images import ImageSource
 from owl3_jax.processing.processor import Prepared, Processor, Sample
-from owl3_jax.processing.video import VideoSource
 from owl3_jax.sharding import devices_along
 
 FEATURE_CACHE_BYTES = 2**29  # 200 images of the 1B in float32, 100 of the 7B in bfloat16
@@ -36,7 +33,7 @@ def from_pretrained(
     path: str | Path,
     *,
     mesh: Mesh | None = None,
-    dtype: DType | None = None,
+    dtype: object = None,
     weight_dtype: Literal["int8"] | None = None,
     cache_dtype: Literal["int8"] | None = None,
     vision_batch_size: int | None = None,
@@ -48,7 +45,8 @@ def from_pretrained(
         path: a Hugging Face directory, a converted one, a training run's workdir, or the name of a checkpoint that ships with
             the package (`owl3_jax.formats.bundled`).
         mesh: where to put the parameters, sharded by the rules (`owl3_jax.sharding.make_mesh`); one device by default.
-        dtype: of parameters and activations; the checkpoint's own by default.
+        dtype: of parameters and activations, by any of its common names (`owl3_jax.config.parse_dtype`); the checkpoint's own
+            by default.
         weight_dtype: "int8" keeps matrices in a quarter of float32's memory, half of bfloat16's; docs/inference.md shows the
             cost.
         cache_dtype: "int8" does so with the keys and values of text and images.
@@ -57,8 +55,9 @@ def from_pretrained(
 
     Raises:
         CheckpointError: the directory does not hold a model, or not all of it; it lists everything that is wrong.
-        ConfigError: an unsupported `weight_dtype` or `cache_dtype`.
+        ConfigError: an unsupported `dtype`, `weight_dtype` or `cache_dtype`.
     """
+    wanted = parse_dtype(dtype)
     on_cpu = jax.default_backend() == "cpu"
     compute = ComputeConfig(
         scan_layers=not on_cpu,
@@ -69,13 +68,13 @@ def from_pretrained(
     directory = find_checkpoint(path)
     config = load_config(directory)
     convert = weight_quantizer(config) if weight_dtype else None
-    params = load_params(directory, config, mesh, dtype=dtype, vocab_multiple=compute.vocab_multiple, convert=convert)
-    dtype = dtype or _dtype_of(params)
+    params = load_params(directory, config, mesh, dtype=wanted, vocab_multiple=compute.vocab_multiple, convert=convert)
+    computed = wanted or _dtype_of(params)
     # Written-out layers read their weights in place, which doubles the speed of decoding on a CPU.
     params = jax.tree.map(jax.numpy.asarray, unstack_layers(params) if on_cpu else params)
     runtime = Runtime(
         config,
-        dataclasses.replace(compute, dtype=dtype, param_dtype=dtype),
+        dataclasses.replace(compute, dtype=computed, param_dtype=computed),
         params,
         mesh,
         vision_batch_size or (2 if on_cpu else 8) * (mesh.size if mesh else 1),
@@ -121,20 +120,23 @@ class Owl3Checkpoint:
         return Session(self.runtime, self.processor)
 
     def logits(self, sample: Sample | Prepared) -> Float32[np.ndarray, "T V"]:
-        """Logits of the token after each position of a sample. Its images go through at once."""
+        """Logits of the token after each position of a sample. Its images go through at once.
+
+        Raises ValueError when the model has fewer positions.
+        """
         return forward(self.runtime, sample)
 
     def generate(
         self,
-        messages: Sequence[Message] | str,
-        images: Sequence[ImageSource] | None = None,
-        videos: Sequence[VideoSource] | None = None,
+        messages: object,
+        images: object = None,
+        videos: object = None,
         *,
         crop: bool | None = None,
         sampling: Sampling | None = None,
         **options: Value,
-    ) -> str:
-        """The answer to one prompt, stripped.
+    ) -> str | list[str]:
+        """The answer to one prompt, stripped; a list of them when `n` is above 1.
 
         Args:
             messages, images, videos, crop: as `Processor.__call__` takes them.
@@ -142,24 +144,30 @@ class Owl3Checkpoint:
             options: fields of `Sampling` by name, e.g. `max_new_tokens=100, temperature=0.7`.
 
         Raises:
-            ConfigError: an unknown or impossible option.
+            ConfigError: an unknown or impossible option; or `logprobs`, which only the answers of `engine.generate` have.
             ValueError: malformed messages, media that cannot be read, a prompt that is too long.
         """
         chosen = (sampling or Sampling()).with_options(**options)
+        if chosen.logprobs:
+            raise ConfigError(
+                "generate gives texts without log-probabilities; the answers of "
+                "owl.engine.generate([owl.processor.prepare(messages, images, videos)], sampling) have them"
+            )
         prompt = self.processor.prepare(messages, images, videos, crop)
-        return self.engine.generate([prompt], chosen)[0][0].text.strip()
+        texts = [answer.text.strip() for answer in self.engine.generate([prompt], chosen)[0]]
+        return texts if chosen.n > 1 else texts[0]
 
     def stream(
         self,
-        messages: Sequence[Message] | str,
-        images: Sequence[ImageSource] | None = None,
-        videos: Sequence[VideoSource] | None = None,
+        messages: object,
+        images: object = None,
+        videos: object = None,
         *,
         crop: bool | None = None,
         sampling: Sampling | None = None,
         **options: Value,
     ) -> Iterator[str]:
-        """As `generate`, in pieces as they are decoded."""
+        """As `generate`, in pieces as they are decoded; only one answer can be streamed."""
         chosen = (sampling or Sampling()).with_options(**options)
         return self.engine.stream(self.processor.prepare(messages, images, videos, crop), chosen)
 

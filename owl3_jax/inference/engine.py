@@ -67,7 +67,7 @@ class Engine:
     def stream(self, prompt: Prompt, sampling: Sampling, *, advance: Advance = ignore_progress) -> Iterator[str]:
         """The answer to one prompt as it comes, in pieces that never split a character. Closing it frees its caches.
 
-        Raises what `generate` does, and ValueError for `n` above 1.
+        Raises what `generate` does, and ValueError for `n` above 1 and for `logprobs`.
         """
         check_one_answer(sampling)
         with giving_memory_back(self.runtime):
@@ -123,7 +123,15 @@ def giving_memory_back(runtime: Runtime) -> Iterator[None]:
 
 
 def forward(runtime: Runtime, prompt: Prompt) -> Float32[np.ndarray, "T V"]:
-    """Logits of the token after each position of one prompt; all of it is computed at once, without caches."""
+    """Logits of the token after each position of one prompt; all of it is computed at once, without caches.
+
+    Raises ValueError when the model has fewer positions, and OutOfMemory.
+    """
+    most = runtime.config.max_position_embeddings
+    if len(prompt.input_ids) > most:
+        raise ValueError(
+            f"the sample has {len(prompt.input_ids)} tokens, the model has {most} positions (max_position_embeddings)"
+        )
     T, I, side = len(prompt.input_ids), len(prompt.image_starts), runtime.config.vision.image_size
     pixels = np.stack(list(new_images(0, prompt).views)) if I else np.zeros((0, side, side, 3), np.uint8)
     ids = lambda values: np.asarray(values, np.int32)[None]
@@ -157,9 +165,11 @@ def check_length(tokens: int, runtime: Runtime, name: str) -> None:
 
 
 def check_one_answer(sampling: Sampling) -> None:
-    """Raises ValueError when several answers are requested, since only one can be streamed."""
+    """Raises ValueError for what a stream of text cannot give: several answers, and log-probabilities."""
     if sampling.n > 1:
         raise ValueError(f"only one answer can be streamed, got n {sampling.n}; use Engine.generate for several")
+    if sampling.logprobs:
+        raise ValueError("a stream gives text without log-probabilities; use Engine.generate, whose answers have them")
 
 
 def room_for_answer(runtime: Runtime, ids: Sequence[int], sampling: Sampling) -> int:

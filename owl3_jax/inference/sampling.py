@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_origin
 
-from owl3_jax.config import ConfigError
+from owl3_jax.config import ConfigError, Form
 
 Value = Any  # Any: an option's value from JSON or a caller; `_checked` validates it against its field
 
@@ -58,11 +58,16 @@ class Sampling:
         _require_possible(self)
 
     @classmethod
-    def named(cls, name: str) -> "Sampling":
-        """The settings `NAMED[name]`. Raises ConfigError with all names when there are none."""
+    def named(cls, name: str, form: Form | None = None) -> "Sampling":
+        """The settings `NAMED[name]`, for a model with this form of hyper attention.
+
+        Only the official code of 7B-240728 (gated) has the repetition penalties of "chat" and "beam"; the others have none.
+
+        Raises ConfigError with all names when there are none.
+        """
         if name not in NAMED:
             raise ConfigError(f"unknown sampling settings {name!r}; known settings: {', '.join(NAMED)}")
-        return NAMED[name]
+        return NAMED[name] if form == "gated" else dataclasses.replace(NAMED[name], repetition_penalty=1.0)
 
     @classmethod
     def from_generation_config(cls, path: str | Path, **overrides: Value) -> "Sampling":
@@ -85,7 +90,9 @@ class Sampling:
         return suggested.with_options(**overrides)
 
     def with_options(self, **options: Value) -> "Sampling":
-        """These settings with some of them replaced, by keyword or from JSON: integers may stand for floats, a list for `stop`.
+        """These settings with some of them replaced, by keyword or from JSON.
+
+        Integers may stand for floats, a list for `stop`, and numpy's and jax's scalars for Python's.
 
         Raises ConfigError for an unknown option, with the nearest known one, and for a value that cannot work.
         """
@@ -101,6 +108,8 @@ class Sampling:
 def _checked(name: str, value: Value, key: str | None = None) -> Value:
     """The value as its field holds it; an error calls it `key`, by default `name`."""
     kind = Sampling.__dataclass_fields__[name].type
+    if getattr(value, "ndim", None) == 0:  # a scalar of numpy or jax
+        value = value.item()
     if kind is float and type(value) is int:
         value = float(value)
     elif isinstance(value, list):
@@ -146,7 +155,7 @@ NAMED: dict[str, Sampling] = {
     "greedy": Sampling(),
     # The official code draws from the single most likely token: greedy, except for exact ties.
     "evaluation": Sampling(max_new_tokens=100),
-    # The two ways of the official chat().
+    # The two ways of the official chat(), as 7B-240728 has it; see `Sampling.named` for the others.
     "chat": Sampling(max_new_tokens=2048, temperature=0.7, top_k=100, top_p=0.8, repetition_penalty=1.05),
     "beam": Sampling(max_new_tokens=2048, num_beams=3, repetition_penalty=1.2),
 }

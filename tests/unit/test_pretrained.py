@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -75,6 +76,39 @@ def test_generate_stream_and_session_give_one_answer(speaking):
     assert speaking.engine.generate([sample], sampling)[0][0].text.strip() == answer
 
 
+def test_several_answers_are_a_list_and_log_probabilities_are_elsewhere(speaking):
+    options = {"max_new_tokens": 4, "temperature": 1.0, "seed": 1}
+    texts = speaking.generate("Which digit is red?", images=PICTURE, n=3, **options)
+    sample = speaking.processor("Which digit is red?", images=PICTURE)
+    answers = speaking.engine.generate([sample], Sampling(n=3, logprobs=True, **options))[0]
+    assert texts == [answer.text.strip() for answer in answers] and len(texts) == 3
+    assert all(len(answer.logprobs) == len(answer.ids) for answer in answers)
+    with pytest.raises(ConfigError, match=r"owl\.engine\.generate\("):
+        speaking.generate("Which digit is red?", images=PICTURE, logprobs=True)
+    with pytest.raises(ValueError, match=r"Engine\.generate"):
+        next(speaking.stream("Which digit is red?", images=PICTURE, logprobs=True))
+
+
+def test_a_last_assistant_message_is_continued(speaking):
+    question = {"role": "user", "content": "Which digit is red?"}
+    sampling = Sampling(max_new_tokens=6, min_new_tokens=6)
+    whole = speaking.engine.generate([speaking.processor([question])], sampling)[0][0]
+    tokenizer = speaking.processor.tokenizer
+    begun = tokenizer.decode(whole.ids[:2])
+    prompt = [question, {"role": "assistant", "content": begun}]
+    ids = speaking.processor(prompt).input_ids.tolist()
+    assert ids == [*speaking.processor([question]).input_ids.tolist(), *whole.ids[:2]]  # words of this tokenizer stay apart
+    assert speaking.generate(prompt, max_new_tokens=4, min_new_tokens=4) == tokenizer.decode(whole.ids[2:]).strip()
+
+
+def test_no_more_logits_than_positions(speaking):
+    most = speaking.config.max_position_embeddings
+    no_images = np.zeros((0, 8, 8, 3), np.uint8)
+    sample = Sample(np.zeros(most + 1, np.int32), np.zeros(0, np.int32), no_images, np.zeros(most + 1, np.bool_))
+    with pytest.raises(ValueError, match=f"the sample has {most + 1} tokens, the model has {most} positions"):
+        speaking.logits(sample)
+
+
 def test_options_by_name_go_before_those_of_sampling(speaking):
     ask = functools.partial(speaking.generate, "Which digit is red?", images=[PICTURE], sampling=Sampling(max_new_tokens=6))
     assert ask().startswith(ask(max_new_tokens=2))
@@ -92,10 +126,17 @@ def test_an_image_that_was_seen_is_not_encoded_again(speaking):
     assert (cache.hits, cache.misses) == (hits + 1, misses)
 
 
-def test_another_dtype():
-    owl = owl3_jax.from_pretrained(GOLDEN / "tiny-240728", dtype="bfloat16")
+@pytest.mark.parametrize("dtype", ["bfloat16", "bf16", jnp.bfloat16])
+def test_another_dtype(dtype):
+    owl = owl3_jax.from_pretrained(GOLDEN / "tiny-240728", dtype=dtype)
     assert {x.dtype.name for x in jax.tree.leaves(owl.params)} == {"bfloat16"}
     assert owl.runtime.compute.dtype == "bfloat16"
+
+
+def test_the_checkpoints_own_dtype_by_name_and_one_that_there_is_not():
+    assert owl3_jax.from_pretrained(GOLDEN / "tiny-240728", dtype="auto").runtime.compute.dtype == "float32"
+    with pytest.raises(ConfigError, match="float16"):
+        owl3_jax.from_pretrained(GOLDEN / "tiny-240728", dtype="float16")
 
 
 def test_a_directory_without_a_tokenizer_has_logits_but_no_processor(tmp_path):

@@ -1,7 +1,10 @@
 """Settings that check themselves; those of checkpoints as transformers reads them."""
 
+import dataclasses
 import json
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 import transformers
 from hypothesis import given, settings
@@ -86,6 +89,25 @@ def test_named_settings():
     assert NAMED["beam"] == Sampling(max_new_tokens=2048, num_beams=3, repetition_penalty=1.2)
     with pytest.raises(ConfigError, match="'sample'; known settings: greedy, evaluation, chat, beam"):
         Sampling.named("sample")
+
+
+@pytest.mark.parametrize(("name", "penalty"), [("greedy", 1.0), ("evaluation", 1.0), ("chat", 1.05), ("beam", 1.2)])
+def test_only_the_official_code_of_the_gated_form_has_repetition_penalties(name, penalty):
+    gated = Sampling.named(name, "gated")
+    assert gated.repetition_penalty == penalty
+    for form in ("static", "joint", None):
+        assert Sampling.named(name, form) == dataclasses.replace(gated, repetition_penalty=1.0)
+
+
+def test_scalars_of_numpy_and_jax_are_numbers():
+    options = {"max_new_tokens": np.int64(5), "temperature": np.float64(0.7), "logprobs": np.True_, "seed": jnp.uint32(3)}
+    found = Sampling().with_options(**options)
+    assert found == Sampling(max_new_tokens=5, temperature=0.7, logprobs=True, seed=3)
+    assert [type(value) for value in (found.max_new_tokens, found.temperature, found.logprobs)] == [int, float, bool]
+    assert Sampling().with_options(top_p=np.array(0.5)) == Sampling(top_p=0.5)
+    for wrong in ({"max_new_tokens": np.float64(5)}, {"max_new_tokens": np.array([5])}, {"n": np.True_}):
+        with pytest.raises(ConfigError, match=f"sampling option {next(iter(wrong))} must be a whole number"):
+            Sampling().with_options(**wrong)
 
 
 def test_options_replace_those_there_and_are_checked():

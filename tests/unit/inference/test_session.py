@@ -161,6 +161,22 @@ def test_a_turn_by_beam_search():
 def test_several_answers_to_a_turn_are_refused():
     with pytest.raises(ValueError, match="only one answer can be streamed, got n 2"):
         new_session().ask("How many images?", sampling=Sampling(n=2, temperature=1.0))
+    with pytest.raises(ValueError, match=r"without log-probabilities; use Engine\.generate"):
+        new_session().ask("How many images?", sampling=Sampling(logprobs=True))
+
+
+def test_a_question_may_have_one_image_no_images_or_parts():
+    picture = images(1)[0]
+    expected = new_session().ask("Which digit is red?", [picture], sampling=GREEDY)
+    assert new_session().ask("Which digit is red?", picture, None, sampling=GREEDY) == expected
+    parts = [{"type": "image", "image": picture}, {"type": "text", "text": "Which digit is red?"}]
+    session = new_session()
+    assert session.ask(parts, sampling=GREEDY) == expected
+    assert session.messages[0] == {"role": "user", "content": "<|image|>\nWhich digit is red?"}
+    new_session().ask("How many images?", None, sampling=GREEDY)
+    for wrong in (None, 3, {"role": "user", "content": "hi"}):
+        with pytest.raises(ValueError, match="it must be a string, or a list of parts"):
+            new_session().ask(wrong)
 
 
 def test_a_turn_whose_caches_would_not_fit_is_an_error_before_they_grow(monkeypatch):
