@@ -55,6 +55,7 @@ def from_pretrained(
 
     Raises:
         CheckpointError: the directory does not hold a model, or not all of it; it lists everything that is wrong.
+        ValueError: its tokenizer or processor.json is damaged, or does not fit the model.
         ConfigError: an unsupported `dtype`, `weight_dtype` or `cache_dtype`.
     """
     wanted = parse_dtype(dtype)
@@ -66,7 +67,7 @@ def from_pretrained(
         cache_dtype=cache_dtype,
     )
     directory = find_checkpoint(path)
-    config = load_config(directory)
+    config, load_processor = load_config(directory), _processor_loader(directory)
     convert = weight_quantizer(config) if weight_dtype else None
     params = load_params(directory, config, mesh, dtype=wanted, vocab_multiple=compute.vocab_multiple, convert=convert)
     computed = wanted or _dtype_of(params)
@@ -80,7 +81,7 @@ def from_pretrained(
         vision_batch_size or (2 if on_cpu else 8) * (mesh.size if mesh else 1),
         FeatureCache(feature_cache_bytes),
     )
-    return Owl3Checkpoint(runtime, functools.partial(Processor.from_pretrained, directory))
+    return Owl3Checkpoint(runtime, load_processor)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +89,7 @@ class Owl3Checkpoint:
     """A model with its processor. `engine` answers batches, `session` conversations."""
 
     runtime: Runtime
-    load_processor: Callable[[], Processor]  # called when first needed: without a tokenizer there are still logits
+    load_processor: Callable[[], Processor]  # raises FileNotFoundError without a tokenizer: there are still logits
 
     @functools.cached_property
     def processor(self) -> Processor:
@@ -170,6 +171,18 @@ class Owl3Checkpoint:
         """As `generate`, in pieces as they are decoded; only one answer can be streamed."""
         chosen = (sampling or Sampling()).with_options(**options)
         return self.engine.stream(self.processor.prepare(messages, images, videos, crop), chosen)
+
+
+def _processor_loader(directory: Path) -> Callable[[], Processor]:
+    """Loads the processor now, so that one that does not fit the model is an error before the weights are read.
+
+    What it returns raises FileNotFoundError when there is no tokenizer: logits need none.
+    """
+    try:
+        processor = Processor.from_pretrained(directory)
+    except FileNotFoundError:
+        return functools.partial(Processor.from_pretrained, directory)
+    return lambda: processor
 
 
 def _dtype_of(params: Params) -> DType:
