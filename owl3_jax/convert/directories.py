@@ -11,16 +11,17 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Shaped
 
-from owl3_jax.config import DType
+from owl3_jax.config import DType, JsonTree
 from owl3_jax.convert.converted import new_directory, write_converted
 from owl3_jax.convert.official import open_checkpoint
 from owl3_jax.convert.orbax_params import Advance
 from owl3_jax.convert.stored import StoredCheckpoint, open_stored
 from owl3_jax.convert.table import EMBEDDING, TIED_HEAD, entries_for, official_names, official_shape, row_shape, to_official
-from owl3_jax.formats.checkpoint import is_stored, load_config
-from owl3_jax.formats.config_json import CONFIG, config_json_of
+from owl3_jax.formats.checkpoint import check_path, is_stored, load_config
+from owl3_jax.formats.config_json import CONFIG, config_json_of, with_dtype
 from owl3_jax.formats.converted import MODEL
 from owl3_jax.formats.errors import CheckpointError
+from owl3_jax.formats.json_files import JsonError, read_json_object
 from owl3_jax.formats.weight_writer import MAX_SHARD_BYTES, TensorSpec, WeightWriter
 from owl3_jax.formats.workdir import is_workdir
 
@@ -76,6 +77,7 @@ def to_hugging_face(
     Raises:
         CheckpointError: the source is neither, its parameters are not those of its model, or the destination exists.
     """
+    check_path(source)
     if not is_stored(source):
         raise CheckpointError(
             source, [f"it has no {MODEL} with params/, and no checkpoints/: it is neither converted nor trained"]
@@ -124,17 +126,27 @@ def _tensors(stored: StoredCheckpoint) -> Iterator[tuple[str, Shaped[np.ndarray,
 def _describe_run(workdir: Path, stored: StoredCheckpoint, directory: Path) -> None:
     """Writes config.json and copies what makes prompts for the model."""
     dtype = stored.parameters["language_model/embed_tokens"].dtype.name
-    (directory / CONFIG).write_text(json.dumps(config_json_of(stored.config) | {"torch_dtype": dtype}, indent=2) + "\n")
+    _write_config_json(directory, config_json_of(stored.config) | {"torch_dtype": dtype})
     for name in _COPIED_FROM_A_RUN:
         if (workdir / name).exists():
             shutil.copyfile(workdir / name, directory / name)
 
 
 def _copy_other_files(source: Path, directory: Path, dtype: DType | None) -> None:
-    """Copies all but the weights; config.json gets a new dtype too."""
+    """Copies all but the weights, byte by byte; with `dtype`, config.json says it wherever it names one."""
     for file in source.iterdir():
         if file.is_file() and not file.name.endswith(_NOT_COPIED):
             shutil.copyfile(file, directory / file.name)
     if dtype:
-        path = directory / CONFIG
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"torch_dtype": dtype}, indent=2) + "\n")
+        _write_config_json(directory, with_dtype(_read_config_json(source), dtype))
+
+
+def _read_config_json(source: Path) -> JsonTree:
+    try:
+        return read_json_object(source / CONFIG)
+    except JsonError as error:
+        raise CheckpointError(source, [f"{CONFIG}: {error}"]) from error
+
+
+def _write_config_json(directory: Path, tree: JsonTree) -> None:
+    (directory / CONFIG).write_text(json.dumps(tree, indent=2) + "\n", encoding="utf-8")

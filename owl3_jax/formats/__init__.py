@@ -6,6 +6,7 @@ weight_files   Hugging Face: safetensors (and PyTorch's .bin), read tensor by te
 weight_writer  Hugging Face: safetensors, written tensor by tensor
 converted      a converted directory: orbax and all that the way back needs
 workdir        a training run's last checkpoint
+json_files     JSON objects whose values are checked before they are used
 bundled        the checkpoints that ship with the package
 errors         the one error that all of them raise
 

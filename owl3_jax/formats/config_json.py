@@ -4,15 +4,16 @@ config.json does not specify the form of hyper attention; the names of a checkpo
 """
 
 import dataclasses
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from owl3_jax.config import ConfigError, Form, JsonTree, ModelConfig, VisionConfig
+from owl3_jax.config import ConfigError, DType, Form, JsonTree, ModelConfig, VisionConfig
 from owl3_jax.formats.errors import CheckpointError
+from owl3_jax.formats.json_files import JsonError, check, read_json_object, values_of
 from owl3_jax.formats.weight_files import find_tensors
 
 CONFIG = "config.json"
+_DTYPE_KEYS = ("dtype", "torch_dtype")  # of newer and older versions of transformers
 
 
 def read_config_json(directory: Path) -> ModelConfig:
@@ -21,11 +22,9 @@ def read_config_json(directory: Path) -> ModelConfig:
     Raises CheckpointError when config.json is not JSON or describes no model, or the weight files cannot be read.
     """
     try:
-        tree = json.loads((directory / CONFIG).read_text())
+        tree = read_json_object(directory / CONFIG)
         return model_from_config_json(tree, form_of(find_tensors(directory)))
-    except KeyError as error:
-        raise CheckpointError(directory, [f"{CONFIG} has no {error}"]) from error
-    except (ConfigError, TypeError, json.JSONDecodeError) as error:
+    except (ConfigError, JsonError) as error:
         raise CheckpointError(directory, [f"{CONFIG}: {error}"]) from error
 
 
@@ -44,16 +43,30 @@ def model_from_config_json(tree: JsonTree, form: Form) -> ModelConfig:
 
     Raises:
         ConfigError: it asks for a computation that this model does not have, or a setting cannot work.
-        KeyError: it has no `hyper_layers`.
+        JsonError: it has no `hyper_layers`, or a value of a wrong type.
     """
-    _refuse_other_computations(tree)
-    tree = {**(tree.get("rope_parameters") or {}), **tree}  # where newer configs keep rope_theta
+    if "hyper_layers" not in tree:
+        raise JsonError("it has no 'hyper_layers': is it the config.json of an mPLUG-Owl3?")
+    rope = _object(tree, "rope_scaling") or _object(tree, "rope_parameters")
+    _refuse_other_computations(tree, rope)
+    # Newer configs keep the base among the other parameters of RoPE.
+    tree = {name: value for name, value in rope.items() if name == "rope_theta"} | tree
     return ModelConfig(
         form=form,
-        hyper_layers=tuple(tree["hyper_layers"]),
-        vision=VisionConfig(**_plain_fields(VisionConfig, tree.get("vision_config") or {})),
-        **_plain_fields(ModelConfig, tree),
+        vision=VisionConfig(**values_of(VisionConfig, _object(tree, "vision_config"), "vision_config.")),
+        **values_of(ModelConfig, {name: value for name, value in tree.items() if name not in ("form", "vision")}),
     )
+
+
+def with_dtype(tree: JsonTree, dtype: DType) -> JsonTree:
+    """The content of a config.json whose tensors are all of `dtype`: every key that names a dtype says so, nested ones too."""
+    changed = _with_dtype(tree, dtype)
+    return changed if any(key in changed for key in _DTYPE_KEYS) else changed | {"torch_dtype": dtype}
+
+
+def _with_dtype(tree: JsonTree, dtype: DType) -> JsonTree:
+    nested = {key: _with_dtype(value, dtype) for key, value in tree.items() if isinstance(value, dict)}
+    return tree | nested | {key: dtype for key in _DTYPE_KEYS if key in tree}
 
 
 def config_json_of(config: ModelConfig) -> JsonTree:
@@ -69,22 +82,29 @@ def config_json_of(config: ModelConfig) -> JsonTree:
     }
 
 
-def _plain_fields(cls: type[ModelConfig] | type[VisionConfig], tree: JsonTree) -> JsonTree:
-    """The numbers and switches in `tree` that `cls` has a field for; JSON may write 1000000 for 1e6."""
-    kinds = {field.name: field.type for field in dataclasses.fields(cls) if field.type in (int, float, bool)}
-    return {name: float(tree[name]) if kind is float else tree[name] for name, kind in kinds.items() if name in tree}
+def _object(tree: JsonTree, key: str) -> JsonTree:
+    """The object that is the value of a key; empty where there is none."""
+    value = tree.get(key)
+    check(value is None or isinstance(value, dict), key, value, "an object, {...}")
+    return value or {}
 
 
-def _refuse_other_computations(tree: JsonTree) -> None:
+def _refuse_other_computations(tree: JsonTree, rope: JsonTree) -> None:
     """Raises ConfigError when a config.json asks for what other models of the Qwen2 family compute and this one does not."""
-    rope = tree.get("rope_scaling") or tree.get("rope_parameters") or {}
-    if rope.get("rope_type", rope.get("type", "default")) != "default":
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind != "default":
         raise ConfigError(
-            f"rope_scaling {rope} is not supported; without it the model reads up to max_position_embeddings positions "
-            "as trained"
+            f"rope_scaling of type {_short(kind)} is not supported; without it the model reads up to max_position_embeddings "
+            "positions as trained"
         )
-    if tree.get("use_sliding_window"):
+    sliding = tree.get("use_sliding_window")
+    check(sliding is None or isinstance(sliding, bool), "use_sliding_window", sliding, "true or false")
+    if sliding:
         raise ConfigError("use_sliding_window is not supported: every layer sees the whole text")
     activation = tree.get("hidden_act", "silu")
     if activation != "silu":
-        raise ConfigError(f"hidden_act {activation!r} is not supported: the MLP is SwiGLU, with silu")
+        raise ConfigError(f"hidden_act {_short(activation)} is not supported: the MLP is SwiGLU, with silu")
+
+
+def _short(value: object) -> str:
+    return repr(value)[:60]

@@ -6,11 +6,11 @@ unused.safetensors       official tensors that the model never reads, unchanged;
 config.json, tokenizer.json, ...  the other files of the official directory
 """
 
-import json
 from pathlib import Path
 
-from owl3_jax.config import ConfigError, ModelConfig, load_json_tree
+from owl3_jax.config import ConfigError, ModelConfig
 from owl3_jax.formats.errors import CheckpointError
+from owl3_jax.formats.json_files import JsonError, check, load_dataclass, read_json_object
 from owl3_jax.formats.weight_files import Tensor, read_safetensors
 
 PARAMS = "params"
@@ -29,10 +29,11 @@ def read_model(directory: Path) -> tuple[ModelConfig, bool]:
     Raises CheckpointError when model.json cannot be read.
     """
     try:
-        about = json.loads((directory / MODEL).read_text())
-        return load_json_tree(ModelConfig, about["model"]), about["tied_head"]
-    except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
-        raise CheckpointError(directory, [f"{MODEL}: {error!r}"]) from error
+        about = read_json_object(directory / MODEL)
+        check(isinstance(about.get("tied_head"), bool), "tied_head", about.get("tied_head"), "true or false")
+        return load_dataclass(ModelConfig, "model", about.get("model")), about["tied_head"]
+    except (JsonError, ConfigError) as error:
+        raise CheckpointError(directory, [f"{MODEL}: {error}; convert the checkpoint again"]) from error
 
 
 def read_unused(directory: Path) -> list[Tensor]:

@@ -7,9 +7,11 @@ neither the number nor the size of the files matters. The safetensors library is
 import functools
 import importlib
 import importlib.util
+import itertools
 import json
+import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +20,8 @@ import numpy as np
 
 from owl3_jax.config import JsonTree
 from owl3_jax.formats.errors import CheckpointError
+from owl3_jax.formats.json_files import JsonError, check, read_json_object
+from owl3_jax.host.foreign import foreign_errors
 
 DTYPES = {
     "F64": np.dtype(np.float64),
@@ -48,17 +52,39 @@ class Tensor(NamedTuple):
         return math.prod(self.shape) * self.dtype.itemsize
 
 
+class _Layout(NamedTuple):
+    """The names that transformers gives the files of one format."""
+
+    single: str  # of weights in one file
+    index_file: str  # of weights in several
+    pattern: str  # of all files with weights
+
+
+_SAFETENSORS = _Layout("model.safetensors", SAFETENSORS_INDEX, "*.safetensors")
+_TORCH = _Layout("pytorch_model.bin", TORCH_INDEX, "pytorch_model*.bin")
+_LAYOUTS = (_SAFETENSORS, _TORCH)
+# Other tools keep these beside the weights: adapters, a second copy under other names, the state of a training run.
+_NOT_WEIGHTS = ("adapter_", "consolidated", "optimizer", "scheduler", "training_args")
+
+
+def has_weights(directory: Path) -> bool:
+    """Whether there are weight files in a directory, or an index that says that there should be."""
+    return _layout_of(directory) is not None
+
+
 def find_tensors(directory: Path) -> dict[str, Tensor]:
-    """All tensors of a checkpoint directory by name: of its `.safetensors` files, or else of its `.bin` ones.
+    """All tensors of a checkpoint directory by name.
+
+    They are those of the `.safetensors` files, or else of the `.bin` ones. An index that is left over from other weights does
+    not count, nor do files that another tool keeps there; a warning names the weights that are not read.
 
     Raises:
         CheckpointError: listing every file that is missing or cannot be read, every tensor that is truncated or described
             wrongly, that two files hold, or that is not where the index says.
     """
-    index = read_index(directory)
-    files = sorted(set(index.values())) if index else _weight_files(directory)
+    index, files = _choose_files(directory)
     tensors: dict[str, Tensor] = {}
-    problems = [] if files else ["it has no .safetensors or .bin file"]
+    problems = [] if files else ["it has no .safetensors or .bin file with the weights of a model"]
     for file in files:
         found, wrong = _read_file(file)
         twice = tensors.keys() & found.keys()
@@ -71,23 +97,72 @@ def find_tensors(directory: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def read_index(directory: Path) -> dict[str, Path]:
+def _layout_of(directory: Path) -> _Layout | None:
+    """The first layout with a file; an index alone counts only where no layout has one, as it may be left over."""
+    with_files = (layout for layout in _LAYOUTS if _weight_files(directory, layout))
+    with_index = (layout for layout in _LAYOUTS if (directory / layout.index_file).exists())
+    return next(itertools.chain(with_files, with_index), None)
+
+
+def _weight_files(directory: Path, layout: _Layout) -> list[Path]:
+    return [file for file in sorted(directory.glob(layout.pattern)) if not file.name.startswith(_NOT_WEIGHTS)]
+
+
+def _choose_files(directory: Path) -> tuple[dict[str, Path], list[Path]]:
+    """The files to read, and their index: tensor name -> file, empty without one.
+
+    Weights in a single file are preferred, as transformers prefers them, to an index with which they are not meant.
+    """
+    layout = _layout_of(directory)
+    if layout is None:
+        return {}, []
+    files, single = _weight_files(directory, layout), directory / layout.single
+    index = _read_index(directory / layout.index_file)
+    if single in files and single not in index.values() and _replaces(single, index):
+        index, chosen = {}, [single]
+    else:
+        chosen = sorted(set(index.values())) or files
+    indices = [directory / layout.index_file] if index else []
+    others = [file for known in _LAYOUTS for file in [*sorted(directory.glob(known.pattern)), directory / known.index_file]]
+    _warn_of_unread(directory, tuple(chosen), tuple(file for file in others if file.exists() and file not in chosen + indices))
+    return index, chosen
+
+
+def _replaces(single: Path, index: Mapping[str, Path]) -> bool:
+    """Whether a single file is to be read instead of those of an index: it has all their tensors, or they are not there."""
+    if not any(file.exists() for file in index.values()):
+        return True
+    return index.keys() <= _read_file(single)[0].keys()
+
+
+@functools.cache  # once: a checkpoint is looked at several times while it is loaded
+def _warn_of_unread(directory: Path, chosen: tuple[Path, ...], unread: tuple[Path, ...]) -> None:
+    if unread:
+        logging.getLogger(__name__).warning(
+            "%s: the weights are read from %s, and not from %s", directory, _names(chosen), _names(unread)
+        )
+
+
+def _names(files: Sequence[Path], most: int = 5) -> str:
+    more = f" and {len(files) - most} more" if len(files) > most else ""
+    return ", ".join(file.name for file in files[:most]) + more
+
+
+def _read_index(path: Path) -> dict[str, Path]:
     """Tensor name -> file, as the index of sharded weights says; empty without one.
 
     Raises CheckpointError when it is not an index.
     """
-    path = next((directory / name for name in (SAFETENSORS_INDEX, TORCH_INDEX) if (directory / name).exists()), None)
-    if path is None:
+    if not path.exists():
         return {}
     try:
-        files = json.loads(path.read_text())["weight_map"]
-        return {name: directory / Path(file).name for name, file in files.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(directory, [f"{path.name}: not an index of weights ({error!r})"]) from error
-
-
-def _weight_files(directory: Path) -> list[Path]:
-    return sorted(directory.glob("*.safetensors")) or sorted(directory.glob("pytorch_model*.bin"))
+        files = read_json_object(path).get("weight_map") or {}
+        check(isinstance(files, dict) and bool(files), "weight_map", files, "an object: names of tensors to names of files")
+        for name, file in files.items():
+            check(isinstance(file, str) and Path(file).name != "", f"weight_map.{name[:100]}", file, "the name of a file")
+    except JsonError as error:
+        raise CheckpointError(path.parent, [f"{path.name}: not an index of weights: {error}"]) from error
+    return {name: path.parent / Path(file).name for name, file in files.items()}
 
 
 def _differences_from_index(index: Mapping[str, Path], tensors: Mapping[str, Tensor]) -> Iterator[str]:
@@ -140,7 +215,7 @@ def _read_header(file: Path) -> tuple[JsonTree, int]:
         try:
             header = json.loads(stream.read(length))
             return {name: about for name, about in header.items() if name != "__metadata__"}, 8 + length
-        except (ValueError, AttributeError) as error:
+        except (ValueError, AttributeError, RecursionError) as error:
             raise _CorruptError(f"corrupt header: {error}") from error
 
 
@@ -176,11 +251,9 @@ def read_torch(file: Path) -> tuple[dict[str, Tensor], list[str]]:
         raise _CorruptError("this file is missing")
     # By name, so that nothing but this line depends on PyTorch.
     torch, fake_tensor = importlib.import_module("torch"), importlib.import_module("torch._subclasses.fake_tensor")
-    try:
-        with fake_tensor.FakeTensorMode():  # reads no tensor, but notes where each storage starts
-            state = dict(torch.load(file, map_location="cpu", weights_only=True))
-    except Exception as error:  # what it raises for a damaged file has no common class
-        raise _CorruptError(f"torch.load cannot read it: {str(error).splitlines()[0]}") from error
+    # The mode reads no tensor, but notes where each storage starts.
+    with foreign_errors(_CorruptError, "torch.load cannot read it"), fake_tensor.FakeTensorMode():
+        state = dict(torch.load(file, map_location="cpu", weights_only=True))
     tensors, problems = {}, []
     for name, value in state.items():
         try:

@@ -5,11 +5,11 @@ checkpoints/STEP/run/     the run's Config
 tokenizer.json, ...       other files of the run
 """
 
-import json
 from pathlib import Path
 
-from owl3_jax.config import ModelConfig, load_json_tree
+from owl3_jax.config import ConfigError, ModelConfig
 from owl3_jax.formats.errors import CheckpointError
+from owl3_jax.formats.json_files import JsonError, check, load_dataclass, read_json_object
 
 CHECKPOINTS = "checkpoints"
 
@@ -47,7 +47,9 @@ def read_run_model(checkpoint: Path) -> ModelConfig:
     Raises CheckpointError when its description cannot be read.
     """
     try:
-        run = json.loads((checkpoint / "run" / "metadata").read_text())  # a name that orbax chose
-        return load_json_tree(ModelConfig, run["config"]["model"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(checkpoint, [f"run/metadata: {error!r}; if it is damaged, delete this directory"]) from error
+        run = read_json_object(checkpoint / "run" / "metadata")  # a name that orbax chose
+        config = run.get("config")
+        check(isinstance(config, dict), "config", config, "an object, {...}")
+        return load_dataclass(ModelConfig, "config.model", run["config"].get("model"))
+    except (JsonError, ConfigError) as error:
+        raise CheckpointError(checkpoint, [f"run/metadata: {error}; if it is damaged, delete this directory"]) from error

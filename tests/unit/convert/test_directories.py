@@ -19,7 +19,7 @@ from owl3_jax.formats.checkpoint import load_config
 from owl3_jax.formats.errors import CheckpointError
 from owl3_jax.formats.weight_files import find_tensors
 from owl3_jax.processing.processor import Processor
-from tests.unit.convert.checkpoints import GOLDEN, contents, edited, golden_tensors
+from tests.unit.convert.checkpoints import GOLDEN, change_config, contents, edited, golden_tensors
 
 ROOT = Path(__file__).parents[3]
 HEAD, EMBEDDING = "language_model.lm_head.weight", "language_model.model.embed_tokens.weight"
@@ -62,6 +62,19 @@ def test_dtype_is_cast_and_told(tmp_path):
     np.testing.assert_array_equal(embedding, golden_tensors("tiny-241014")[EMBEDDING].astype(ml_dtypes.bfloat16))
 
 
+def test_every_dtype_in_config_json_is_that_of_the_tensors_there_and_back(tmp_path):
+    official = edited(tmp_path / "official", lambda tensors: None, "tiny-241014")
+    change_config(official, dtype="float32", torch_dtype="float32", text_config={"dtype": "float32"})
+    to_orbax(official, tmp_path / "ours", dtype="bfloat16")
+    to_hugging_face(tmp_path / "ours", tmp_path / "back")
+    to_hugging_face(tmp_path / "ours", tmp_path / "again", dtype="float32")
+    for name, dtype in (("ours", "bfloat16"), ("back", "bfloat16"), ("again", "float32")):
+        tree = json.loads((tmp_path / name / "config.json").read_text())
+        assert (tree["dtype"], tree["torch_dtype"], tree["text_config"]) == (dtype, dtype, {"dtype": dtype})
+    assert contents(tmp_path / "back")[EMBEDDING][0] == ml_dtypes.bfloat16
+    assert contents(tmp_path / "again")[EMBEDDING][0] == np.float32
+
+
 def test_progress_counts_all_bytes(tmp_path):
     calls = []
     to_orbax(GOLDEN / "tiny-tied", tmp_path / "ours", advance=lambda done, total: calls.append((done, total)))
@@ -92,6 +105,9 @@ def test_refuses_what_exists_and_what_it_did_not_write(tmp_path):
         to_orbax(GOLDEN / "tiny-tied", tmp_path)
     with pytest.raises(CheckpointError, match="neither converted nor trained"):
         to_hugging_face(GOLDEN / "tiny-tied", tmp_path / "back")
+    for convert in (to_orbax, to_hugging_face):
+        with pytest.raises(CheckpointError, match="hub ids are not fetched: download with huggingface-cli download org/name "):
+            convert(Path("org/name"), tmp_path / "target")
     assert list(tmp_path.iterdir()) == []
 
 

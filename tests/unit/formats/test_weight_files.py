@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from owl3_jax.formats.errors import CheckpointError
-from owl3_jax.formats.weight_files import DTYPES, find_tensors
+from owl3_jax.formats.weight_files import DTYPES, find_tensors, has_weights
 from owl3_jax.formats.weight_writer import TensorSpec, WeightWriter
 
 A, B = np.arange(15, dtype=np.float32).reshape(3, 5), np.arange(7, dtype=np.int64)
@@ -126,9 +126,12 @@ def test_tensor_in_two_files_and_missing_file(tmp_path):
     assert "gone.safetensors: this file is missing" in error_of(tmp_path)
 
 
-@pytest.mark.parametrize("index", ["{", "[]", '{"weight_map": 3}', "{}"])
+NO_INDEX = ["{", "[]", "null", '{"weight_map": 3}', '{"weight_map": {"a": 3}}', '{"weight_map": {"a": ""}}', "{}", "\udcff"]
+
+
+@pytest.mark.parametrize("index", NO_INDEX)
 def test_index_that_is_none(tmp_path, index):
-    (tmp_path / "model.safetensors.index.json").write_text(index)
+    (tmp_path / "model.safetensors.index.json").write_text(index, errors="surrogateescape")
     assert "model.safetensors.index.json: not an index" in error_of(tmp_path)
 
 
@@ -168,3 +171,78 @@ def test_writer_refuses_what_was_not_declared(tmp_path):
     writer = WeightWriter(tmp_path, [TensorSpec("a", A.dtype, A.shape)])
     with pytest.raises(ValueError, match="a was declared as float32"):
         writer.write("a", A.T)
+
+
+TORCH_INDEX = json.dumps({"weight_map": {"a": "pytorch_model-00001-of-00001.bin"}})
+
+
+@pytest.mark.parametrize("sharded", [True, False])
+def test_safetensors_come_before_what_is_left_of_pytorch(tmp_path, sharded, monkeypatch, caplog):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)  # PyTorch is not needed
+    if sharded:
+        two_shards(tmp_path)
+    else:
+        save_file({"a": A, "b": B}, tmp_path / "model.safetensors")
+    (tmp_path / "pytorch_model.bin.index.json").write_text(TORCH_INDEX)
+    (tmp_path / "pytorch_model-00001-of-00001.bin").write_bytes(b"not read")
+    for _ in range(2):
+        tensors = find_tensors(tmp_path)
+        np.testing.assert_array_equal(tensors["a"].read(), A)
+        np.testing.assert_array_equal(tensors["b"].read(), B)
+    (warning,) = caplog.messages  # once, however often it is read
+    assert f"{tmp_path}: the weights are read from model" in warning
+    assert "not from pytorch_model-00001-of-00001.bin, pytorch_model.bin.index.json" in warning
+
+
+@pytest.mark.parametrize("shards_are_there", [True, False])
+def test_a_whole_single_file_comes_before_the_index_of_other_weights(tmp_path, shards_are_there, caplog):
+    two_shards(tmp_path)
+    save_file({"a": A + 1, "b": B + 1}, tmp_path / "model.safetensors")
+    if not shards_are_there:
+        for shard in tmp_path.glob("model-*"):
+            shard.unlink()
+    tensors = find_tensors(tmp_path)
+    np.testing.assert_array_equal(tensors["a"].read(), A + 1)
+    np.testing.assert_array_equal(tensors["b"].read(), B + 1)
+    assert "read from model.safetensors, and not from " in caplog.text and "model.safetensors.index.json" in caplog.text
+
+
+@pytest.mark.parametrize("damaged", [True, False])
+def test_a_single_file_that_is_not_whole_leaves_the_index_in_force(tmp_path, damaged, caplog):
+    two_shards(tmp_path)
+    save_file({"a": A + 1}, tmp_path / "model.safetensors")
+    if damaged:
+        (tmp_path / "model.safetensors").write_bytes(b"damaged")
+    np.testing.assert_array_equal(find_tensors(tmp_path)["a"].read(), A)
+    assert caplog.text.rstrip().endswith("not from model.safetensors")
+    (tmp_path / "model-00002-of-00002.safetensors").unlink()
+    assert "model-00002-of-00002.safetensors: this file is missing" in error_of(tmp_path)
+
+
+def test_an_index_without_files_gives_way_to_weights_of_the_other_format(tmp_path, caplog):
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-00001-of-00001.safetensors"}}')
+    assert "model-00001-of-00001.safetensors: this file is missing" in error_of(tmp_path)
+    torch.save({"a": torch.arange(6.0)}, tmp_path / "pytorch_model.bin")
+    np.testing.assert_array_equal(find_tensors(tmp_path)["a"].read(), np.arange(6, dtype=np.float32))
+    assert caplog.text.rstrip().endswith("not from model.safetensors.index.json")
+
+
+def test_files_of_other_tools_are_not_weights(tmp_path, caplog):
+    others = ("adapter_model.safetensors", "consolidated.safetensors", "consolidated-00001-of-00002.safetensors")
+    for name in (*others, "optimizer.safetensors"):
+        save_file({"a": A + 1, "lora": B}, tmp_path / name)
+    for name in ("training_args.bin", "optimizer.bin", "adapter_model.bin", "scheduler.bin"):
+        (tmp_path / name).write_bytes(b"not weights")
+    assert not has_weights(tmp_path)
+    assert "no .safetensors or .bin file with the weights of a model" in error_of(tmp_path)
+    save_file({"a": A}, tmp_path / "model.safetensors")
+    assert has_weights(tmp_path)
+    assert find_tensors(tmp_path).keys() == {"a"}
+    np.testing.assert_array_equal(find_tensors(tmp_path)["a"].read(), A)
+    assert all(name in caplog.text for name in others)
+
+
+def test_weights_of_one_kind_alone_are_read_without_a_warning(tmp_path, caplog):
+    two_shards(tmp_path)
+    find_tensors(tmp_path)
+    assert caplog.text == ""

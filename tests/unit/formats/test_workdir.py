@@ -19,7 +19,7 @@ from owl3_jax.config import ComputeConfig, Config, DataConfig, MeshConfig, Model
 from owl3_jax.convert.directories import to_hugging_face, to_orbax
 from owl3_jax.convert.load import load_params
 from owl3_jax.convert.orbax_params import StoredParameter
-from owl3_jax.data.digits.tokenizer import make_tokenizer
+from owl3_jax.data.digits.tokenizer import VOCAB_SIZE, make_tokenizer
 from owl3_jax.formats.checkpoint import load_config
 from owl3_jax.formats.config_json import config_json_of
 from owl3_jax.formats.errors import CheckpointError
@@ -32,7 +32,7 @@ from owl3_jax.training.step import TrainState
 from tests import tiny
 
 ROOT = Path(__file__).parents[3]
-MODEL = tiny.model_config("static")
+MODEL = tiny.model_config("static", vocab_size=VOCAB_SIZE)
 
 
 def config_of(model: ModelConfig) -> Config:
