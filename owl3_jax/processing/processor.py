@@ -11,13 +11,21 @@ from jaxtyping import Bool, Int32, UInt8
 
 from owl3_jax.config import ChatStyle, MediaStyle
 from owl3_jax.formats.bundled import find_checkpoint
+from owl3_jax.formats.checkpoint import check_path, describes_model, load_config
 from owl3_jax.processing.chat import IMAGE, VIDEO, Message, chat_chunks, find_placeholders
 from owl3_jax.processing.conversation import as_conversation
 from owl3_jax.processing.crops import choose_grid
 from owl3_jax.processing.images import ImageSource, upright_size
 from owl3_jax.processing.location import display_name
 from owl3_jax.processing.media import Clip, Picture
-from owl3_jax.processing.settings import SETTINGS, naming_damage, read_settings, settings_of_checkpoint, write_settings
+from owl3_jax.processing.settings import (
+    SETTINGS,
+    check_fit,
+    naming_damage,
+    read_settings,
+    settings_of_checkpoint,
+    write_settings,
+)
 from owl3_jax.processing.tokenizer import ChatTokenizer
 from owl3_jax.processing.tokenizer_files import FAST, read_tokenizer
 from owl3_jax.processing.video import VideoSource, open_video
@@ -82,18 +90,27 @@ class Processor:
     def from_pretrained(cls, directory: str | Path) -> "Processor":
         """The processor of a checkpoint directory: official, converted, a training run's, or one that ships with the package.
 
-        Its settings are those of processor.json, or else those that follow from the model (`settings_of_checkpoint`).
+        Its settings are those of processor.json, or else those that follow from the model (`settings_of_checkpoint`). A
+        directory with tokenizer and processor.json needs no model; if there is one, they must fit it.
 
         Raises:
             FileNotFoundError: the directory has no tokenizer.
-            ValueError: a file is damaged, or the directory holds no model (CheckpointError).
+            ValueError: a file is damaged, or (CheckpointError) the directory holds no model, or one that the tokenizer or
+                processor.json does not fit.
         """
         directory = find_checkpoint(directory)
+        check_path(directory)
         tokenizer, path = read_tokenizer(directory), directory / SETTINGS
-        if not path.exists():
-            return cls(tokenizer, **settings_of_checkpoint(directory))
-        with naming_damage(path):
-            return cls(tokenizer, **read_settings(path))
+        if path.exists():
+            with naming_damage(path):
+                processor = cls(tokenizer, **read_settings(path))
+            model = load_config(directory) if describes_model(directory) else None
+        else:
+            model = load_config(directory)
+            processor = cls(tokenizer, **settings_of_checkpoint(directory, model))
+        if model:
+            check_fit(directory, model, tokenizer, processor.image_size)
+        return processor
 
     def save(self, directory: str | Path) -> None:
         """Writes tokenizer.json and processor.json, from which `from_pretrained` makes the same processor."""

@@ -8,6 +8,7 @@ import numpy as np
 import tokenizers
 from jaxtyping import Bool, Int, Int32
 
+from owl3_jax.host.foreign import foreign_errors
 from owl3_jax.processing.chat import IMAGE, MARKERS, MEDIA_MARKERS, TEXT_END, TURN_END, VIDEO, Chunk
 
 
@@ -34,11 +35,12 @@ class ChatTokenizer:
     @classmethod
     def from_file(cls, path: str | Path) -> "ChatTokenizer":
         """Reads a tokenizer.json. Raises FileNotFoundError, or ValueError when its content is something else."""
-        text = Path(path).read_text(encoding="utf-8")
         try:
-            tokenizer = tokenizers.Tokenizer.from_str(text)
-        except Exception as error:  # the library raises nothing narrower
+            text = Path(path).read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
             raise ValueError(f"{path} is not a readable tokenizer.json: {error}") from error
+        with foreign_errors(ValueError, f"{path} is not a readable tokenizer.json"):
+            tokenizer = tokenizers.Tokenizer.from_str(text)
         return cls(tokenizer)
 
     def save(self, path: str | Path) -> None:
@@ -92,7 +94,10 @@ class ChatTokenizer:
     def check_embedding_rows(self, vocab_size: int) -> None:
         """Raises ValueError when a model of `vocab_size` rows cannot take every id."""
         if self.vocab_size > vocab_size:
-            raise ValueError(f"the tokenizer has ids up to {self.vocab_size - 1}, model.vocab_size {vocab_size} is too small")
+            raise ValueError(
+                f"the tokenizer has ids up to {self.vocab_size - 1}, model.vocab_size {vocab_size} is too small: the embedding "
+                f"has a row for ids up to {vocab_size - 1} only"
+            )
 
     def _has_token(self, token: str) -> bool:
         return self._tokenizer.token_to_id(token) is not None

@@ -8,6 +8,7 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from owl3_jax.config import JsonTree
+from owl3_jax.host.foreign import foreign_errors
 from owl3_jax.processing.tokenizer import ChatTokenizer
 
 FAST = "tokenizer.json"
@@ -33,11 +34,9 @@ def read_tokenizer(directory: Path) -> ChatTokenizer:
             "copy them from the checkpoint"
         )
     added = _added_tokens(directory / CONFIG)
-    try:
+    with foreign_errors(ValueError, f"{directory}: {VOCABULARY} and {MERGES} do not form a tokenizer"):
         vocabulary, merges = models.BPE.read_file(str(directory / VOCABULARY), str(directory / MERGES))
         tokenizer = byte_level_bpe(vocabulary, merges, list(added.values()))
-    except Exception as error:  # the library raises nothing narrower
-        raise ValueError(f"{directory}: {VOCABULARY} and {MERGES} do not form a tokenizer: {error}") from error
     _check_ids(tokenizer, added, directory / CONFIG)
     return ChatTokenizer(tokenizer)
 

@@ -137,6 +137,9 @@ def test_a_file_that_is_no_tokenizer_is_named(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(ValueError, match=r"tokenizer\.json is not a readable tokenizer\.json"):
         ChatTokenizer.from_file(tmp_path / "tokenizer.json")
+    (tmp_path / "tokenizer.json").write_bytes("Ä".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"tokenizer\.json is not a readable tokenizer\.json: .*utf-8"):
+        ChatTokenizer.from_file(tmp_path / "tokenizer.json")
     with pytest.raises(FileNotFoundError):
         ChatTokenizer.from_file(tmp_path / "missing.json")
 
