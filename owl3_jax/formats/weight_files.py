@@ -35,6 +35,7 @@ DTYPES = {
 }
 SAFETENSORS_INDEX = "model.safetensors.index.json"
 TORCH_INDEX = "pytorch_model.bin.index.json"
+_LONGEST = 200  # characters of a header that a message shows
 
 
 class Tensor(NamedTuple):
@@ -223,7 +224,9 @@ def _tensor(name: str, about: Any, file: Path, start: int) -> Tensor:  # Any: a 
     try:
         code, shape, (begin, end) = about["dtype"], tuple(about["shape"]), about["data_offsets"]
     except (KeyError, TypeError, ValueError) as error:
-        raise _CorruptError(f"corrupt header: {about!r}") from error
+        raise _CorruptError(f"corrupt header: {repr(about)[:_LONGEST]}") from error
+    if not isinstance(code, str) or not all(type(number) is int and number >= 0 for number in (*shape, begin, end)):
+        raise _CorruptError(f"corrupt header: {repr(about)[:_LONGEST]}")
     if code not in DTYPES:
         raise _CorruptError(f"dtype {code} is none of {', '.join(DTYPES)}")
     tensor = Tensor(name, file, DTYPES[code], shape, functools.partial(_map, file, DTYPES[code], start + begin, shape))

@@ -1,6 +1,5 @@
 """The tokenizer of a checkpoint directory: tokenizer.json, or the files that Qwen2's slow tokenizer is made of."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from owl3_jax.config import JsonTree
+from owl3_jax.formats.json_files import read_json_object
 from owl3_jax.host.foreign import foreign_errors
 from owl3_jax.processing.tokenizer import ChatTokenizer
 
@@ -68,7 +68,7 @@ def byte_level_bpe(
 def _added_tokens(path: Path) -> dict[int, tokenizers.AddedToken]:
     """The tokens of `added_tokens_decoder`, by id and in the order of ids."""
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))["added_tokens_decoder"]
+        entries = read_json_object(path)["added_tokens_decoder"]
         return {int(index): _added_token(entries[index]) for index in sorted(entries, key=int)}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} has no readable added_tokens_decoder, which lists the special tokens: {error!r}") from error

@@ -102,6 +102,10 @@ def test_corrupt_header_names_its_file(tmp_path, content):
         ({"dtype": "F3", "shape": [4], "data_offsets": [0, 16]}, "dtype F3"),
         ({"dtype": "F32"}, "corrupt header"),
         (7, "corrupt header"),
+        ({"dtype": ["F32"], "shape": [4], "data_offsets": [0, 16]}, "corrupt header"),
+        ({"dtype": "F32", "shape": ["4"], "data_offsets": [0, 16]}, "corrupt header"),
+        ({"dtype": "F32", "shape": [-4], "data_offsets": [16, 0]}, "corrupt header"),
+        ({"dtype": "F32", "shape": [4], "data_offsets": ["0", "16"]}, "corrupt header"),
     ],
 )
 def test_corrupt_entry_names_its_tensor(tmp_path, about, problem):

@@ -83,6 +83,8 @@ def test_a_directory_without_a_tokenizer_is_named_with_what_was_looked_for(tmp_p
     ("name", "content", "complaint"),
     [
         ("tokenizer_config.json", "{", "no readable added_tokens_decoder"),
+        ("tokenizer_config.json", "[]", "no readable added_tokens_decoder"),
+        ("tokenizer_config.json", '{"added_tokens_decoder": ["<x>"]}', "no readable added_tokens_decoder"),
         ("tokenizer_config.json", "{}", "no readable added_tokens_decoder"),
         ("tokenizer_config.json", '{"added_tokens_decoder": {"7": {}}}', "no readable added_tokens_decoder"),
         (
