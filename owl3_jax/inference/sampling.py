@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import json
+import reprlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_origin
@@ -101,7 +102,7 @@ class Sampling:
             if name not in names:
                 nearest = difflib.get_close_matches(name, names, n=1)
                 hint = f"did you mean {nearest[0]!r}?" if nearest else f"known options: {', '.join(names)}"
-                raise ConfigError(f"unknown sampling option {name!r}; {hint}")
+                raise ConfigError(f"unknown sampling option {reprlib.repr(name)}; {hint}")
         return dataclasses.replace(self, **{name: _checked(name, value) for name, value in options.items()})
 
 
@@ -116,7 +117,7 @@ def _checked(name: str, value: Value, key: str | None = None) -> Value:
         value = tuple(value)
     is_allowed, allowed = _ALLOWED[name]
     if type(value) is not (get_origin(kind) or kind) or not is_allowed(value):
-        raise ConfigError(f"sampling option {key or name} must be {_KINDS[kind]}{allowed}, got {value!r}")
+        raise ConfigError(f"sampling option {key or name} must be {_KINDS[kind]}{allowed}, got {reprlib.repr(value)}")
     return value
 
 

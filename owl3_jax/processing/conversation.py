@@ -12,7 +12,7 @@ chats have it:
 Each part is a line of the text.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, cast
 
@@ -77,6 +77,27 @@ def as_conversation(messages: object, images: object = None, videos: object = No
         written.append(cast(Message, {**message, "content": _content(message, f"message {index}", given, placed)}))
     images_in_order, videos_in_order = [*placed[IMAGE], *given.images], [*placed[VIDEO], *given.videos]
     return Conversation(written, cast(list[ImageSource], images_in_order), cast(list[VideoSource], videos_in_order))
+
+
+def map_sources(message: Mapping[str, object], change: Callable[[str], object]) -> Mapping[str, object]:
+    """The same message, with `change` applied to each path or URI in its parts; the rest is left as it is, right or wrong."""
+    content = message.get("content")
+    if not isinstance(content, list):
+        return message
+    return {**message, "content": [_map_part(part, change) for part in content]}
+
+
+def _map_part(part: object, change: Callable[[str], object]) -> object:
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    if not isinstance(part, Mapping) or not isinstance(kind, str) or kind not in _MEDIA:
+        return part
+
+    def changed(value: object) -> object:
+        if isinstance(value, Mapping) and isinstance(value.get("url"), str):
+            return {**value, "url": change(value["url"])}
+        return change(value) if isinstance(value, str) else value
+
+    return {**part, **{key: changed(part[key]) for key in _MEDIA[kind][1] if key in part}}
 
 
 def _as_messages(messages: object) -> Iterable[object]:
@@ -157,7 +178,7 @@ def _source(value: object, name: str) -> object:
     """The source in a part: as it is, or the `url` of an object."""
     if not isinstance(value, Mapping):
         return value
-    if not isinstance(value.get("url"), str):
+    if not isinstance(value.get("url"), str | Path):
         raise ValueError(f"{name} has no 'url' in its object; it must be a path, a file: or a data: URI")
     return value["url"]
 
