@@ -8,6 +8,7 @@ from collections.abc import Generator, Sequence
 from pathlib import Path
 
 from owl3_jax import Owl3Checkpoint
+from owl3_jax.cli.typed_path import typed_path
 from owl3_jax.host.files import write_text
 from owl3_jax.host.progress import reading_images
 from owl3_jax.host.signals import StopSignal
@@ -63,7 +64,7 @@ class Conversation:
             raise ValueError(f"{command} takes {'a path' if command in PATH_COMMANDS else 'no argument'}")
         if command in PATH_COMMANDS:
             follow = {"/image": self._attach_image, "/video": self._attach_video, "/save": self._save}[command]
-            follow(_expand(argument))
+            follow(typed_path(argument))
         elif command == "/reset":
             self._begin()
             print("a new conversation")
@@ -134,13 +135,6 @@ class Conversation:
         rate = f" · {(tokens - 1) / (times[-1] - times[0]):.1f} tokens/s" if len(times) > 1 else ""
         media = f"images {len(_paths(IMAGE, self._media))}, videos {len(_paths(VIDEO, self._media))}"
         return f"{tokens} tokens{rate} · first after {times[0]:.1f} s · {media}" if times else f"no answer · {media}"
-
-
-def _expand(argument: str) -> Path:
-    try:
-        return Path(argument).expanduser()
-    except RuntimeError as error:
-        raise ValueError(f"{argument}: {error}; write ./~ for a file whose name begins with ~") from error
 
 
 def _paths(placeholder: str, media: Sequence[Medium]) -> list[Path]:

@@ -13,7 +13,9 @@ import tyro
 from jax.sharding import Mesh
 
 import owl3_jax
-from owl3_jax.config import DType, FrameRule, MeshConfig
+from owl3_jax.config import DType, Form, FrameRule, MeshConfig
+from owl3_jax.formats.bundled import find_checkpoint
+from owl3_jax.formats.checkpoint import load_config
 from owl3_jax.host.command_line import exit_with_usage_error
 from owl3_jax.host.compilation_cache import use_compilation_cache
 from owl3_jax.inference.memory import explain_out_of_memory
@@ -51,7 +53,8 @@ class ModelFlags:
 class SamplingFlags:
     """Where the sampling options that are not given come from."""
 
-    sampling: SamplingName | None = None  # named settings; single options replace theirs
+    # named settings; single options replace theirs. The repetition penalties of "chat" and "beam" are 7B-240728's alone
+    sampling: SamplingName | None = None
     generation_config: Annotated[bool, _Switch] = False  # take the checkpoint's generation_config.json instead
 
 
@@ -128,7 +131,15 @@ def _default_sampling(argv: Sequence[str], name: SamplingName) -> Sampling:
     parser.add_argument("--generation-config", "--generation_config", action="store_true")
     given = parser.parse_known_args(argv)[0]
     if not given.generation_config or not given.checkpoint:
-        return Sampling.named(given.sampling or name)
+        return Sampling.named(given.sampling or name, _form(given.checkpoint))
     if given.sampling:
         raise ValueError("give either --sampling or --generation-config: both set all options")
     return Sampling.from_generation_config(given.checkpoint)
+
+
+def _form(checkpoint: Path | None) -> Form | None:
+    """The form of a checkpoint's hyper attention; None where it cannot be read, of which loading says more."""
+    try:
+        return load_config(find_checkpoint(checkpoint)).form if checkpoint else None
+    except (ValueError, OSError):
+        return None

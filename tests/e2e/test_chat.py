@@ -40,7 +40,8 @@ def owl(place) -> owl3_jax.Owl3Checkpoint:
 
 def test_a_conversation_by_standard_input(place, owl, tmp_path):
     photo = place / "flower with blank.png"
-    lines = [f"/image {photo}", QUESTION, "/image missing.jpg", "", "/nope", "How many?", f"/save {tmp_path}/a.json", "/reset"]
+    lines = [f'/image "{photo}"', QUESTION, "/image missing.jpg", "", "/nope", "How many?"]
+    lines += [f"/save {tmp_path}/a.json", "/reset"]
     done = run("chat", "--checkpoint", place / "checkpoint", *OPTIONS, stdin="\n".join([*lines, QUESTION]))
     assert done.returncode == 0, done.stderr
     session = owl.session()
@@ -48,7 +49,7 @@ def test_a_conversation_by_standard_input(place, owl, tmp_path):
     assert done.stdout.splitlines() == [
         "flower with blank.png: 640 x 427",
         answers[0],
-        "error: cannot read image missing.jpg: [Errno 2] No such file or directory: 'missing.jpg'",
+        "error: cannot read image missing.jpg: No such file or directory: missing.jpg",
         "error: unknown command /nope; /help lists all",
         answers[1],
         f"4 messages in {tmp_path}/a.json",
