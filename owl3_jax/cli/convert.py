@@ -18,7 +18,7 @@ from typing import Annotated
 import jax
 import tyro
 
-from owl3_jax.config import DType
+from owl3_jax.config import DType, parse_dtype
 from owl3_jax.convert.directories import to_hugging_face, to_orbax
 from owl3_jax.host.progress import SECONDS_BETWEEN_LINES, Progress
 from owl3_jax.processing.processor import Processor
@@ -31,7 +31,7 @@ class Flags:
     source: Annotated[Path, tyro.conf.arg(name="from")]  # an official directory; with --to-hf, a converted one or a run's
     to: Path  # a new directory; it appears once it is complete
     to_hf: bool = False  # convert to Hugging Face's layout
-    dtype: DType | None = None  # dtype of the parameters; unchanged by default
+    dtype: str = "auto"  # dtype of the parameters: bfloat16, float32; auto: unchanged
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -39,20 +39,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     flags = tyro.cli(Flags, args=argv, description=__doc__, prog="owl3 convert")
     jax.config.update("jax_platforms", "cpu")  # nothing here is computed: leave the accelerator alone
     try:
-        processor = find_processor(flags.source)
-        convert(flags)
+        dtype, processor = parse_dtype(flags.dtype), find_processor(flags.source)
+        convert(flags, dtype)
         if processor:
             processor.save_settings(flags.to)  # the tokenizer's files stay as they were copied
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 
 
-def convert(flags: Flags) -> None:
+def convert(flags: Flags, dtype: DType | None) -> None:
     """The conversion itself, under a progress bar."""
     convert_directory = to_hugging_face if flags.to_hf else to_orbax
     line = "converted {done} of {total}"
     with Progress(None, "B", file=sys.stderr, lines_every=SECONDS_BETWEEN_LINES, line=line) as bar:
-        convert_directory(flags.source, flags.to, dtype=flags.dtype, advance=bar.advance)
+        convert_directory(flags.source, flags.to, dtype=dtype, advance=bar.advance)
 
 
 def find_processor(source: Path) -> Processor | None:

@@ -13,7 +13,7 @@ import tyro
 from jax.sharding import Mesh
 
 import owl3_jax
-from owl3_jax.config import DType, Form, FrameRule, MeshConfig
+from owl3_jax.config import Form, FrameRule, MeshConfig, parse_dtype
 from owl3_jax.formats.bundled import find_checkpoint
 from owl3_jax.formats.checkpoint import load_config
 from owl3_jax.host.command_line import exit_with_usage_error
@@ -35,7 +35,7 @@ class ModelFlags:
     """Which model, where, and what it sees of images and videos."""
 
     checkpoint: Path  # official, converted or training run's directory; or "digits", which ships with the package
-    dtype: DType | None = None  # dtype to compute in; the checkpoint's own by default
+    dtype: str = "auto"  # dtype to compute in: bfloat16, float32; auto: the checkpoint's own
     weight_dtype: Literal["int8"] | None = None  # matrices in int8
     cache_dtype: Literal["int8"] | None = None  # cached keys and values in int8
     mesh: MeshConfig = _ONE_DEVICE
@@ -47,6 +47,7 @@ class ModelFlags:
     def __post_init__(self) -> None:
         if self.max_frames is not None and self.max_frames < 1:
             raise ValueError(f"--max-frames must be at least 1, got {self.max_frames}")
+        parse_dtype(self.dtype)  # a wrong one is an error of the command line
 
 
 @dataclasses.dataclass(frozen=True)

@@ -100,7 +100,8 @@ def _open_results(path: Path) -> Results | None:
     """The file of answers; None in all processes but the first."""
     if jax.process_index() > 0:
         return None
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.parent.exists():
+        path.parent.mkdir(parents=True)
     return Results(path)
 
 

@@ -20,10 +20,9 @@ class Results:
     def __init__(self, path: Path) -> None:
         """Reads `path` if it exists. A last line that was cut off, as by a crash, is removed from it.
 
-        Raises ValueError when a line is not a result, or the file's folder does not exist.
+        Raises ValueError when a line is not a result, or the file cannot be written: better now than after the first answers.
         """
-        if not path.parent.is_dir():
-            raise ValueError(f"there is no folder {path.parent} for the results; create it first")
+        _check_writable(path)
         self._path = path
         self._failed: dict[Id, bool] = {}
         data = path.read_bytes() if path.exists() else b""
@@ -68,6 +67,17 @@ class Results:
 
     def _note(self, records: Sequence[Record]) -> None:
         self._failed |= {record["id"]: "error" in record for record in records}
+
+
+def _check_writable(path: Path) -> None:
+    folder = path.parent
+    if not folder.is_dir():
+        problem = f"{folder} is a file" if folder.exists() else f"there is no folder {folder}"
+        raise ValueError(f"{problem}: the results would go there; {'move it away' if folder.exists() else 'create it first'}")
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; name a file for the results")
+    if not os.access(path if path.exists() else folder, os.W_OK):
+        raise ValueError(f"{path} cannot be written; check its permissions")
 
 
 def _is_cut_off(line: bytes) -> bool:

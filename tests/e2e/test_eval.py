@@ -176,6 +176,13 @@ def test_a_workdir_without_a_checkpoint_is_an_error(workdir, tmp_path, monkeypat
         run(monkeypatch, workdir / "tiny.py", tmp_path)
 
 
+def test_a_file_in_place_of_the_results_is_an_error_before_the_questions(fresh, monkeypatch):
+    (fresh / "eval").touch()
+    monkeypatch.setattr(Engine, "generate", lambda *_, **__: pytest.fail("a question was asked"))
+    with pytest.raises(SystemExit, match=r"error: .*eval is a file: the results would go there; move it away"):
+        run(monkeypatch, fresh / "tiny.py", fresh)
+
+
 def test_a_checkpoint_of_another_model_is_an_error_that_names_the_field(workdir, monkeypatch):
     with pytest.raises(SystemExit, match=r"model\.hyper_layers"):
         run(monkeypatch, workdir / "tiny.py", workdir, "--config.model.hyper_layers=1")

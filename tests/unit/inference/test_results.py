@@ -1,4 +1,5 @@
 import json
+import os
 import re
 from pathlib import Path
 
@@ -66,6 +67,23 @@ def test_another_file_of_one_line_is_refused_and_left_as_it_is(tmp_path, text):
     assert path.read_text() == text
 
 
-def test_a_folder_that_is_missing_is_told_before_anything_is_answered(tmp_path):
-    with pytest.raises(ValueError, match=f"there is no folder {tmp_path}/missing for the results"):
-        Results(tmp_path / "missing" / "out.jsonl")
+def test_a_place_that_cannot_be_written_is_an_error_before_anything_is_answered(tmp_path):
+    (tmp_path / "file").touch()
+    places = {
+        "missing/out.jsonl": f"there is no folder {tmp_path}/missing: the results would go there; create it first",
+        "file/out.jsonl": f"{tmp_path}/file is a file: the results would go there; move it away",
+        ".": f"{tmp_path} is a folder; name a file for the results",
+    }
+    for place, message in places.items():
+        with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+            Results(tmp_path / place)
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_file_without_permission_is_an_error_before_anything_is_answered(tmp_path, monkeypatch, exists):
+    if exists:
+        (tmp_path / "out.jsonl").touch()
+    # The superuser may write everywhere, so that the system's answer is replaced.
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != (tmp_path / "out.jsonl" if exists else tmp_path))
+    with pytest.raises(ValueError, match=r"out\.jsonl cannot be written; check its permissions"):
+        Results(tmp_path / "out.jsonl")
