@@ -24,6 +24,7 @@ tokens are shared, both averaged over positions. Exits with 1 when a difference 
 """
 
 import dataclasses
+import functools
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -36,18 +37,23 @@ import tyro
 from jaxtyping import Int
 
 from owl3_jax.config import ComputeConfig, DType, Form, ModelConfig
-from owl3_jax.convert.cases import Case, Outputs, pad_cases, read_cases, write_cases
+from owl3_jax.convert.cases import Case, Outputs, check_cases, pad_cases, read_cases, write_cases
 from owl3_jax.convert.comparison import Row, compare
 from owl3_jax.convert.load import load_params
 from owl3_jax.formats.checkpoint import load_config
 from owl3_jax.inference import buckets, programs
+from owl3_jax.inference.batched import batched
 from owl3_jax.inference.choose import SamplingOps, SamplingRows
 from owl3_jax.inference.context import Context, NewImages
+from owl3_jax.inference.prompt_sizes import PromptSize, choose_batch_sizes, smallest_fit
 from owl3_jax.inference.runtime import Runtime
 from owl3_jax.inference.sampling import Sampling
 from owl3_jax.models.owl3 import Owl3
 from owl3_jax.models.siglip import normalize_pixels
 from owl3_jax.processing.processor import Processor
+
+_FORWARD_SHAPES = 2  # sizes that cases are padded to
+_GREEDY_ROWS = 8  # cases that are continued together
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +96,7 @@ def check(flags: Flags) -> Iterator[Row]:
     """Compares case by case, printing each row as soon as it is known."""
     config = load_config(flags.checkpoint)
     cases = read_cases(flags.cases, config.vision.image_size) if flags.cases else make_cases(flags)
+    check_cases(cases, config)
     ours = OurModel(flags.checkpoint, config, flags.dtype)
     if flags.against_official:
         official = OfficialModel(flags.against_official, config.form, flags.dtype)
@@ -97,8 +104,7 @@ def check(flags: Flags) -> Iterator[Row]:
     if flags.save_cases:
         write_cases(flags.save_cases, cases)
     print(f"{'case':<8}{'tensor':<18}{'difference':>12}{'scale':>9}")
-    for case in cases:
-        found = ours.run(case, len(case.expected.get("greedy", ())))
+    for case, found in ours.run(cases):
         for row in compare(case.name, case.expected, found, flags.atol):
             mark = "ok" if row.agrees else "DIFFERS"
             print(f"{row.case:<8}{row.tensor:<18}{row.difference:>12}{row.scale:>9}  {mark}  {row.note}".rstrip(), flush=True)
@@ -116,7 +122,7 @@ def make_cases(flags: Flags) -> list[Case]:
 
 
 class OurModel:
-    """This project's model, one case at a time."""
+    """This project's model. Cases share programs, each of which is compiled once: on small models that is most of the time."""
 
     def __init__(self, checkpoint: Path, config: ModelConfig, dtype: DType) -> None:
         jax.config.update("jax_default_matmul_precision", "highest")  # accelerators would round float32 products
@@ -125,28 +131,42 @@ class OurModel:
         model = Owl3(config, compute, collect_hidden_states=True)
         self._apply = jax.jit(lambda params, batch: model.apply({"params": params}, batch))
 
-    def run(self, case: Case, max_new_tokens: int) -> Outputs:
-        """All that a case can expect."""
-        batch = pad_cases([case])
-        outputs = jax.device_get(self._apply(self._runtime.params, batch))
-        found = {"image_embeds": outputs.image_features[0], "hidden_states": outputs.hidden_states[:, 0]}
-        found = {name: value.astype(np.float32) for name, value in found.items()} | {"logits": outputs.logits[0]}
-        if max_new_tokens:
-            found["greedy"] = _greedy_tokens(self._runtime, case, max_new_tokens)
-        return found
+    def run(self, cases: Sequence[Case]) -> Iterator[tuple[Case, Outputs]]:
+        """Each case with all that it can expect."""
+        wanted = [len(case.expected.get("greedy", ())) for case in cases]
+        greedy = [tokens for group in batched(cases, _GREEDY_ROWS) for tokens in self._greedy(group, max(wanted))]
+        tokens_per_image = self._runtime.config.vision.tokens_per_image
+        sizes = [_size(case) for case in cases]
+        batches = choose_batch_sizes(sizes, shapes=_FORWARD_SHAPES, images_per_batch=1, tokens_per_image=tokens_per_image)
+        for case, size, count, tokens in zip(cases, sizes, wanted, greedy, strict=True):
+            found = self._forward(case, smallest_fit(size, batches).row)
+            yield case, found | ({"greedy": tokens[:count]} if count else {})
+
+    def _forward(self, case: Case, row: PromptSize) -> Outputs:
+        """All that one pass gives, from a row of this size."""
+        T, I = _size(case)
+        outputs = jax.device_get(self._apply(self._runtime.params, pad_cases([case], tokens=row.tokens, images=row.images)))
+        found = {"image_embeds": outputs.image_features[0, :I], "hidden_states": outputs.hidden_states[:, 0, :T]}
+        return {name: value.astype(np.float32) for name, value in found.items()} | {"logits": outputs.logits[0, :T]}
+
+    def _greedy(self, cases: Sequence[Case], max_new_tokens: int) -> Int[np.ndarray, "B A"]:
+        """The likeliest continuations, which no stop id ends, by the programs that `Engine` runs; this needs no tokenizer."""
+        if not max_new_tokens:
+            return np.zeros((len(cases), 0), np.int32)
+        row = functools.reduce(PromptSize.union, map(_size, cases))
+        slots = buckets.prefill_slots(row.tokens)
+        context = Context.empty(self._runtime, len(cases), images=row.images, tokens=slots, new_tokens=max_new_tokens)
+        context.add_images([NewImages(i, case.image_starts.tolist(), case.pixel_values) for i, case in enumerate(cases)])
+        context.add_text([case.input_ids.tolist() for case in cases])
+        sampling = [Sampling(max_new_tokens=max_new_tokens)] * len(cases)
+        limits, no_stop_ids = jnp.full(len(cases), max_new_tokens, jnp.int32), jnp.zeros(0, jnp.int32)
+        settings, ops = programs.Settings(SamplingRows.of(sampling), limits, no_stop_ids), SamplingOps.of(sampling)
+        state = context.begin(settings, ops, capacity=max_new_tokens)
+        return np.asarray(context.decode(state, settings, ops, max_new_tokens).answer)
 
 
-def _greedy_tokens(runtime: Runtime, case: Case, max_new_tokens: int) -> Int[np.ndarray, " A"]:
-    """The likeliest continuation, which no stop id ends, by the cached programs that `Engine` runs; this needs no tokenizer."""
-    images, tokens = len(case.image_starts), len(case.input_ids)
-    context = Context.empty(runtime, 1, images=images, tokens=buckets.prefill_slots(tokens), new_tokens=max_new_tokens)
-    context.add_images([NewImages(0, case.image_starts.tolist(), case.pixel_values)])
-    context.add_text([case.input_ids.tolist()])
-    sampling = [Sampling(max_new_tokens=max_new_tokens)]
-    limits, no_stop_ids = jnp.full(1, max_new_tokens, jnp.int32), jnp.zeros(0, jnp.int32)
-    settings, ops = programs.Settings(SamplingRows.of(sampling), limits, no_stop_ids), SamplingOps.of(sampling)
-    state = context.begin(settings, ops, capacity=max_new_tokens)
-    return np.asarray(context.decode(state, settings, ops, max_new_tokens).answer[0])
+def _size(case: Case) -> PromptSize:
+    return PromptSize(len(case.input_ids), len(case.image_starts))
 
 
 class OfficialModel:

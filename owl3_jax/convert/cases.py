@@ -4,7 +4,7 @@ Keys are `NAME/input_ids` [T], `NAME/media_starts` [I] and `NAME/pixel_values` [
 outputs `image_embeds` [I, L, E], `hidden_states` [N + 1, T, E], `logits` [T, V] and `greedy` [A], each of them optional.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,10 +12,16 @@ import numpy as np
 from jaxtyping import Float32, Int32, Shaped
 
 from owl3_jax.batch import AnyArray, Batch
+from owl3_jax.config import ModelConfig
 from owl3_jax.host.files import write_atomically
+from owl3_jax.host.foreign import foreign_errors
 
 OUTPUTS = ("image_embeds", "hidden_states", "logits", "greedy")
 Outputs = dict[str, Shaped[np.ndarray, "..."]]  # by names of OUTPUTS
+
+
+class UnreadableCases(ValueError):
+    """A file of cases that cannot be used; the message names the array."""
 
 
 class Case(NamedTuple):
@@ -31,19 +37,55 @@ class Case(NamedTuple):
 def read_cases(path: Path, image_size: int) -> list[Case]:
     """The cases of a .npz file in the order of their names; `image_size` is S for those without images.
 
-    Raises ValueError when the file holds no case.
+    Raises UnreadableCases when the file cannot be read or holds no case. `check_cases` compares them with a model.
     """
-    with np.load(path) as file:
-        arrays = dict(file)
+    arrays = _read_arrays(path)
     names = sorted(key.removesuffix("/input_ids") for key in arrays if key.endswith("/input_ids"))
     if not names:
-        raise ValueError(f"{path} holds no case: no array is called NAME/input_ids; it has {', '.join(sorted(arrays))}")
+        raise UnreadableCases(f"{path} holds no case: no array is called NAME/input_ids; it has {', '.join(sorted(arrays))}")
     return [_case(arrays, name, image_size) for name in names]
+
+
+def check_cases(cases: Iterable[Case], config: ModelConfig) -> None:
+    """Raises UnreadableCases for a case that is not one of this model; the message names the case and the array."""
+    for case in cases:
+        for array, problem in _problems(case, config):
+            raise UnreadableCases(f"{case.name}/{array}: {problem}")
+
+
+def _problems(case: Case, config: ModelConfig) -> Iterator[tuple[str, str]]:
+    """Arrays of a case that do not fit, and why."""
+    S, T, I = config.vision.image_size, len(case.input_ids), len(case.image_starts)
+    if case.input_ids.ndim != 1 or not T:
+        yield "input_ids", f"shape {case.input_ids.shape}; it must be [T], with at least one token"
+    elif not 0 <= case.input_ids.min() <= case.input_ids.max() < config.vocab_size:
+        yield "input_ids", f"token {case.input_ids.max()}; the model's vocabulary has {config.vocab_size}"
+    elif config.max_position_embeddings < T:
+        yield "input_ids", f"{T} tokens; the model has {config.max_position_embeddings} positions"
+    if case.pixel_values.shape != (I, S, S, 3):
+        shape = [case.pixel_values.shape[axis] for axis in (0, 3, 1, 2)]
+        yield "pixel_values", f"shape {shape}; it must be {[I, 3, S, S]} for this model and {I} media_starts"
+    starts = case.image_starts
+    if I and not (starts.min() >= 0 and starts.max() < T and (np.diff(starts) > 0).all()):
+        yield "media_starts", f"{starts.tolist()}; they must ascend, within the {T} tokens"
+
+
+def _read_arrays(path: Path) -> dict[str, Shaped[np.ndarray, "..."]]:
+    if not path.is_file():
+        raise UnreadableCases(f"there is no file {path}")
+    with foreign_errors(UnreadableCases, f"{path} is not a readable .npz file"):  # pickled objects are refused by numpy
+        file = np.load(path)
+        if isinstance(file, np.ndarray):
+            raise UnreadableCases(f"{path} holds one array; cases are several in a .npz file, see owl3_jax.convert.cases")
+        with file:
+            return dict(file)
 
 
 def _case(arrays: dict[str, Shaped[np.ndarray, "..."]], name: str, image_size: int) -> Case:
     no_images = np.zeros((0, 3, image_size, image_size), np.float32)
     pixels = arrays.get(f"{name}/pixel_values", no_images)
+    if pixels.ndim != 4:
+        raise UnreadableCases(f"{name}/pixel_values: shape {pixels.shape}; it must be [I, 3, S, S]")
     return Case(
         name,
         arrays[f"{name}/input_ids"].astype(np.int32),

@@ -59,6 +59,24 @@ def test_missing_checkpoint_is_named(tmp_path):
     assert f"error: {tmp_path}" in done.stderr and "Traceback" not in done.stderr
 
 
+def test_a_file_that_holds_no_cases_is_one_sentence(tmp_path):
+    np.save(tmp_path / "cases.npy", np.ones(3))
+    other_size = cut_cases(tmp_path / "other.npz", "tiny-240728", "case1", pixel_values=lambda x: x[..., :-1, :-1])
+    for cases, message in ((tmp_path / "cases.npy", "holds one array"), (other_size, "case1/pixel_values: shape")):
+        with pytest.raises(SystemExit, match=f"^error: .*{message}"):
+            parity.main(["--checkpoint", str(GOLDEN / "tiny-240728"), "--cases", str(cases)])
+
+
+def test_all_cases_share_three_sets_of_programs(monkeypatch):
+    """Two sizes of whole passes, and one of greedy decoding."""
+    shapes, rows = set(), []
+    pad, continue_ = parity.pad_cases, parity.Context.empty
+    monkeypatch.setattr(parity, "pad_cases", lambda cases, **size: (shapes.add(tuple(size.values())), pad(cases, **size))[1])
+    monkeypatch.setattr(parity.Context, "empty", lambda runtime, n, **size: (rows.append(n), continue_(runtime, n, **size))[1])
+    found = check(checkpoint=GOLDEN / "tiny-240728", cases=GOLDEN / "tiny-240728.npz")
+    assert (len(shapes), rows, len(found)) == (2, [4], 39)
+
+
 class StandIn:
     """What the tool calls of the official model: it reads the images' places from `media_offset` only."""
 

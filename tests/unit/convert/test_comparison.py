@@ -36,3 +36,8 @@ def test_nan_and_another_shape_never_agree():
     (shape,) = rows({"logits": np.ones((1, 2))}, {"logits": np.ones((1, 3))})
     assert not nan.agrees and not shape.agrees
     assert shape.note == "shape (1, 3), expected (1, 2)"
+
+
+def test_another_number_of_layers_is_one_row_that_differs():
+    (row,) = rows({"hidden_states": np.ones((3, 1, 2))}, {"hidden_states": np.ones((2, 1, 2))})
+    assert not row.agrees and row.note == "shape (2, 1, 2), expected (3, 1, 2)"
