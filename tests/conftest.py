@@ -16,6 +16,10 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fuzz-files", type=int, default=2000, help="damaged images and videos that test_fuzz_media reads")
+
+
 @pytest.fixture(autouse=True, scope="module")
 def programs_of_one_module():
     """A compiled program takes dozens of memory maps, of which Linux gives a process 65,530; past them LLVM crashes."""

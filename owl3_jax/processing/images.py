@@ -12,7 +12,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Shaped, UInt8
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from owl3_jax.host.foreign import foreign_errors
 from owl3_jax.processing.image_modes import to_rgb
@@ -31,6 +31,8 @@ ImageSource = Image.Image | Shaped[np.ndarray, "..."] | SupportsArray | bytes | 
 
 # A small file can unpack to any size. Pillow warns above this number, and refuses twice as many.
 MAX_PIXELS = 89_478_485
+
+_SHOWN = 16  # bytes of a file of no known format, which may be a web page's or a Git LFS pointer's
 
 _FORMS = "an image is a path, encoded bytes, a Pillow image, or a uint8 array [height, width, 3]"
 _TURNS = {  # what a picture needs that was stored with this EXIF orientation
@@ -65,7 +67,7 @@ def load_image(source: object, name: str) -> Image.Image:
         UnreadableImage: with `name` and the cause, whatever a decoder raised.
     """
     with _naming(name), _open(source) as image:
-        _check_pixels(image)
+        _check(image)
         image.load()
         turn = _TURNS.get(_orientation(image))
         rgb = to_rgb(image)
@@ -78,7 +80,7 @@ def upright_size(source: object, name: str) -> tuple[int, int]:
     Raises UnreadableImage with `name` and the cause.
     """
     with _naming(name), _open(source) as image:
-        _check_pixels(image)
+        _check(image)
         # Pillow gives the upright size of a TIFF file already.
         turned = image.format != "TIFF" and _orientation(image) in _EXCHANGES_SIDES
         return (image.height, image.width) if turned else image.size
@@ -106,18 +108,24 @@ def _open(source: object) -> contextlib.AbstractContextManager[Image.Image]:
     if isinstance(source, str | Path):
         source = locate(source)
     if isinstance(source, Path):
-        return Image.open(source)
+        with source.open("rb") as file:
+            beginning = file.read(_SHOWN)
+        return _identify(source, beginning)
     if isinstance(source, bytes | bytearray | memoryview):
-        return Image.open(io.BytesIO(_not_empty(bytes(source))))
+        encoded = bytes(source)
+        return _identify(io.BytesIO(encoded), encoded[:_SHOWN])
     if isinstance(source, SupportsArray):
         return contextlib.nullcontext(_from_array(np.asarray(source)))
     raise ValueError(f"it is {_article(type(source).__name__)}; {_FORMS}")
 
 
-def _not_empty(encoded: bytes) -> bytes:
-    if not encoded:
+def _identify(file: Path | io.BytesIO, beginning: bytes) -> Image.Image:
+    if not beginning:
         raise ValueError("it has no bytes")
-    return encoded
+    try:
+        return Image.open(file)
+    except UnidentifiedImageError:  # Pillow's message has the address of the bytes
+        raise ValueError(f"Pillow knows no such format, or its header is damaged; it begins with {beginning!r}") from None
 
 
 def _article(kind: str) -> str:
@@ -144,7 +152,10 @@ def _remedy(array: Shaped[np.ndarray, "..."]) -> str:
     return ""
 
 
-def _check_pixels(image: Image.Image) -> None:
+def _check(image: Image.Image) -> None:
+    """Refuses what must not be decoded."""
+    if image.format == "EPS":  # Pillow would start Ghostscript with it
+        raise ValueError("EPS files are programs, which are not run; convert it to PNG")
     if not 0 < image.width * image.height <= MAX_PIXELS:
         raise ValueError(f"it has {image.width} x {image.height} pixels; 1 to {MAX_PIXELS} can be read")
 

@@ -143,7 +143,7 @@ def test_frames_come_in_any_sequence(kind):
         (Image.new("RGB", (0, 5)), "it has 0 x 5 pixels"),
         (None, "it is None"),
         ({}, "it is a dict"),
-        (b"no image", "cannot identify image file"),
+        (b"no image", "Pillow knows no such format"),
         ("", "its path is empty"),
         ("missing.png", "No such file"),
     ],
