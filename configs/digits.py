@@ -14,6 +14,7 @@ from owl3_jax.config import (
     ModelConfig,
     OptimizerConfig,
     ProcessorConfig,
+    SourceConfig,
     TrainConfig,
     VisionConfig,
 )
@@ -46,7 +47,7 @@ def get_config() -> Config:
         # On a CPU, computing a layer again takes less time than keeping what its backward pass needs.
         compute=ComputeConfig(dtype="float32", remat="full", images_per_chunk=16),
         processor=ProcessorConfig(tokenizer="digits"),
-        data=DataConfig(dataset="digits", rows=16, tokens_per_row=256, images_per_row=12),
+        data=DataConfig(sources=(SourceConfig("digits"),), rows=16, tokens_per_row=256, images_per_row=12),
         optimizer=OptimizerConfig(
             learning_rate=1e-3,
             end_learning_rate=0.0,

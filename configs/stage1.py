@@ -8,7 +8,16 @@ the dtypes and how a batch is divided. The authors trained with ZeRO-1, a tensor
 Batches are synthetic, of the real shapes.
 """
 
-from owl3_jax.config import ComputeConfig, Config, DataConfig, MeshConfig, OptimizerConfig, ProcessorConfig, TrainConfig
+from owl3_jax.config import (
+    ComputeConfig,
+    Config,
+    DataConfig,
+    MeshConfig,
+    OptimizerConfig,
+    ProcessorConfig,
+    SourceConfig,
+    TrainConfig,
+)
 from owl3_jax.released import NAMED_SIZES, Size
 
 
@@ -25,7 +34,7 @@ def get_config(size: Size) -> Config:
         mesh=MeshConfig(data=1, fsdp=-1),
         processor=ProcessorConfig(tokenizer="digits"),  # the embedded one, enough for synthetic text
         data=DataConfig(
-            dataset="synthetic",
+            sources=(SourceConfig("synthetic"),),
             rows=2048,  # paper: the global batch
             tokens_per_row=768,  # paper
             images_per_row=1,  # paper: the whole image

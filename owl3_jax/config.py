@@ -16,6 +16,7 @@ AttentionBackend = Literal["auto", "xla", "pallas"]
 ChatStyle = Literal["chatml", "plain"]
 MediaStyle = Literal["words", "markers"]
 FrameRule = Literal["per_second", "middle"]
+TooLong = Literal["raise", "skip", "truncate"]
 
 JsonTree = dict[str, Any]  # Any: the values of a JSON object, which are checked where they are read
 
@@ -247,20 +248,72 @@ class ProcessorConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ColumnsConfig:
+    """Names in the records of a source; those that are None are found among the usual ones."""
+
+    messages: str | None = None  # messages, conversations
+    role: str | None = None  # of a message: role, from
+    content: str | None = None  # of a message: content, value
+    images: str | None = None  # images, image
+    videos: str | None = None  # videos, video
+    system: str | None = None  # system: the system's text, beside the messages
+    system_role: str | None = None  # system
+    user_role: str | None = None  # user, human
+    assistant_role: str | None = None  # assistant, gpt
+    image_tag: str = "<image>"  # what stands for an image in the user's text; <|image|> does everywhere
+    video_tag: str = "<video>"
+
+    def __post_init__(self) -> None:
+        _require(bool(self.image_tag) and bool(self.video_tag), "columns.image_tag and columns.video_tag must not be empty")
+        _require(self.image_tag != self.video_tag, f"columns.image_tag and columns.video_tag are both {self.image_tag!r}")
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceConfig:
+    """Where records come from, and how they are read; on the command line PATH or PATH:WEIGHT."""
+
+    path: str  # a data set by name (digits, synthetic), or a file, folder or pattern, here or where fsspec reads
+    weight: float | None = None  # its share of all samples, relative to the others'; by default by its number of records
+    split: str = "train"  # of sources that have several
+    media_root: str = ""  # where relative paths of media start; by default the folder of the file
+    columns: ColumnsConfig = ColumnsConfig()
+    system: str | None = None  # the system's text of conversations that have none
+    crop: float | None = None  # share of its samples whose images are seen in crops too; None: as processor.crop says
+    max_frames: int | None = None  # most frames of a video; None: processor.max_frames
+    loss_weight: float = 1.0  # of its tokens
+
+    def __post_init__(self) -> None:
+        _require(bool(self.path), "data.sources: a path is empty")
+        _require(self.weight is None or self.weight > 0, f"data.sources: the weight of {self.path} must be positive")
+        _require(self.crop is None or 0 <= self.crop <= 1, f"data.sources: crop of {self.path} must be a share from 0 to 1")
+        _require(self.max_frames is None or self.max_frames > 0, f"data.sources: max_frames of {self.path} must be positive")
+        _require(self.loss_weight >= 0, f"data.sources: loss_weight of {self.path} must not be negative")
+
+
+@dataclasses.dataclass(frozen=True)
 class DataConfig:
     """One batch: `rows` x (`tokens_per_row` tokens, `images_per_row` images)."""
 
-    dataset: str = "digits"
-    data_dir: str = "data"  # where data sets are prepared
+    sources: tuple[SourceConfig, ...] = (SourceConfig("digits"),)  # their samples are mixed
+    data_dir: str = "data"  # where named data sets are prepared
     rows: int = 16  # rows of a batch, over all hosts
     tokens_per_row: int = 512
     images_per_row: int = 12
     pack: bool = True  # several samples per row; otherwise one, padded
+    too_long: TooLong = "raise"  # a sample that does not fit a row ends the run, is skipped, or loses its last turns
+    max_skipped: float = 0.1  # largest share of a source's samples that may be skipped before the run ends
+    workers: int = 0  # processes that read and decode; 0: a thread of the training process
     prefetch: int = 4  # batches prepared ahead
     seed: int = 0
 
     def __post_init__(self) -> None:
         _require_positive(self, "rows", "tokens_per_row", "images_per_row", "prefetch")
+        _require(bool(self.sources), "data.sources is empty: name at least one file, folder or data set")
+        paths = [(source.path, source.split) for source in self.sources]
+        _require(len(set(paths)) == len(paths), f"data.sources names the same source twice: {sorted(set(paths))}")
+        _require(self.too_long in get_args(TooLong), f"data.too_long must be one of {', '.join(get_args(TooLong))}")
+        _require(0 <= self.max_skipped <= 1, f"data.max_skipped must be a share from 0 to 1, got {self.max_skipped}")
+        _require(self.workers >= 0, f"data.workers must not be negative, got {self.workers}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -377,11 +430,13 @@ def load_json_tree(cls: type[_T], tree: JsonTree) -> _T:
     fields = {field.name: field for field in dataclasses.fields(cast(type[_Dataclass], cls))}
     unknown = sorted(set(tree) - set(fields))
     _require(not unknown, f"{cls.__name__} has no field {', '.join(unknown)}; it has {', '.join(fields)}")
-    values: JsonTree = {}
-    for name, value in tree.items():
-        kind = fields[name].type
-        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-            values[name] = load_json_tree(kind, value)
-        else:
-            values[name] = tuple(value) if isinstance(value, list) else value
-    return cls(**values)
+    return cls(**{name: _from_json(fields[name].type, value) for name, value in tree.items()})
+
+
+def _from_json(kind: object, value: object) -> object:
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        return load_json_tree(kind, cast(JsonTree, value))
+    if isinstance(value, list | tuple):
+        items = [item for item in get_args(kind) if isinstance(item, type) and dataclasses.is_dataclass(item)]
+        return tuple(load_json_tree(items[0], item) if items else item for item in value)
+    return value

@@ -11,7 +11,7 @@ from jaxtyping import Shaped
 
 from owl3_jax.batch import Batch
 from owl3_jax.config import DataConfig
-from owl3_jax.processing.processor import Sample
+from owl3_jax.data.samples import Loaded
 
 Fields = dict[str, Shaped[np.ndarray, "..."]]
 
@@ -36,10 +36,11 @@ def pack_samples(samples: grain.IterDataset, config: DataConfig, rows: int) -> g
     return packed.batch(rows, drop_remainder=True).map(_to_batch)
 
 
-def _to_fields(sample: Sample) -> Fields:
+def _to_fields(loaded: Loaded) -> Fields:
+    sample = loaded.sample
     return {
         "tokens": sample.input_ids,
-        "loss_weights": sample.labels.astype(np.float32),
+        "loss_weights": sample.labels.astype(np.float32) * np.float32(loaded.loss_weight),
         "pixels": sample.pixel_values,
         "image_positions": sample.image_starts,
     }

@@ -1,24 +1,27 @@
-"""From records to training batches: shuffle, shard, process, pack, prefetch (grain).
+"""From records to training batches: shuffle, shard, mix, process, pack, prefetch (grain).
 
 The iterator's state is the index of the next record. Everything else follows from it and the seed, so `set_state` resumes
 with exactly the batches that would have come, in the middle of an epoch too.
 """
 
 import functools
+from collections.abc import Mapping
 
 import grain
+from absl import flags
 
-from owl3_jax.config import ConfigError, DataConfig
+from owl3_jax.config import ConfigError, DataConfig, SourceConfig
 from owl3_jax.data.packing import pack_samples
-from owl3_jax.data.readers.records import Record, Records
-from owl3_jax.data.sources import open_records
-from owl3_jax.data.unreadable import UnreadableImages
-from owl3_jax.processing.batch import check_fits
-from owl3_jax.processing.images import UnreadableImage, load_image
-from owl3_jax.processing.processor import Processor, Sample
+from owl3_jax.data.readers.records import Records
+from owl3_jax.data.samples import Guarded, Loaded, for_source, load
+from owl3_jax.data.skipped import Skipped, Skips
+from owl3_jax.data.sources import open_source
+from owl3_jax.processing.processor import Processor
 
-# A mostly unreadable data set is an error, not something to skip through; grain checks every 1000 records.
-MOST_SKIPPED = 0.5
+# With its filter, grain appends a note about itself to the message of every error that passes through it.
+grain.config.update("py_traceback_filtering", "off")
+
+_BUFFERED = 16  # samples of each worker process that wait to be packed
 
 
 def make_train_iterator(
@@ -27,7 +30,7 @@ def make_train_iterator(
     *,
     shard_index: int = 0,
     shard_count: int = 1,
-    unreadable: UnreadableImages | None = None,
+    skips: Skips | None = None,
 ) -> grain.DatasetIterator:
     """An endless iterator over this host's part of the training batches.
 
@@ -36,54 +39,56 @@ def make_train_iterator(
         processor: makes samples from records.
         shard_index: which part of the rows this host makes (`owl3_jax.sharding.own_rows`).
         shard_count: number of parts; for each, its own part of every epoch is read and rows / shard_count rows are made.
-        unreadable: counts the records that were skipped because of an unreadable image.
+        skips: counts the records that are used, and those that are skipped.
 
     Returns:
-        Iterator over numpy `Batch`es, with `get_state` and `set_state`; `close` stops its thread.
+        Iterator over numpy `Batch`es, with `get_state` and `set_state`; `close` stops its thread and processes. It raises
+        ConfigError for a sample that does not fit a row if `data.too_long` is "raise", and TooManySkippedError.
 
     Raises:
-        ConfigError: the rows can't be divided among the hosts.
-        FileNotFoundError: the data set is not prepared.
+        ConfigError: a source cannot be read, or the rows can't be divided among the hosts.
+        FileNotFoundError: a data set is not prepared.
     """
-    records = open_records(config, "train")
-    return iterate_batches(records, config, processor, shard_index, shard_count, unreadable or UnreadableImages())
+    records = {source: open_source(source, config) for source in config.sources}
+    return iterate_batches(records, config, processor, shard_index, shard_count, skips or Skips())
 
 
 def iterate_batches(
-    records: Records,
+    records: Mapping[SourceConfig, Records],
     config: DataConfig,
     processor: Processor,
     shard_index: int,
     shard_count: int,
-    unreadable: UnreadableImages,
+    skips: Skips,
 ) -> grain.DatasetIterator:
     """`make_train_iterator` over given records."""
     rows = _rows_per_shard(config, shard_count)
-    samples = (
-        grain.MapDataset.source(records)
-        .seed(config.seed)
+    parts = [
+        grain.MapDataset.source(Guarded(given))
+        .seed(config.seed + number)
         .shuffle()[shard_index::shard_count]
         .repeat()
-        .map(functools.partial(_process, config=config, processor=processor, unreadable=unreadable))
-        # One thread does all (below): the work is short Python calls, which more threads would only interrupt.
-        .to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
-    )
-    batches = pack_samples(samples, config, rows)
-    options = grain.experimental.DatasetOptions(filter_raise_threshold_ratio=MOST_SKIPPED)
-    batches = grain.experimental.WithOptionsIterDataset(batches, options)
+        .map(functools.partial(load, config=config, source=source, processor=for_source(processor, source)))
+        for number, (source, given) in enumerate(records.items())
+    ]
+    mixed = parts[0] if len(parts) == 1 else grain.MapDataset.mix(parts, weights=mixture_weights(records))
+    # Without workers one thread does all (below): the work is short Python calls, which more threads would only interrupt.
+    samples = mixed.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
+    if config.workers:
+        if not flags.FLAGS.is_parsed():  # grain's processes read flags of absl, which nobody else here does
+            flags.FLAGS(["owl3"])
+        options = grain.MultiprocessingOptions(num_workers=config.workers, per_worker_buffer_size=_BUFFERED)
+        samples = samples.mp_prefetch(options)
+    kept = samples.filter(functools.partial(_keep, config=config, skips=skips))
+    batches = pack_samples(kept, config, rows)
     return iter(grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=config.prefetch))
 
 
-def process_record(record: Record, processor: Processor, *, training: bool) -> Sample:
-    """Decodes a record's images and processes it.
-
-    Raises UnreadableImage naming the image, or ValueError naming the record when its conversation is malformed.
-    """
-    images = [load_image(encoded, f"{index} of {record.name}") for index, encoded in enumerate(record.images)]
-    try:
-        return processor(record.messages, images, training=training)
-    except ValueError as error:
-        raise ValueError(f"{record.name}: {error}") from error
+def mixture_weights(records: Mapping[SourceConfig, Records]) -> list[float]:
+    """The share of each source, relative to the others': its own weight; where none has one, its number of records."""
+    if all(source.weight is None for source in records):
+        return [float(len(given)) for given in records.values()]
+    return [1.0 if source.weight is None else source.weight for source in records]
 
 
 def _rows_per_shard(config: DataConfig, shard_count: int) -> int:
@@ -92,12 +97,14 @@ def _rows_per_shard(config: DataConfig, shard_count: int) -> int:
     return config.rows // shard_count
 
 
-def _process(record: Record, config: DataConfig, processor: Processor, unreadable: UnreadableImages) -> Sample | None:
-    """A record's sample; None, which grain skips, when an image is unreadable."""
-    try:
-        sample = process_record(record, processor, training=True)
-    except UnreadableImage as error:
-        unreadable.skip(record.name, error)
-        return None
-    check_fits(sample, config.tokens_per_row, config.images_per_row, name=record.name)
-    return sample
+def _keep(item: Loaded | Skipped, config: DataConfig, skips: Skips) -> bool:
+    """Whether this is a sample; counts it. It runs in the training process, whichever process has made the sample."""
+    if isinstance(item, Loaded):
+        skips.use(item.source)
+        return True
+    if item.kind in ("too-long", "too-many-images") and config.too_long == "raise":
+        raise ConfigError(
+            f"{item.record}: {item.detail}. Raise that, or set data.too_long to skip, or to truncate, which drops last turns"
+        )
+    skips.skip(item, config.max_skipped)
+    return False

@@ -1,13 +1,32 @@
-"""What training does with a record that has an unreadable image: skip it, name it, count it."""
+"""What training does with a record that cannot be used: skip it, name it, count it, and stop when there are too many."""
 
+import collections
 import logging
 import threading
+from typing import NamedTuple
+
+from owl3_jax.data.readers.records import Kind
 
 _logger = logging.getLogger(__name__)
 
+_FEW = 100  # samples of a source, of which a share would be a matter of chance
 
-class UnreadableImages:
-    """How many records the pipeline has skipped since it was made; safe to share between threads.
+
+class Skipped(NamedTuple):
+    """A record that is left out."""
+
+    source: str
+    record: str
+    kind: Kind
+    detail: str
+
+
+class TooManySkippedError(RuntimeError):
+    """A source loses more of its samples than `data.max_skipped` allows; the message says why they were skipped."""
+
+
+class Skips:
+    """How many records of each source were used and skipped since this was made; safe to share between threads.
 
     It counts what was read, which is up to `data.prefetch` batches ahead of training, and the same record again in every
     epoch. It is not part of the iterator's state: after a resume it starts at zero.
@@ -15,15 +34,42 @@ class UnreadableImages:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._count = 0
+        self._used: collections.Counter[str] = collections.Counter()
+        self._skipped: collections.Counter[tuple[str, Kind]] = collections.Counter()
 
     @property
     def count(self) -> int:
         """Records skipped so far."""
-        return self._count
+        return self._skipped.total()
 
-    def skip(self, record: str, error: Exception) -> None:
-        """Counts one record and logs its name with the cause."""
+    def by_reason(self) -> dict[tuple[str, Kind], int]:
+        """Records skipped so far, by source and kind of problem."""
         with self._lock:
-            self._count += 1
-        _logger.warning("skipped %s: %s", record, error)
+            return dict(self._skipped)
+
+    def used(self, source: str) -> int:
+        """Samples of a source that went into batches."""
+        return self._used[source]
+
+    def use(self, source: str) -> None:
+        """Counts a sample that goes into a batch."""
+        with self._lock:
+            self._used[source] += 1
+
+    def skip(self, skipped: Skipped, largest_share: float) -> None:
+        """Counts one record and logs its name with the cause.
+
+        Raises TooManySkippedError when more than `largest_share` of its source were skipped (of 100 samples at least).
+        """
+        with self._lock:
+            self._skipped[skipped.source, skipped.kind] += 1
+            reasons = {kind: count for (source, kind), count in self._skipped.items() if source == skipped.source}
+            seen = self._used[skipped.source] + sum(reasons.values())
+        _logger.warning("skipped %s: %s", skipped.record, skipped.detail)
+        if sum(reasons.values()) > largest_share * max(seen, _FEW):
+            counted = ", ".join(f"{kind} {count}" for kind, count in sorted(reasons.items()))
+            raise TooManySkippedError(
+                f"{sum(reasons.values())} of the first {seen} samples of {skipped.source} were skipped ({counted}), more than "
+                f"data.max_skipped {largest_share:g}; the last was {skipped.record}: {skipped.detail}. "
+                f"owl3 data check {skipped.source} lists all"
+            )

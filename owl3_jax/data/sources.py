@@ -1,31 +1,55 @@
-"""The data sets that `data.dataset` can name, and where their records come from.
+"""Where records come from: a data set that is named in `NAMED`, or files and folders, whose format is found out.
 
-A data set is a row of `SOURCES`. Its source is one of the classes below, or another one with the same two methods: `prepare`
-makes the files that are missing, `open` gives a split's records through a reader (`owl3_jax.data.readers`).
+    *.jsonl, *.json            ms-swift, LLaVA, ShareGPT, OpenAI (`readers.conversations`)
+    *.parquet, *.arrow         the same as tables; a folder of them, as Hugging Face `datasets` has it
+    *.tar                      WebDataset
+    folder of TFDS             ArrayRecord files, which `owl3 data prepare` writes
+    folder of media            images or videos with captions
+
+A pattern (`part-*.tar`) is all files that match. Everything can be where fsspec reads: gs://, s3://, ...
 """
 
 import dataclasses
 from collections.abc import Callable
-from pathlib import Path
-from typing import Protocol, runtime_checkable
+from pathlib import Path, PurePath
+from typing import Literal, Protocol, runtime_checkable
 
 import tensorflow_datasets as tfds
 
-from owl3_jax.config import ConfigError, DataConfig
+from owl3_jax.config import ConfigError, DataConfig, SourceConfig
 from owl3_jax.data.digits.builder import Digits
-from owl3_jax.data.readers.records import Records
+from owl3_jax.data.readers.conversations import ConversationRecords
+from owl3_jax.data.readers.json_files import JsonFileError, JsonTrees
+from owl3_jax.data.readers.media_folder import LISTS, MediaFolderTrees
+from owl3_jax.data.readers.records import Records, Trees
 from owl3_jax.data.readers.stored import RecordSource, StoredRecords
+from owl3_jax.data.readers.tables import TableError, TableTrees
+from owl3_jax.data.readers.webdataset import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, TarError, TarTrees
 from owl3_jax.data.synthetic import SyntheticRecords
+from owl3_jax.host import storage
+
+Format = Literal["json", "table", "webdataset", "tfds", "media"]
+
+_FORMATS: dict[str, Format] = {
+    ".json": "json",
+    ".jsonl": "json",
+    ".ndjson": "json",
+    ".parquet": "table",
+    ".arrow": "table",
+    ".tar": "webdataset",
+}
+_TFDS_FILES = ("dataset_info.json", "features.json")
+_SPLITS = ("train", "validation", "val", "test", "dev")
 
 
 @runtime_checkable
-class Source(Protocol):
-    """Where the records of a data set come from."""
+class NamedSource(Protocol):
+    """Where the records of a data set with a name come from."""
 
     def prepare(self, config: DataConfig) -> Path | None:
         """Makes the data set's files where they are missing, and returns their folder; None if it has no files."""
 
-    def open(self, config: DataConfig, split: str) -> Records:
+    def open(self, config: DataConfig, name: str, split: str) -> Records:
         """The records of a split. Raises FileNotFoundError when they have files that are not prepared."""
 
 
@@ -43,12 +67,12 @@ class BuiltSource:
             builder.download_and_prepare()
         return Path(builder.data_path)
 
-    def open(self, config: DataConfig, split: str) -> RecordSource:
+    def open(self, config: DataConfig, name: str, split: str) -> RecordSource:
         """The records of a split. Raises FileNotFoundError when they are not built."""
         builder = self._builder(config)
         if not builder.data_path.exists():
-            raise FileNotFoundError(f"no data set in {builder.data_path}; prepare it with {__name__}.prepare_dataset")
-        return RecordSource(builder.as_data_source(split=split), f"{config.dataset}/{split}")
+            raise FileNotFoundError(f"no data set in {builder.data_path}; prepare it with {__name__}.prepare_sources")
+        return RecordSource(builder.as_data_source(split=split), f"{name}/{split}")
 
     def _builder(self, config: DataConfig) -> tfds.core.DatasetBuilder:
         return self.builder(data_dir=config.data_dir, file_format="array_record")
@@ -63,29 +87,123 @@ class GeneratedSource:
     def prepare(self, config: DataConfig) -> None:
         """There are no files."""
 
-    def open(self, config: DataConfig, split: str) -> RecordSource:
+    def open(self, config: DataConfig, name: str, split: str) -> RecordSource:
         """The records. Raises ConfigError when the rows of `config` cannot hold them."""
-        return RecordSource(self.generate(config), f"{config.dataset}/{split}")
+        return RecordSource(self.generate(config), f"{name}/{split}")
 
 
-SOURCES: dict[str, Source] = {
+NAMED: dict[str, NamedSource] = {
     "digits": BuiltSource(Digits),
     "synthetic": GeneratedSource(SyntheticRecords),
 }
 
 
-def find_source(name: str) -> Source:
-    """The source of the data set `name`. Raises ConfigError when there is none."""
-    if name not in SOURCES:
-        raise ConfigError(f"data.dataset {name!r} is unknown; it must be one of {', '.join(SOURCES)}")
-    return SOURCES[name]
+def prepare_sources(config: DataConfig) -> list[Path]:
+    """Makes the files of named data sets where they are missing, and returns their folders."""
+    named = [NAMED[source.path] for source in config.sources if source.path in NAMED]
+    folders = [source.prepare(config) for source in named]
+    return [folder for folder in folders if folder is not None]
 
 
-def prepare_dataset(config: DataConfig) -> Path | None:
-    """Makes the files of `config.dataset` where they are missing, and returns their folder; None if it has no files."""
-    return find_source(config.dataset).prepare(config)
+def open_source(source: SourceConfig, config: DataConfig) -> Records:
+    """The records of a source.
+
+    Raises:
+        ConfigError: there is no such data set, file or folder, its format is unknown, or it holds no records.
+        FileNotFoundError: a named data set is not prepared.
+    """
+    if source.path in NAMED:
+        return NAMED[source.path].open(config, source.path, source.split)
+    try:
+        records = _open_files(source)
+    except (storage.StorageError, JsonFileError, TableError, TarError) as error:
+        raise ConfigError(f"data.sources: {error}") from error
+    if not len(records):
+        raise ConfigError(f"data.sources: {source.path} holds no records{_of_split(source)}")
+    return records
 
 
-def open_records(config: DataConfig, split: str) -> Records:
-    """The records of a split of `config.dataset`. Raises FileNotFoundError when they have files that are not prepared."""
-    return find_source(config.dataset).open(config, split)
+def _open_files(source: SourceConfig) -> Records:
+    locations = _locations(source.path)
+    if storage.is_folder(locations[0]):
+        return _open_folder(locations[0], source)
+    formats = {_FORMATS.get(PurePath(location).suffix.lower()) for location in locations}
+    if len(formats) != 1 or None in formats:
+        raise ConfigError(f"data.sources: {source.path} {_format_help(locations)}")
+    return _conversations(_trees(formats.pop() or "json", locations), source, storage.parent(locations[0]))
+
+
+def _locations(path: str) -> list[str]:
+    """The files that a pattern matches, or the one file or folder."""
+    if storage.exists(path):
+        return [path]
+    found = storage.find(path) if any(letter in path for letter in "*?[") else []
+    if not found:
+        names = ", ".join(NAMED)
+        raise ConfigError(f"data.sources: there is no file or folder {path!r}, and no data set of that name ({names})")
+    return found
+
+
+def _open_folder(folder: str, source: SourceConfig) -> Records:
+    if all(storage.exists(storage.join(folder, name)) for name in _TFDS_FILES):
+        builder = tfds.builder_from_directory(folder)
+        if source.split not in builder.info.splits:
+            raise ConfigError(f"data.sources: {folder} has no split {source.split!r}; it has {', '.join(builder.info.splits)}")
+        return RecordSource(builder.as_data_source(split=source.split), f"{source.path}/{source.split}")
+    tables = [path for kind in ("parquet", "arrow") for path in storage.find(storage.join(folder, f"**/*.{kind}"))]
+    if tables:
+        return _conversations(TableTrees(_of_this_split(tables, folder, source.split)), source, folder)
+    tars = storage.find(storage.join(folder, "*.tar"))
+    if tars:
+        return _conversations(TarTrees(_of_this_split(tars, folder, source.split)), source, folder)
+    extensions = {PurePath(path).suffix.lower().lstrip(".") for path in storage.find(storage.join(folder, "*"))}
+    if extensions & {*IMAGE_EXTENSIONS, *VIDEO_EXTENSIONS} or any(storage.exists(storage.join(folder, name)) for name in LISTS):
+        return _conversations(MediaFolderTrees(folder), source, folder)
+    raise ConfigError(f"data.sources: {_format_help([folder])}")
+
+
+def _trees(kind: Format, locations: list[str]) -> Trees:
+    if kind == "table":
+        return TableTrees(locations)
+    if kind == "webdataset":
+        return TarTrees(locations)
+    return JsonTrees(locations[0]) if len(locations) == 1 else _Concatenated([JsonTrees(location) for location in locations])
+
+
+def _conversations(trees: Trees, source: SourceConfig, folder: str) -> ConversationRecords:
+    return ConversationRecords(trees, source.path, source.media_root or folder, source.columns, source.system)
+
+
+class _Concatenated:
+    """`Trees` one after the other."""
+
+    def __init__(self, parts: list[Trees]) -> None:
+        self._places = [(part, index) for part in parts for index in range(len(part))]
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, index: int) -> object:
+        part, place = self._places[index]
+        return part[place]
+
+
+def _of_this_split(paths: list[str], folder: str, split: str) -> list[str]:
+    """The files of a split, where their names or folders say to which they belong; otherwise all."""
+
+    def split_of(path: str) -> str | None:
+        within = path[len(folder) :] if path.startswith(folder) else path
+        words = [word for part in PurePath(within).parts for word in part.replace(".", "-").replace("_", "-").split("-")]
+        return next((word for word in words if word in _SPLITS), None)
+
+    by_split = [path for path in paths if split_of(path) == split]
+    return by_split if by_split or any(split_of(path) for path in paths) else paths
+
+
+def _of_split(source: SourceConfig) -> str:
+    return f" of the split {source.split!r}"
+
+
+def _format_help(locations: list[str]) -> str:
+    known = ", ".join(f"*{suffix}" for suffix in _FORMATS)
+    return f"{locations[0]} is in no format that is read: {known}, folders of tables, of TFDS, or of media with captions"

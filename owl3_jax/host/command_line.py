@@ -18,7 +18,7 @@ from typing import Annotated, Any, NoReturn, TypeVar, get_args
 
 import tyro
 
-from owl3_jax.config import Config, ConfigError, MeshConfig
+from owl3_jax.config import Config, ConfigError, MeshConfig, SourceConfig
 from owl3_jax.sharding import MESH_PRESETS, MeshPreset
 
 Flags = TypeVar("Flags")
@@ -56,7 +56,41 @@ def parse(flags_type: type[Flags], argv: Sequence[str] | None = None, *, prog: s
         return config, flags
 
     # Names are spelt as in the dataclasses.
-    return tyro.cli(assemble, args=argv, description=flags_type.__doc__, use_underscores=True, prog=prog)
+    with _registry():
+        return tyro.cli(assemble, args=argv, description=flags_type.__doc__, use_underscores=True, prog=prog)
+
+
+def parse_source(text: str) -> SourceConfig:
+    """`PATH` or `PATH:WEIGHT`. Raises ValueError (ConfigError) when the weight cannot be one."""
+    path, colon, weight = text.rpartition(":")
+    try:
+        is_path = not (colon and path) or Path(text).exists()
+        return SourceConfig(text) if is_path else SourceConfig(path, weight=float(weight))
+    except ConfigError:
+        raise
+    except ValueError:  # the colon belongs to the path
+        return SourceConfig(text)
+
+
+def _registry() -> tyro.constructors.ConstructorRegistry:
+    """tyro's, in which a source is one argument."""
+    registry = tyro.constructors.ConstructorRegistry()
+
+    @registry.primitive_rule
+    def source(
+        info: tyro.constructors.PrimitiveTypeInfo,
+    ) -> tyro.constructors.PrimitiveConstructorSpec[SourceConfig] | None:
+        if info.type is not SourceConfig:
+            return None
+        return tyro.constructors.PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="PATH[:WEIGHT]",
+            instance_from_str=lambda arguments: parse_source(arguments[0]),
+            is_instance=lambda value: isinstance(value, SourceConfig),
+            str_from_instance=lambda given: [given.path if given.weight is None else f"{given.path}:{given.weight:g}"],
+        )
+
+    return registry
 
 
 def exit_with_usage_error(error: Exception) -> NoReturn:

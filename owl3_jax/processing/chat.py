@@ -14,12 +14,11 @@ second chunk then `continues` the first.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Literal, NamedTuple, NotRequired, TypedDict
 
 from owl3_jax.config import ChatStyle
 
-Message = Mapping[str, str]
 ChunkKind = Literal["text", "marker", "media", "image"]
 
 IMAGE = "<|image|>"
@@ -36,6 +35,14 @@ ROLES = ("system", "user", "assistant")
 _ENDS: dict[ChatStyle, tuple[str, ...]] = {"chatml": (TURN_END, TEXT_END), "plain": (TEXT_END,)}  # what follows an answer
 
 _AT_PLACEHOLDERS = re.compile(f"({re.escape(IMAGE)}|{re.escape(VIDEO)})")
+
+
+class Message(TypedDict):
+    """One turn of a conversation."""
+
+    role: str  # one of `ROLES`
+    content: str
+    loss: NotRequired[bool]  # False: training takes this answer as given
 
 
 class Chunk(NamedTuple):
@@ -130,8 +137,10 @@ def _chatml(messages: Sequence[Message], media: Iterator[Sequence[Chunk]]) -> li
         role, content = message["role"], message["content"]
         if role == "user":
             chunks += _user(content, media)
+        elif role == "system":
+            chunks += _system(content)
         else:
-            chunks += _system(content) if role == "system" else _assistant(content)
+            chunks += _assistant_header() + _answer(message, "chatml")
     return chunks
 
 
@@ -141,7 +150,7 @@ def _plain(messages: Sequence[Message], media: Iterator[Sequence[Chunk]]) -> lis
         if message["role"] == "user":
             chunks += _fill_placeholders(message["content"], media)
         else:
-            chunks += _answer(message["content"]) + _ends("plain")
+            chunks += _answer(message, "plain")
     return chunks
 
 
@@ -155,20 +164,14 @@ def _user(content: str, media: Iterator[Sequence[Chunk]]) -> list[Chunk]:
     return [Chunk("\n"), Chunk(TURN_START, "marker"), *text, Chunk(TURN_END, "marker")]
 
 
-def _assistant(content: str) -> list[Chunk]:
-    return _assistant_header() + _answer(content) + _ends("chatml")
-
-
-def _ends(style: ChatStyle) -> list[Chunk]:
-    return [Chunk(marker, "marker", is_target=True) for marker in _ENDS[style]]
-
-
 def _assistant_header() -> list[Chunk]:
     return [Chunk("\n"), Chunk(TURN_START, "marker"), Chunk("assistant\n")]
 
 
-def _answer(content: str) -> list[Chunk]:
-    return [Chunk(content, is_target=True)] if content else []
+def _answer(message: Message, style: ChatStyle) -> list[Chunk]:
+    is_target = message.get("loss", True)
+    text = [Chunk(message["content"], is_target=is_target)] if message["content"] else []
+    return text + [Chunk(marker, "marker", is_target=is_target) for marker in _ENDS[style]]
 
 
 def _fill_placeholders(text: str, media: Iterator[Sequence[Chunk]]) -> list[Chunk]:

@@ -1,4 +1,4 @@
-"""Where an image or video is: a path, a `file:` URI, or a `data:` URI that holds it."""
+"""Where an image or video is: a path, a `file:` URI, a URL that fsspec reads (gs://, s3://), or a `data:` URI that holds it."""
 
 import base64
 import binascii
@@ -6,13 +6,16 @@ import urllib.parse
 import urllib.request
 from pathlib import Path
 
+from owl3_jax.host import storage
+
 _LONGEST_NAME = 200  # characters of a path that a message shows
 
 
 def locate(source: str | Path) -> Path | bytes:
-    """The path that `source` names, or the bytes that a `data:` URI holds. Nothing is opened.
+    """The path that `source` names, which is not opened; or the bytes that a `data:` URI holds, or that a URL's store has.
 
-    Raises ValueError for an empty path, a URI that is malformed, and one that would have to be fetched.
+    Raises ValueError for an empty path, a URI that is malformed, and one that would have to be fetched from the web;
+    StorageError for a URL that cannot be read.
     """
     text = str(source)
     if not text:
@@ -24,12 +27,14 @@ def locate(source: str | Path) -> Path | bytes:
         return _file(text)
     if scheme in ("http", "https"):
         raise ValueError("files on the web are not fetched; download it, and give the path of the file")
+    if storage.is_url(source):
+        return storage.read_bytes(source)
     return Path(source)
 
 
 def is_uri(source: str | Path) -> bool:
     """Whether `source` says where it is by itself, so that no folder goes before it."""
-    return _scheme(source) is not None
+    return _scheme(source) is not None or storage.is_url(source)
 
 
 def display_name(index: int, source: object) -> str:

@@ -67,6 +67,42 @@ class Prepared:
                 yield from itertools.islice(medium.views(self.image_size), skip, None)
             skip = max(0, skip - medium.num_views)
 
+    def read(self) -> Sample:
+        """The sample, with all images decoded. Raises UnreadableImage or UnreadableVideo."""
+        pixels = np.empty((self.num_images, self.image_size, self.image_size, 3), np.uint8)
+        for slot, view in zip(pixels, self.views(), strict=True):
+            slot[...] = view
+        return Sample(self.input_ids, self.image_starts, pixels, self.labels)
+
+    def truncated(self, tokens: int, images: int, end_id: int) -> "Prepared | None":
+        """The longest beginning of at most `tokens` and `images` that ends with a whole answer, and has something to learn.
+
+        Where no whole answer fits, the end of the first one is left out. None when its beginning does not fit, either.
+
+        Args:
+            tokens, images: what there is room for.
+            end_id: the token that ends every answer, `<|endoftext|>`.
+        """
+        ends = (np.flatnonzero(self.input_ids == end_id) + 1).tolist()
+        first = int(np.argmax(self.labels)) if self.labels.any() else len(self.labels)  # token with loss
+        fits = lambda end: end <= tokens and int(np.sum(self.image_starts < end)) <= images
+        whole = max((end for end in ends if fits(end)), default=0)
+        if first < whole:
+            return self._cut(whole)
+        in_first_answer = fits(first + 1) and not any(end <= first for end in ends)
+        return self._cut(min(tokens, *ends)) if in_first_answer else None
+
+    def _cut(self, end: int) -> "Prepared":
+        kept = int(np.sum(self.image_starts < end))
+        views = np.cumsum([medium.num_views for medium in self.media])
+        return dataclasses.replace(
+            self,
+            input_ids=self.input_ids[:end],
+            image_starts=self.image_starts[:kept],
+            labels=self.labels[:end],
+            media=self.media[: int(np.searchsorted(views, kept, side="left")) + 1] if kept else [],
+        )
+
 
 @dataclasses.dataclass(frozen=True)
 class Processor:
@@ -151,10 +187,7 @@ class Processor:
             UnreadableImage, UnreadableVideo: one of them can't be decoded (both are ValueErrors too).
         """
         prepared = self.prepare(messages, images, videos, crop, training=training, parse_special_tokens=parse_special_tokens)
-        pixels = np.empty((prepared.num_images, self.image_size, self.image_size, 3), np.uint8)
-        for slot, view in zip(pixels, prepared.views(), strict=True):
-            slot[...] = view
-        return Sample(prepared.input_ids, prepared.image_starts, pixels, prepared.labels)
+        return prepared.read()
 
     def prepare(
         self,

@@ -28,7 +28,7 @@ from owl3_jax.formats.workdir import CHECKPOINTS
 from owl3_jax.training.step import TrainState
 
 # Settings of the data that change no batch: a run may be resumed under other ones.
-_FREE_DATA_FIELDS = ("data.data_dir", "data.prefetch")
+_FREE_DATA_FIELDS = ("data.data_dir", "data.prefetch", "data.max_skipped")
 # Settings of the training that change what a state consists of: a run must be resumed under the same ones.
 _STATE_FIELDS = ("train.trained", "train.frozen_dtype")
 

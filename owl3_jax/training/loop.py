@@ -19,8 +19,8 @@ from owl3_jax import sharding
 from owl3_jax.batch import Batch
 from owl3_jax.config import Config
 from owl3_jax.data.pipeline import make_train_iterator
-from owl3_jax.data.sources import prepare_dataset
-from owl3_jax.data.unreadable import UnreadableImages
+from owl3_jax.data.skipped import Skips
+from owl3_jax.data.sources import prepare_sources
 from owl3_jax.host.files import write_text
 from owl3_jax.host.progress import Progress
 from owl3_jax.host.signals import StopSignal
@@ -56,7 +56,7 @@ class _Run(NamedTuple):
     compiled: Path | None  # file of the train step, compiled before
     mesh: Mesh
     iterator: grain.DatasetIterator
-    unreadable: UnreadableImages
+    skips: Skips
     checkpoints: Checkpoints
     files: MetricsFiles | None  # of the first process only
     progress: Progress
@@ -98,8 +98,8 @@ def train(config: Config, workdir: Path, compiled: Path | None = None) -> TrainS
     mesh = sharding.make_mesh(config.mesh)
     with Checkpoints(workdir, config) as checkpoints, contextlib.ExitStack() as stack:
         checkpoints.check_same_run()
-        processor, unreadable = make_processor(config), UnreadableImages()
-        iterator = stack.enter_context(contextlib.closing(_make_iterator(config, mesh, processor, unreadable)))
+        processor, skips = make_processor(config), Skips()
+        iterator = stack.enter_context(contextlib.closing(_make_iterator(config, mesh, processor, skips)))
         is_first = jax.process_index() == 0
         if is_first:
             _write_run_files(config, workdir, processor, mesh)
@@ -108,7 +108,7 @@ def train(config: Config, workdir: Path, compiled: Path | None = None) -> TrainS
         files = stack.enter_context(MetricsFiles(workdir, start)) if is_first else None
         progress = stack.enter_context(Progress(config.train.steps, "step", done=start, silent=not is_first))
         stop = stack.enter_context(StopSignal())
-        run = _Run(config, workdir, compiled, mesh, iterator, unreadable, checkpoints, files, progress, stop)
+        run = _Run(config, workdir, compiled, mesh, iterator, skips, checkpoints, files, progress, stop)
         _say_what_runs(run, state, start)
         if start < config.train.steps:
             state = _take_steps(run, state, start)
@@ -178,7 +178,7 @@ def _require_finite(run: _Run, state: TrainState, taken: _Taken | None) -> None:
 
 
 def _report(run: _Run, step: int, window: Window) -> None:
-    values = window.take() | {"unreadable_images": float(run.unreadable.count)}
+    values = window.take() | {"skipped_samples": float(run.skips.count)}
     run.progress.note(format_values(values))
     if run.files is not None:
         run.files.write(step, values)
@@ -192,14 +192,14 @@ def _save(run: _Run, state: TrainState, taken: _Taken | None) -> None:
         run.checkpoints.save(taken.step, state, run.iterator)
 
 
-def _make_iterator(config: Config, mesh: Mesh, processor: Processor, unreadable: UnreadableImages) -> grain.DatasetIterator:
+def _make_iterator(config: Config, mesh: Mesh, processor: Processor, skips: Skips) -> grain.DatasetIterator:
     """Batches of this process's rows, from a data set that is built when it is missing."""
     if jax.process_index() == 0:
-        prepare_dataset(config.data)
+        prepare_sources(config.data)
     multihost_utils.sync_global_devices("data set prepared")
-    prepare_dataset(config.data)  # for hosts that do not share the first one's disk
+    prepare_sources(config.data)  # for hosts that do not share the first one's disk
     index, count = sharding.own_rows(mesh)
-    return make_train_iterator(config.data, processor, shard_index=index, shard_count=count, unreadable=unreadable)
+    return make_train_iterator(config.data, processor, shard_index=index, shard_count=count, skips=skips)
 
 
 def _write_run_files(config: Config, workdir: Path, processor: Processor, mesh: Mesh) -> None:

@@ -52,7 +52,7 @@ def summarize(steps: Sequence[Mapping[str, np.ndarray]], seconds: float) -> Valu
 
 def format_values(values: Values) -> str:
     """One report as text."""
-    skipped = f"  {values['unreadable_images']:.0f} unreadable images skipped" if values["unreadable_images"] else ""
+    skipped = f"  {values['skipped_samples']:.0f} samples skipped" if values["skipped_samples"] else ""
     return (
         f"loss {values['loss']:.4f}  accuracy {values['accuracy']:.3f}  learning rate {values['learning_rate']:.2e}"
         f"  {values['tokens_per_second']:,.0f} tokens/s  {values['images_per_second']:,.0f} images/s{skipped}"

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from typing import Protocol, TypedDict, runtime_checkable
+from typing import NotRequired, Protocol, TypedDict, runtime_checkable
 
 from owl3_jax.data.readers.records import Record
 
@@ -12,6 +12,7 @@ class StoredRecord(TypedDict):
 
     messages: str | bytes  # JSON: a list of messages
     images: Sequence[bytes]  # encoded, in text order
+    videos: NotRequired[Sequence[bytes]]  # files
     metadata: str | bytes  # JSON: an object
 
 
@@ -37,4 +38,4 @@ class RecordSource:
     def __getitem__(self, index: int) -> Record:
         stored = self._stored[index]
         messages, metadata = json.loads(stored["messages"]), json.loads(stored["metadata"])
-        return Record(f"{self._name}[{index}]", messages, list(stored["images"]), metadata)
+        return Record(f"{self._name}[{index}]", messages, list(stored["images"]), list(stored.get("videos", ())), metadata)

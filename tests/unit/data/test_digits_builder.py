@@ -7,27 +7,27 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from owl3_jax.config import ConfigError, DataConfig
+from owl3_jax.config import ConfigError, DataConfig, SourceConfig
 from owl3_jax.data.digits.builder import SAMPLES
 from owl3_jax.data.digits.images import COLOURS, digit_image, encoded_image, split_ids
 from owl3_jax.data.digits.tokenizer import make_tokenizer
-from owl3_jax.data.pipeline import process_record
 from owl3_jax.data.readers.records import Record
-from owl3_jax.data.sources import open_records, prepare_dataset
+from owl3_jax.data.samples import load
+from owl3_jax.data.sources import open_source, prepare_sources
 from owl3_jax.processing.processor import Processor
 
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory) -> DataConfig:
     config = DataConfig(data_dir=str(tmp_path_factory.mktemp("data")))
-    prepare_dataset(config)
+    prepare_sources(config)
     return config
 
 
 @pytest.fixture(scope="module")
 def records(config) -> dict[str, list[Record]]:
     """All records that were stored."""
-    return {split: list(iterate(open_records(config, split))) for split in SAMPLES}
+    return {split: list(iterate(open_source(SourceConfig("digits", split=split), config))) for split in SAMPLES}
 
 
 def iterate(source):
@@ -80,21 +80,21 @@ def test_colour_answers_are_true(records):
 
 def test_records_process_into_samples(config, records):
     record = records["test"][0]
-    sample = process_record(record, Processor(make_tokenizer(), 8), training=True)
+    sample = load(record, config, config.sources[0], Processor(make_tokenizer(), 8)).sample
     assert len(sample.image_starts) == len(record.images)
     stored = np.asarray(Image.open(io.BytesIO(record.images[0])))
     np.testing.assert_array_equal(sample.pixel_values[0], stored)
 
 
 def test_a_prepared_data_set_is_not_built_again(config):
-    folder = prepare_dataset(config)
+    (folder,) = prepare_sources(config)
     before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
-    assert prepare_dataset(config) == folder
+    assert prepare_sources(config) == [folder]
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
 
 
 def test_it_is_stored_as_array_record_and_small(config):
-    files = list(prepare_dataset(config).iterdir())
+    files = list(prepare_sources(config)[0].iterdir())
     assert sum(".array_record-" in file.name for file in files) == len(SAMPLES)
     assert sum(file.stat().st_size for file in files) < 60e6
     info = json.loads(next(file for file in files if file.name == "dataset_info.json").read_text())
@@ -103,6 +103,6 @@ def test_it_is_stored_as_array_record_and_small(config):
 
 def test_what_is_missing_is_said(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no data set in .*digits"):
-        open_records(DataConfig(data_dir=str(tmp_path)), "train")
-    with pytest.raises(ConfigError, match=r"data\.dataset 'digit' is unknown; it must be one of digits"):
-        open_records(DataConfig(dataset="digit", data_dir=str(tmp_path)), "train")
+        open_source(SourceConfig("digits"), DataConfig(data_dir=str(tmp_path)))
+    with pytest.raises(ConfigError, match=r"no file or folder 'digit', and no data set of that name \(digits, synthetic\)"):
+        open_source(SourceConfig("digit"), DataConfig())

@@ -8,20 +8,21 @@ import numpy as np
 import pytest
 
 from owl3_jax.batch import Batch
-from owl3_jax.config import ConfigError, DataConfig
+from owl3_jax.config import ConfigError, DataConfig, SourceConfig
 from owl3_jax.data.digits.builder import make_record
 from owl3_jax.data.digits.images import IMAGE_SIZE, split_ids
 from owl3_jax.data.digits.samples import draw_sample
 from owl3_jax.data.digits.tokenizer import make_tokenizer
-from owl3_jax.data.pipeline import iterate_batches, process_record
+from owl3_jax.data.pipeline import iterate_batches
 from owl3_jax.data.readers.stored import RecordSource
-from owl3_jax.data.unreadable import UnreadableImages
+from owl3_jax.data.samples import load
+from owl3_jax.data.skipped import Skips, TooManySkippedError
 from owl3_jax.processing.batch import pack_batch
-from owl3_jax.processing.images import UnreadableImage
 from owl3_jax.processing.processor import Processor, Sample
 
 CONFIG = DataConfig(rows=3, tokens_per_row=211, images_per_row=11, prefetch=2, seed=5)
 SAMPLES = 41
+SOURCE = SourceConfig("memory")
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +45,9 @@ class Shard:
     """One host's iterator, closed at the end of the test."""
 
     def __init__(self, processor: Processor, records: list[dict], config: DataConfig = CONFIG, index: int = 0, count: int = 1):
-        self.unreadable = UnreadableImages()
+        self.skips = Skips()
         source = RecordSource(records, "memory/train")
-        self.iterator = iterate_batches(source, config, processor, index, count, self.unreadable)
+        self.iterator = iterate_batches({SOURCE: source}, config, processor, index, count, self.skips)
 
     def __enter__(self):
         return self
@@ -98,7 +99,7 @@ def test_batches_have_the_form_that_packing_by_hand_gives(processor, pack):
 
 def test_packed_samples_are_the_processed_records_each_once(processor):
     source = RecordSource(stored_records(), "memory/train")
-    processed = [process_record(source[i], processor, training=True) for i in range(SAMPLES)]
+    processed = [load(source[i], CONFIG, SOURCE, processor).sample for i in range(SAMPLES)]
     with Shard(processor, stored_records(), CONFIG) as shard:
         packed = [sample for batch in shard.take(11) for row in samples_of(batch) for sample in row]
     expected = {fingerprint(sample) for sample in processed}
@@ -161,50 +162,135 @@ def test_a_record_with_a_damaged_image_is_skipped_named_and_counted(processor, c
     records[2] = {"messages": json.dumps(messages), "images": [b"\x89PNG\r\n\x1a\n damaged"], "metadata": "{}"}
     with Shard(processor, records, config) as shard, caplog.at_level(logging.WARNING, logger="owl3_jax.data"):
         (batch,) = shard.take(1)  # an epoch, one record of which is skipped
-        assert shard.unreadable.count >= 1
+        assert shard.skips.count >= 1
+        assert set(shard.skips.by_reason()) == {("memory", "unreadable-image")}
     assert sorted(numbers_of(processor, batch)) == ["000", "001", "003", "004", "005"]
-    assert "skipped memory/train[2]: cannot read image 0 of memory/train[2]" in caplog.messages[0]
+    assert "skipped memory/train[2]: cannot read image 0: " in caplog.messages[0]
 
 
-def test_a_damaged_image_is_fatal_outside_training(processor):
-    record = {**stored_records()[0], "images": [b"damaged"]}
-    with pytest.raises(UnreadableImage, match=r"image 0 of memory/test\[0\]"):
-        process_record(RecordSource([record], "memory/test")[0], processor, training=False)
-
-
-@pytest.mark.filterwarnings("ignore")
 def test_a_data_set_that_is_unreadable_throughout_stops_instead_of_looping(processor, caplog):
     caplog.set_level(logging.CRITICAL)
-    records = [{**record, "images": [b"damaged"]} for record in stored_records()]
-    with Shard(processor, records) as shard, pytest.raises(ValueError, match=r"skipped 100\.00 %"):
+    records = [{**record, "images": [b"damaged"] * len(record["images"])} for record in stored_records()]
+    with (
+        Shard(processor, records) as shard,
+        pytest.raises(TooManySkippedError, match=r"11 of the first 11 samples of memory were skipped \(unreadable-image 11\)"),
+    ):
         shard.take(1)
 
 
 @pytest.mark.parametrize(
     ("field", "size", "complaint"),
     [
-        ("tokens_per_row", 19, r"memory/train\[\d+\] has \d+ tokens, 19 are left in its row; raise tokens_per_row"),
-        ("images_per_row", 1, r"memory/train\[\d+\] has \d images, 1 are left in its row; raise images_per_row"),
+        (
+            "tokens_per_row",
+            19,
+            r"memory/train\[\d+\]: it has \d+ tokens, a row 19 .*Raise that, or set",
+        ),
+        (
+            "images_per_row",
+            1,
+            r"memory/train\[\d+\]: it has \d images, a row 1 .*Raise that, or set",
+        ),
     ],
 )
 def test_a_record_too_large_for_a_row_is_named(processor, field, size, complaint):
     with (
         Shard(processor, stored_records(), dataclasses.replace(CONFIG, **{field: size})) as shard,
-        pytest.raises(ValueError, match=complaint),
+        pytest.raises(ConfigError, match=complaint),
     ):
         shard.take(3)
 
 
-def test_a_record_whose_images_do_not_match_its_text_is_an_error(processor):
-    record = stored_records()[0]
-    with (
-        Shard(processor, [{**record, "images": record["images"] * 2}]) as shard,
-        pytest.raises(
-            ValueError, match=r"memory/train\[0\]: the messages have \d <\|image\|> placeholders, but \d+ images were given"
-        ),
-    ):
-        shard.take(1)
+def test_a_record_whose_images_do_not_match_its_text_is_skipped_and_named(processor, caplog):
+    records = numbered_records(6)
+    messages = [{"role": "user", "content": "digit"}, {"role": "assistant", "content": "999"}]
+    records[4] = {"messages": json.dumps(messages), "images": [b"never opened"], "metadata": "{}"}
+    config = DataConfig(rows=5, tokens_per_row=199, images_per_row=1, pack=False, prefetch=1)
+    with Shard(processor, records, config) as shard, caplog.at_level(logging.WARNING, logger="owl3_jax.data"):
+        (batch,) = shard.take(1)
+    assert "999" not in numbers_of(processor, batch)
+    assert "skipped memory/train[4]: the messages have 0 <|image|> placeholders, but 1 images were given" in caplog.messages[0]
 
 
 def fingerprint(sample: Sample) -> tuple[bytes, ...]:
     return tuple(field.tobytes() for field in sample)
+
+
+def counting(count: int, prefix: str) -> list[dict]:
+    """Records whose answers are a letter of the vocabulary and a number."""
+    answers = [f"{prefix}{i:02d}" for i in range(count)]
+    messages = [[{"role": "user", "content": "digit"}, {"role": "assistant", "content": answer}] for answer in answers]
+    return [{"messages": json.dumps(message), "images": [], "metadata": "{}"} for message in messages]
+
+
+def mixed(processor: Processor, weights: tuple[float | None, float | None], batches: int, **config: object) -> list[str]:
+    """Answers in order, from 30 records of source A and 10 of source B."""
+    sources = {
+        SourceConfig("a", weight=weights[0]): RecordSource(counting(30, "A"), "a"),
+        SourceConfig("b", weight=weights[1], loss_weight=0.5): RecordSource(counting(10, "B"), "b"),
+    }
+    settings = DataConfig(rows=4, tokens_per_row=23, images_per_row=1, pack=False, prefetch=1, **config)
+    iterator = iterate_batches(sources, settings, processor, 0, 1, Skips())
+    found = []
+    for _ in range(batches):
+        batch = next(iterator)
+        found += numbers_of(processor, batch)
+        for row, loss in zip(batch.tokens, batch.loss_weights, strict=True):
+            letter = processor.tokenizer.decode(row[loss > 0])[0]
+            assert loss.max() == {"A": 1.0, "B": 0.5}[letter]
+    iterator.close()
+    return found
+
+
+@pytest.mark.parametrize("weights, share", [((None, None), 0.75), ((1.0, 3.0), 0.25), ((None, 1.0), 0.5)])
+def test_sources_are_mixed_by_weight_and_each_has_its_own_epochs(processor, weights, share):
+    found = mixed(processor, weights, batches=20)
+    assert sum(answer.startswith("A") for answer in found) == pytest.approx(share * 80, abs=2)
+    for letter, count in (("A", 30), ("B", 10)):
+        own = [answer for answer in found if answer.startswith(letter)]
+        for epoch in range(len(own) // count):
+            assert len(set(own[epoch * count : (epoch + 1) * count])) == count
+
+
+def test_worker_processes_give_the_same_batches(processor):
+    assert mixed(processor, (None, None), batches=5, workers=2) == mixed(processor, (None, None), batches=5)
+
+
+def long_records() -> list[dict]:
+    """One that fits a row of 40 tokens, one of three turns that does not, one whose first question does not."""
+    turn = lambda question, answer: [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    records = [
+        turn("digit", "111"),
+        [*turn("digit", "2 2 2"), *turn("digit", "3 3 3"), *turn("digit", "4 4 4")],
+        turn("digit " * 50, "5"),
+        turn("digit", "6 " * 50),
+    ]
+    return [{"messages": json.dumps(messages), "images": [], "metadata": "{}"} for messages in records]
+
+
+@pytest.mark.parametrize(
+    "too_long, answers",
+    [("skip", ["111"]), ("truncate", ["111", "222333", "6" * 25])],
+)
+def test_samples_that_do_not_fit_are_skipped_or_lose_their_last_turns(processor, too_long, answers):
+    config = DataConfig(rows=1, tokens_per_row=40, images_per_row=1, pack=False, prefetch=1, too_long=too_long, max_skipped=1.0)
+    with Shard(processor, long_records(), config) as shard:
+        batches = shard.take(6)
+        assert ("memory", "too-long") in shard.skips.by_reason()
+    found = {answer for batch in batches for answer in numbers_of(processor, batch)}
+    assert found == {*answers[:2], *(answer for answer in found if set(answer) == {"6"} and too_long == "truncate")}
+    assert all(len(answer) > 20 for answer in found if set(answer) == {"6"})
+
+
+def test_crops_are_for_a_share_of_a_source(processor):
+    record = stored_records()[0]
+    config = DataConfig(tokens_per_row=900, images_per_row=200)
+    views = {}
+    for crop in (None, 0.0, 0.5, 1.0):
+        source = SourceConfig("memory", crop=crop)
+        records = RecordSource([record] * 60, "memory")
+        views[crop] = [len(load(records[i], config, source, processor).sample.image_starts) for i in range(60)]
+        assert views[crop] == [len(load(records[i], config, source, processor).sample.image_starts) for i in range(60)]
+    few, many = len(record["images"]), views[1.0][0]
+    assert set(views[None]) == set(views[0.0]) == {few} and set(views[1.0]) == {many} and many > few
+    assert 15 < views[0.5].count(many) < 45

@@ -3,17 +3,18 @@
 import numpy as np
 import pytest
 
-from owl3_jax.config import ConfigError, DataConfig
+from owl3_jax.config import ConfigError, DataConfig, SourceConfig
 from owl3_jax.data.digits.tokenizer import make_tokenizer
 from owl3_jax.data.pipeline import make_train_iterator
-from owl3_jax.data.sources import open_records, prepare_dataset
+from owl3_jax.data.sources import open_source, prepare_sources
 from owl3_jax.processing.processor import Processor
 
-CONFIG = DataConfig(dataset="synthetic", rows=3, tokens_per_row=101, images_per_row=5, prefetch=1)
+SOURCE = SourceConfig("synthetic")
+CONFIG = DataConfig(sources=(SOURCE,), rows=3, tokens_per_row=101, images_per_row=5, prefetch=1)
 
 
 def test_rows_are_full_of_tokens_and_images_and_all_differ():
-    assert prepare_dataset(CONFIG) is None
+    assert prepare_sources(CONFIG) == []
     iterator = make_train_iterator(CONFIG, Processor(make_tokenizer(), 19))
     batches = [next(iterator) for _ in range(2)]
     iterator.close()
@@ -27,11 +28,11 @@ def test_rows_are_full_of_tokens_and_images_and_all_differ():
 
 
 def test_a_record_depends_on_its_index_alone():
-    first, again = (open_records(CONFIG, "train")[number] for number in (7, 7))
+    first, again = (open_source(SOURCE, CONFIG)[number] for number in (7, 7))
     assert first == again
     assert first.name == "synthetic/train[7]" and len(first.images) == 5
 
 
 def test_rows_too_short_for_text_are_refused():
     with pytest.raises(ConfigError, match=r"tokens_per_row 21 leaves no room .* at least 17 tokens .* each of the 5 images"):
-        open_records(DataConfig(dataset="synthetic", tokens_per_row=21, images_per_row=5), "train")
+        open_source(SOURCE, DataConfig(tokens_per_row=21, images_per_row=5))

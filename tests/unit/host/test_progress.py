@@ -16,7 +16,7 @@ VALUES = {
     "grad_norm": 0.5,
     "tokens_per_second": 12345.6,
     "images_per_second": 789.1,
-    "unreadable_images": 0.0,
+    "skipped_samples": 0.0,
 }
 LINE = "step 20/100  loss 2.3457  accuracy 0.250  learning rate 1.00e-03  12,346 tokens/s  789 images/s"
 
@@ -46,8 +46,8 @@ def test_plain_lines_where_there_is_no_terminal(capsys):
 
 def test_skipped_images_are_shown(capsys):
     with Progress(100, "step", done=20) as progress:
-        progress.note(format_values(VALUES | {"unreadable_images": 3.0}))
-    assert capsys.readouterr().out == f"{LINE}  3 unreadable images skipped\n"
+        progress.note(format_values(VALUES | {"skipped_samples": 3.0}))
+    assert capsys.readouterr().out == f"{LINE}  3 samples skipped\n"
 
 
 def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch):

@@ -79,7 +79,10 @@ def test_beams_and_turns_on_a_mesh():
     answers = []
     for runtime in (on_mesh("gated", MeshConfig(data=2, fsdp=2, context=2)), on_one_device("gated")):
         session = Session(runtime, processor())
-        turns = [session.ask("Which digit is red?", [*images(3)], sampling=Sampling(max_new_tokens=7)), session.ask("a", sampling=sampling)]
+        turns = [
+            session.ask("Which digit is red?", [*images(3)], sampling=Sampling(max_new_tokens=7)),
+            session.ask("a", sampling=sampling),
+        ]
         answers.append(turns)
     assert answers[0] == answers[1] and all(answers[0])
 

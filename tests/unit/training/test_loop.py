@@ -21,7 +21,7 @@ import pytest
 
 from owl3_jax.batch import Batch
 from owl3_jax.config import Config, ConfigError, DataConfig, TrainConfig, load_json_tree
-from owl3_jax.data.unreadable import UnreadableImages
+from owl3_jax.data.skipped import Skipped, Skips
 from owl3_jax.sharding import batch_sharding, replicated
 from owl3_jax.training import loop
 from owl3_jax.training.checkpoint import SavedRunError
@@ -47,7 +47,7 @@ def make_batch(index: int, *, broken: int | None = None, rows: int = ROWS, offse
 
 def make_iterator(
     *settings: object,
-    unreadable: UnreadableImages,
+    skips: Skips,
     shard_index: int = 0,
     shard_count: int = 1,
     broken: int | None = None,
@@ -95,7 +95,7 @@ SMALL_PARTS = {
     "abstract_state": abstract_state,
     "make_train_step": make_train_step,
     "nonfinite_tensors": lambda config, mesh: lambda state, batch: ["params/w", "grads/w"],
-    "prepare_dataset": lambda config: None,
+    "prepare_sources": lambda config: [],
     "make_train_iterator": make_iterator,
 }
 
@@ -270,14 +270,14 @@ def test_metrics_are_fetched_one_step_late_and_otherwise_only_for_reports(
     ]
 
 
-def test_skipped_images_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def skipping(*settings: object, unreadable: UnreadableImages, **shard: int) -> grain.DatasetIterator:
-        unreadable.skip("digits/train[3]", ValueError("cut off"))
-        return make_iterator(unreadable=unreadable, **shard)
+def test_skipped_samples_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def skipping(*settings: object, skips: Skips, **shard: int) -> grain.DatasetIterator:
+        skips.skip(Skipped("digits", "digits/train[3]", "unreadable-image", "cut off"), 0.1)
+        return make_iterator(skips=skips, **shard)
 
     monkeypatch.setattr(loop, "make_train_iterator", skipping)
     train(with_train(steps=5), tmp_path)
-    assert logged(tmp_path)[0]["unreadable_images"] == 1.0
+    assert logged(tmp_path)[0]["skipped_samples"] == 1.0
 
 
 ONE_OF_TWO_PROCESSES = """

@@ -1,0 +1,227 @@
+"""The same conversations from files of every format, by index."""
+
+import io
+import json
+import pickle
+import tarfile
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pytest
+from pyarrow import ipc, parquet
+
+from owl3_jax.config import ConfigError, DataConfig, SourceConfig
+from owl3_jax.data.readers.json_files import JsonFileError, JsonTrees
+from owl3_jax.data.readers.records import BadRecord, Record, Records
+from owl3_jax.data.sources import open_source
+from owl3_jax.processing.images import load_image
+from tests.unit.processing.test_images import encode, gradient
+
+COUNT = 7
+
+
+def picture(index: int) -> bytes:
+    return encode(gradient(3 + index, 5))
+
+
+def conversation(index: int) -> list[dict[str, str]]:
+    return [
+        {"role": "user", "content": f"<image>What is {index} in Köln?"},
+        {"role": "assistant", "content": f"No. {index} ☕"},
+    ]
+
+
+def tree(index: int) -> dict[str, object]:
+    return {"messages": conversation(index), "images": [f"{index}.png"]}
+
+
+def write_images(folder: Path) -> None:
+    for index in range(COUNT):
+        (folder / f"{index}.png").write_bytes(picture(index))
+
+
+def lines(path: Path) -> None:
+    text = [json.dumps(tree(index), ensure_ascii=index % 2 == 0) for index in range(COUNT)]
+    path.write_text("\ufeff" + "\n\n".join(text) + "\n", encoding="utf-8")
+
+
+def json_list(path: Path) -> None:
+    path.write_text(json.dumps([tree(index) for index in range(COUNT)], ensure_ascii=False, indent=1), encoding="utf-8")
+
+
+def rows() -> pa.Table:
+    stored = [{"bytes": picture(index), "path": None} for index in range(COUNT)]
+    return pa.table({"messages": [conversation(index) for index in range(COUNT)], "image": stored})
+
+
+def write_parquet(path: Path) -> None:
+    parquet.write_table(rows(), path, row_group_size=3)
+
+
+def write_arrow(path: Path) -> None:
+    with pa.OSFile(str(path), "wb") as file, ipc.new_stream(file, rows().schema) as writer:
+        writer.write_table(rows(), max_chunksize=2)
+
+
+def write_arrow_file(path: Path) -> None:
+    with pa.OSFile(str(path), "wb") as file, ipc.new_file(file, rows().schema) as writer:
+        writer.write_table(rows())
+
+
+def write_tar(path: Path) -> None:
+    with tarfile.open(path, "w") as archive:
+        for index in range(COUNT):
+            described = json.dumps({"messages": conversation(index)}).encode()
+            for name, content in ((f"a/{index:03}.png", picture(index)), (f"a/{index:03}.json", described)):
+                member = tarfile.TarInfo(name)
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+
+
+WRITERS = {
+    "data.jsonl": lines,
+    "data.json": json_list,
+    "data.parquet": write_parquet,
+    "data.arrow": write_arrow,
+    "file.arrow": write_arrow_file,
+    "data.tar": write_tar,
+}
+
+
+def open_path(path: object, **fields: object) -> Records:
+    return open_source(SourceConfig(str(path), **fields), DataConfig())
+
+
+def assert_is(record: Record, index: int) -> None:
+    assert record.messages == [
+        {"role": "user", "content": f"<|image|>What is {index} in Köln?"},
+        {"role": "assistant", "content": f"No. {index} ☕"},
+    ]
+    (image,) = record.images
+    assert load_image(image, "it").size == (3 + index, 5)
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_records_are_read_in_any_order_and_by_other_processes(name, tmp_path):
+    write_images(tmp_path)
+    WRITERS[name](tmp_path / name)
+    records = open_path(tmp_path / name)
+    assert len(records) == COUNT
+    for each in (records, pickle.loads(pickle.dumps(records))):
+        for index in np.random.default_rng(0).permutation(COUNT).tolist():
+            assert_is(each[index], index)
+    assert records[3].name == f"{tmp_path / name}[3]"
+
+
+@pytest.mark.parametrize("name", ["data.jsonl", "data.parquet", "data.arrow", "data.tar"])
+def test_files_elsewhere_are_read_through_fsspec(name, tmp_path):
+    WRITERS[name](tmp_path / name)
+    memory = fsspec.filesystem("memory")
+    memory.pipe(f"/bucket/{name}", (tmp_path / name).read_bytes())
+    for index in range(COUNT):
+        memory.pipe(f"/bucket/{index}.png", picture(index))
+    records = open_path(f"memory://bucket/{name}")
+    for index in (5, 0):
+        assert_is(records[index], index)
+
+
+def test_media_root_goes_before_relative_paths(tmp_path):
+    (tmp_path / "photos").mkdir()
+    write_images(tmp_path / "photos")
+    lines(tmp_path / "data.jsonl")
+    assert_is(open_path(tmp_path / "data.jsonl", media_root=str(tmp_path / "photos"))[2], 2)
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet", "tar"])
+def test_a_pattern_is_all_files_that_match(suffix, tmp_path):
+    write_images(tmp_path)
+    for part in "ba":
+        WRITERS[f"data.{suffix}"](tmp_path / f"part-{part}.{suffix}")
+    records = open_path(f"{tmp_path}/part-*.{suffix}")
+    assert len(records) == 2 * COUNT
+    assert_is(records[COUNT + 2], 2)
+
+
+def test_a_folder_of_tables_has_splits(tmp_path):
+    (tmp_path / "data").mkdir()
+    write_parquet(tmp_path / "data" / "train-00000-of-00002.parquet")
+    write_parquet(tmp_path / "data" / "train-00001-of-00002.parquet")
+    write_parquet(tmp_path / "data" / "test-00000-of-00001.parquet")
+    assert len(open_path(tmp_path)) == 2 * COUNT and len(open_path(tmp_path, split="test")) == COUNT
+
+
+def test_a_tar_of_pictures_with_captions(tmp_path):
+    with tarfile.open(tmp_path / "captions.tar", "w") as archive:
+        for name, content in (("x.jpg", encode(gradient(4, 5), "jpeg")), ("x.txt", b"a gradient\n"), ("y.png", picture(1))):
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    records = open_path(tmp_path / "captions.tar")
+    assert records[0].messages == [{"role": "user", "content": "<|image|>"}, {"role": "assistant", "content": "a gradient"}]
+    with pytest.raises(BadRecord, match=r"neither \.json nor \.txt"):
+        records[1]
+
+
+@pytest.mark.parametrize("listing", ["metadata.jsonl", "metadata.csv", None])
+def test_a_folder_of_media_with_captions(listing, tmp_path):
+    write_images(tmp_path)
+    (tmp_path / "clip.mp4").write_bytes(b"not opened here")
+    captions = {**{f"{index}.png": f"picture, {index}" for index in range(COUNT)}, "clip.mp4": "a film"}
+    if listing == "metadata.jsonl":
+        (tmp_path / listing).write_text("".join(json.dumps({"file_name": n, "text": t}) + "\n" for n, t in captions.items()))
+    elif listing:
+        (tmp_path / listing).write_text("file_name,text\n" + "".join(f'{n},"{t}"\n' for n, t in captions.items()))
+    else:
+        for name, text in captions.items():
+            (tmp_path / name).with_suffix(".txt").write_text(text)
+    records = open_path(tmp_path)
+    assert len(records) == COUNT + 1
+    for index in range(COUNT):
+        assert records[index].messages[-1]["content"] == f"picture, {index}"
+        assert records[index].images == [str(tmp_path / f"{index}.png")]
+    film = records[COUNT]
+    assert film.messages[0]["content"] == "<|video|>" and film.videos == [str(tmp_path / "clip.mp4")]
+
+
+def test_damage_in_one_record_leaves_the_others(tmp_path):
+    write_images(tmp_path)
+    lines(tmp_path / "data.jsonl")
+    stored = (tmp_path / "data.jsonl").read_bytes().split(b"\n")
+    stored[4] = stored[4][:-9]
+    (tmp_path / "data.jsonl").write_bytes(b"\n".join(stored))
+    records = open_path(tmp_path / "data.jsonl")
+    with pytest.raises(BadRecord, match="not valid JSON"):
+        records[2]
+    assert_is(records[3], 3)
+
+
+def test_a_list_that_is_cut_off_is_named(tmp_path):
+    json_list(tmp_path / "data.json")
+    (tmp_path / "data.json").write_bytes((tmp_path / "data.json").read_bytes()[:-20])
+    with pytest.raises(JsonFileError, match=r"data\.json is not a valid JSON list"):
+        JsonTrees(str(tmp_path / "data.json"))
+
+
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("nowhere.jsonl", None, r"there is no file or folder '.*nowhere\.jsonl', and no data set of that name"),
+        ("notes.docx", b"x", r"notes\.docx is in no format that is read: \*\.json"),
+        ("empty.jsonl", b"\n\n", r"empty\.jsonl holds no records"),
+        ("bad.parquet", b"PAR1 no", r"cannot read the table .*bad\.parquet"),
+        ("bad.tar", b"no tar" * 99, r"cannot read the archive .*bad\.tar"),
+        ("list.json", b"[1, 2", r"list\.json is not a valid JSON list"),
+    ],
+)
+def test_sources_that_cannot_be_read_are_named(name, content, message, tmp_path):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(ConfigError, match=r"data\.sources: .*" + message):
+        open_path(tmp_path / name)
+
+
+def test_an_empty_folder_is_named(tmp_path):
+    with pytest.raises(ConfigError, match="is in no format that is read"):
+        open_path(tmp_path)
