@@ -317,6 +317,46 @@ class DataConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class StartConfig:
+    """What a fresh run starts from: a checkpoint; a SigLIP and a Qwen2 (the paper's stage 1); none of them: random values."""
+
+    checkpoint: str | None = None  # a Hugging Face directory, a converted one, or a run's workdir
+    vision: str | None = None  # a SigLIP directory, together with `language`
+    language: str | None = None  # a Qwen2 directory: its own key and value projections begin `v_kv_proj`
+    inherit: bool = False  # take model and processor from `checkpoint`; otherwise the model has to be the config's
+
+    def __post_init__(self) -> None:
+        _require(
+            (self.vision is None) == (self.language is None), "start.vision and start.language are given together or not at all"
+        )
+        _require(self.checkpoint is None or self.vision is None, "start.checkpoint and start.vision exclude each other")
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters (LoRA, arXiv 2106.09685) of matrices, which are frozen themselves."""
+
+    rank: int = 0  # 0: no adapters
+    alpha: float = 16.0  # an adapter counts alpha / rank times
+    target: tuple[str, ...] = ("language_model/layers/.*_proj",)  # regexes of matrices' paths; a part's name is all of its
+    dropout: float = 0.0  # share of an adapter's inputs that are zero in training; not of `v_kv_proj` and the gates'
+    rslora: bool = False  # alpha / sqrt(rank) instead (rsLoRA, arXiv 2312.03732)
+
+    def __post_init__(self) -> None:
+        _require(self.rank >= 0, f"lora.rank must not be negative, got {self.rank}")
+        _require(self.alpha > 0, f"lora.alpha must be positive, got {self.alpha}")
+        _require(0 <= self.dropout < 1, f"lora.dropout must be in [0, 1), got {self.dropout}")
+        _require(len(self.target) > 0, "lora.target is empty: name the matrices that get adapters")
+        for pattern in self.target:
+            _require(_is_regex(pattern), f"lora.target: {pattern!r} is not a regular expression")
+
+    @property
+    def scale(self) -> float:
+        """What an adapter's product is multiplied by; 0 without adapters."""
+        return self.alpha / (self.rank**0.5 if self.rslora else self.rank) if self.rank else 0.0
+
+
+@dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
     """AdamW with linear warm-up and cosine decay."""
 
@@ -341,8 +381,9 @@ class TrainConfig:
 
     steps: int = 1000
     seed: int = 0  # random seed of parameters and augmentation
-    trained: tuple[str, ...] = (".*",)  # regexes of parameter paths, each of the whole path; all others are frozen
-    frozen_dtype: DType = "bfloat16"  # dtype of frozen parameters
+    trained: tuple[str, ...] = ()  # parts (vision, projector, hyper, language) or regexes of whole paths; all others are
+    # frozen. None named: all parameters; with LoRA, the adapters alone
+    frozen_dtype: DType | None = "bfloat16"  # dtype of frozen parameters; None: as in the checkpoint that the run starts from
     microbatches: int = 1  # parts of a batch that are computed one after the other
     loss_chunk: int = 512  # most text positions of a row whose logits are in memory at the same time
     shift_pixels: int = 0  # augmentation: each image moves by at most this many pixels
@@ -353,7 +394,6 @@ class TrainConfig:
     def __post_init__(self) -> None:
         _require_positive(self, "steps", "log_every", "checkpoint_every", "checkpoints_to_keep")
         _require_positive(self, "microbatches", "loss_chunk")
-        _require(len(self.trained) > 0, 'train.trained is empty: nothing would be trained; (".*",) trains everything')
         for pattern in self.trained:
             _require(_is_regex(pattern), f"train.trained: {pattern!r} is not a regular expression")
         _require(self.shift_pixels >= 0, f"train.shift_pixels must not be negative, got {self.shift_pixels}")
@@ -393,6 +433,8 @@ class Config:
     mesh: MeshConfig = MeshConfig()
     processor: ProcessorConfig = ProcessorConfig()
     data: DataConfig = DataConfig()
+    start: StartConfig = StartConfig()
+    lora: LoraConfig = LoraConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()

@@ -57,6 +57,7 @@ RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
     ("head_dim", None),
     ("gate_out", None),
     ("key_value", None),
+    ("lora_rank", None),
     ("norm", None),
     ("patch_row", None),
     ("patch_column", None),

@@ -12,7 +12,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 import numpy as np
 import orbax.checkpoint as ocp
@@ -29,17 +29,38 @@ from owl3_jax.formats.errors import CheckpointError
 Advance = Callable[[int, int], object]  # called with the bytes just processed and the total
 
 _DATABASE = "manifest.ocdbt"  # present where orbax keeps all arrays in one database, as training does
+_ADAPTER = ("lora_a", "lora_b", "lora_scale")  # arrays beside a kernel that LoRA adapts (`owl3_jax.training.lora`)
 _BLOCK_BYTES = 32 * 2**20  # written at a time; also the least that a host can read of a parameter
+
+
+class StoredAdapter(NamedTuple):
+    """LoRA's part of a kernel [S, *in, *out] (S layers, where it is stacked), as training stores it."""
+
+    a: tensorstore.TensorStore  # [S, *in, r]
+    b: tensorstore.TensorStore  # [S, r, *out]
+    scale: tensorstore.TensorStore  # [S]
+
+    def read(self, index: Index) -> Shaped[np.ndarray, "..."]:
+        """What it adds to the part of the kernel that `index` chooses, in float32."""
+        stacked = len(self.scale.shape)
+        split = len(self.a.shape) - 1
+        a = self.a[index[:split]].read().result().astype(np.float32)
+        b = self.b[(*index[:stacked], slice(None), *index[split:])].read().result().astype(np.float32)
+        scale = self.scale[index[:stacked] or ...].read().result().astype(np.float32)
+        layers, rank = a.shape[:stacked], a.shape[-1]
+        product = a.reshape(*layers, -1, rank) @ b.reshape(*layers, rank, -1)
+        return (scale[..., None, None] * product).reshape(*a.shape[:-1], *b.shape[stacked + 1 :])
 
 
 @dataclasses.dataclass(frozen=True)
 class StoredParameter:
-    """One parameter of an orbax checkpoint; nothing of it is in memory before `read`."""
+    """One parameter of an orbax checkpoint, its adapter merged; nothing of it is in memory before `read`."""
 
     checkpoint: Path  # where it is
     path: str  # "/" between levels
     dtype: np.dtype  # of what `read` returns
     store: tensorstore.TensorStore
+    adapter: StoredAdapter | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -53,6 +74,9 @@ class StoredParameter:
         """
         try:
             values = self.store[index or ...].read().result()
+            if self.adapter:
+                whole = (slice(None),) * len(self.shape)
+                values = values.astype(np.float32) + self.adapter.read(index or whole)
         except ValueError as error:  # TensorStore's, for whatever it finds
             raise CheckpointError(self.checkpoint, [f"{self.path}: {error}"]) from error
         return values.astype(self.dtype, copy=False)
@@ -67,13 +91,14 @@ def open_params(path: Path, config: ModelConfig, dtype: np.dtype | None = None) 
     """
     shapes = {entry.path: shape for entry, shape in parameter_shapes(config).items()}
     tables = {entry.path for entry in parameter_shapes(config) if entry.official in VOCABULARY}
-    there = _find_arrays(path)
+    everything = _find_arrays(path)
+    there = {name: place for name, place in everything.items() if "/lora_" not in name}
     problems = [f"{name}: missing" for name in shapes.keys() - there.keys()]
     problems += [f"{name}: not a parameter of this model" for name in there.keys() - shapes.keys()]
     found = {}
     for name in sorted(shapes.keys() & there.keys()):
         try:
-            store = tensorstore.open({"driver": "zarr", "fill_missing_data_reads": False}, kvstore=there[name]).result()
+            store, adapter = _open_array(there[name]), _open_adapter(name, everything)
         except ValueError as error:  # TensorStore's, for whatever it finds
             problems.append(f"{name}: {error}")
             continue
@@ -81,10 +106,22 @@ def open_params(path: Path, config: ModelConfig, dtype: np.dtype | None = None) 
             store = store[: shapes[name][0]]  # followed by padding for sharding (`ComputeConfig.vocab_multiple`)
         if tuple(store.shape) != shapes[name]:
             problems.append(f"{name}: shape {list(store.shape)}, expected {list(shapes[name])}")
-        found[name] = StoredParameter(path, name, dtype or store.dtype.numpy_dtype, store)
+        found[name] = StoredParameter(path, name, dtype or store.dtype.numpy_dtype, store, adapter)
     if problems:
         raise CheckpointError(path, sorted(problems))
     return found
+
+
+def _open_array(place: tensorstore.KvStore) -> tensorstore.TensorStore:
+    return tensorstore.open({"driver": "zarr", "fill_missing_data_reads": False}, kvstore=place).result()
+
+
+def _open_adapter(kernel: str, arrays: Mapping[str, tensorstore.KvStore]) -> StoredAdapter | None:
+    """The adapter that is stored beside a kernel, if there is one."""
+    names = [f"{kernel.removesuffix('/kernel')}/{name}" for name in _ADAPTER]
+    if not kernel.endswith("/kernel") or not all(name in arrays for name in names):
+        return None
+    return StoredAdapter(*(_open_array(arrays[name]) for name in names))
 
 
 def _find_arrays(path: Path) -> dict[str, tensorstore.KvStore]:

@@ -16,9 +16,10 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Key, Shaped
 
 from owl3_jax.config import ComputeConfig, DType, JsonTree, ModelConfig
-from owl3_jax.convert.load import read_parameters
+from owl3_jax.convert.load import Convert, read_parameters
 from owl3_jax.convert.official import assemble
 from owl3_jax.convert.table import EMBEDDING, TIED_HEAD, entries_for, parameter_to_official
+from owl3_jax.formats.checkpoint import check_path
 from owl3_jax.formats.config_json import CONFIG
 from owl3_jax.formats.errors import CheckpointError
 from owl3_jax.formats.weight_files import Tensor, find_tensors
@@ -39,6 +40,7 @@ def load_parts(
     key: Key[Array, ""],
     dtype: DType | None = None,
     vocab_multiple: int = 1,
+    convert: Convert | None = None,
 ) -> Params:
     """Parameters from a SigLIP directory and a Qwen2 directory, both of Hugging Face's layout.
 
@@ -49,13 +51,15 @@ def load_parts(
         vision: e.g. siglip-so400m-patch14-384; its text model is ignored.
         language: e.g. Qwen2-7B.
         config: of the model that they become.
-        mesh, vocab_multiple: as for `load_params`.
+        mesh, vocab_multiple, convert: as for `load_params`.
         key: of the fresh values.
         dtype: what to cast to while reading; the files' own by default.
 
     Raises:
         CheckpointError: the parts do not fit the config; it lists everything that is wrong.
     """
+    for directory in (language, vision):
+        check_path(directory)
     problems = _differences(language, dataclasses.asdict(config))
     problems += _differences(vision, dataclasses.asdict(config.vision), section="vision_config")
     if problems:
@@ -64,7 +68,7 @@ def load_parts(
     tensors |= _language_tensors(language, config)
     tensors |= _fresh_tensors(config, key)
     checkpoint = assemble(language, tensors, config, np.dtype(dtype) if dtype else None)
-    return read_parameters(checkpoint.parameters, config, mesh, vocab_multiple)
+    return read_parameters(checkpoint.parameters, config, mesh, vocab_multiple, convert)
 
 
 def _differences(directory: Path, expected: JsonTree, section: str = "") -> list[str]:

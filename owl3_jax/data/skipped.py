@@ -70,6 +70,5 @@ class Skips:
             counted = ", ".join(f"{kind} {count}" for kind, count in sorted(reasons.items()))
             raise TooManySkippedError(
                 f"{sum(reasons.values())} of the first {seen} samples of {skipped.source} were skipped ({counted}), more than "
-                f"data.max_skipped {largest_share:g}; the last was {skipped.record}: {skipped.detail}. "
-                f"owl3 data check {skipped.source} lists all"
+                f"data.max_skipped {largest_share:g}; the last was {skipped.record}: {skipped.detail}"
             )

@@ -3,7 +3,7 @@
     *.jsonl, *.json            ms-swift, LLaVA, ShareGPT, OpenAI (`readers.conversations`)
     *.parquet, *.arrow         the same as tables; a folder of them, as Hugging Face `datasets` has it
     *.tar                      WebDataset
-    folder of TFDS             ArrayRecord files, which `owl3 data prepare` writes
+    folder of TFDS             its ArrayRecord files, with the features of `readers.stored`
     folder of media            images or videos with captions
 
 A pattern (`part-*.tar`) is all files that match. Everything can be where fsspec reads: gs://, s3://, ...

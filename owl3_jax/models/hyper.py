@@ -87,13 +87,13 @@ class HyperLayers(nn.Module):
         """
         project = functools.partial(_keys_values, config=self.config, compute=self.compute)
         layer = jax.checkpoint(lambda weights: project(image_features, image_positions, *weights))  # keeps no normed copy
-        weights = (self.v_kv_proj.kernel, self.v_kv_proj.kernel_scale, self.v_kv_proj.bias)
+        weights = (self.v_kv_proj.adapted_kernel(), self.v_kv_proj.kernel_scale, self.v_kv_proj.bias)
         return ImageCache(*jax.lax.map(layer, (norm_scales, *weights)))
 
     def gate_weights(self) -> tuple[Array, ...]:
         """`Fusion.gate`."""
         if self.config.form == "gated":
-            return self.gate_proj.kernel, self.gate_proj.bias
+            return self.gate_proj.adapted_kernel(), self.gate_proj.bias
         return (self.gate,) if self.config.form == "static" else ()
 
 

@@ -101,9 +101,10 @@ def _spread_images(batch: Batch) -> Batch:
     return batch._replace(**{name: pad_to_multiple(getattr(batch, name), 1, devices_along("image")) for name in fields})
 
 
-def apply(model: Owl3, params: Params, method: str, *arguments: Any) -> Any:  # Any: flax types all methods alike
-    """What a method of the model returns with these parameters."""
-    return model.apply({"params": params}, *arguments, method=method)
+# Any: flax types all methods alike
+def apply(model: Owl3, params: Params, method: str, *arguments: Any, dropout: Key[Array, ""] | None = None) -> Any:
+    """What a method of the model returns with these parameters; `dropout` is the key that drops inputs of LoRA's adapters."""
+    return model.apply({"params": params}, *arguments, method=method, rngs=None if dropout is None else {"dropout": dropout})
 
 
 def text_of(batch: Batch) -> Text:

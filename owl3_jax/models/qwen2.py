@@ -339,7 +339,7 @@ def _scanned(layer: type[nn.Module], layers: int) -> type[nn.Module]:
     return nn.scan(
         layer,
         variable_axes={"params": 0},
-        split_rngs={"params": True},
+        split_rngs={"params": True, "dropout": True},
         in_axes=(0, 0, 0, nn.broadcast),
         length=layers,
         metadata_params={nn.PARTITION_NAME: "layers"},

@@ -114,7 +114,7 @@ class Siglip(nn.Module):
         encoder = nn.scan(
             rematerialized(EncoderBlock, self.compute.remat),
             variable_axes={"params": 0},
-            split_rngs={"params": True},
+            split_rngs={"params": True, "dropout": True},
             length=self.config.num_used_layers,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )

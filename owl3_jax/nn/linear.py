@@ -3,12 +3,13 @@
 `owl3_jax.sharding` alone knows which mesh axes the names become.
 """
 
-from typing import cast
+from typing import NamedTuple, cast
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from flax.linen import initializers
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from owl3_jax.config import ComputeConfig
 from owl3_jax.nn.quantized import rescale
@@ -36,12 +37,27 @@ def declare_scale(
     return cast(Array, module.param(f"{weight}_scale", init, shape, jnp.float32))
 
 
+class Adapter(NamedTuple):
+    """What LoRA adds to a kernel: `scale` times the product of `a` and `b`. `owl3_jax.training.lora` makes them."""
+
+    a: Float[Array, "*in r"]
+    b: Float[Array, "r *out"]
+    scale: Float[Array, "*stack"]
+    dropout: Float[Array, "*stack"] | None
+
+
+LORA = ("lora_a", "lora_b", "lora_scale", "lora_dropout")  # beside a kernel that has an adapter; the last one if it is wanted
+_RANK = "z"  # letter of the rank in equations
+
+
 class Linear(nn.Module):
     """A linear map written as an einsum of input and kernel, e.g. `"bte,ehd->bthd"`.
 
     Dims of the kernel that the output lacks are summed over; a bias has those that the output keeps. A
     letter shared by all three is a stack of independent maps. Dims shared by kernel and output come in the
     same order in both. Kernels start with variance 1 / fan-in.
+
+    Parameters may hold an `Adapter` of the kernel; `init` makes none.
     """
 
     equation: str
@@ -67,8 +83,45 @@ class Linear(nn.Module):
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         dtype = self.compute.dtype
         y = jnp.einsum(self.equation, x.astype(dtype), self.kernel.astype(dtype))
-        letters, output = self.equation.split(",")[1].split("->")
+        inputs, letters, output = self.equation.replace("->", ",").split(",")
+        adapter = self._adapter()
+        if adapter is not None:
+            a, b = self._adapter_letters()
+            low = "".join(letter for letter in inputs if letter not in letters or letter in output) + _RANK
+            reduced = jnp.einsum(f"{inputs},{a}->{low}", self._drop(x, adapter).astype(dtype), adapter.a.astype(dtype))
+            y += adapter.scale.astype(dtype) * jnp.einsum(f"{low},{b}->{output}", reduced, adapter.b.astype(dtype))
         missing = [axis for axis, letter in enumerate(output) if letter not in letters]
         if self.kernel_scale is not None:
             y = rescale(y, jnp.expand_dims(self.kernel_scale, missing))
         return y + jnp.expand_dims(self.bias, missing).astype(dtype) if self.use_bias else y
+
+    def adapted_kernel(self) -> Shaped[Array, "..."]:
+        """The kernel with its adapter, if it has one, for callers that multiply themselves."""
+        adapter = self._adapter()
+        if adapter is None:
+            return self.kernel
+        a, b = self._adapter_letters()
+        letters = self.equation.replace("->", ",").split(",")[1]
+        product = jnp.einsum(f"{a},{b}->{letters}", adapter.a, adapter.b)
+        scale = adapter.scale.reshape(adapter.scale.shape + (1,) * (product.ndim - adapter.scale.ndim))
+        return (self.kernel + scale * product).astype(self.compute.dtype)
+
+    def _adapter(self) -> Adapter | None:
+        if not self.has_variable("params", LORA[0]):
+            return None
+        return Adapter(*(self.get_variable("params", name) for name in LORA))
+
+    def _adapter_letters(self) -> tuple[str, str]:
+        """Letters of `a` and `b` in equations."""
+        inputs, letters, output = self.equation.replace("->", ",").split(",")
+        stacked = "".join(letter for letter in letters if letter in inputs and letter in output)
+        summed = "".join(letter for letter in letters if letter not in output)
+        kept = "".join(letter for letter in letters if letter not in stacked + summed)
+        return stacked + summed + _RANK, stacked + _RANK + kept
+
+    def _drop(self, x: Float[Array, "..."], adapter: Adapter) -> Float[Array, "..."]:
+        """The input with some of it set to zero, and the rest larger by as much, in training."""
+        if adapter.dropout is None or not self.has_rng("dropout"):
+            return x
+        kept = jax.random.uniform(self.make_rng("dropout"), x.shape) >= adapter.dropout
+        return jnp.where(kept, x / (1 - adapter.dropout), 0.0)

@@ -18,6 +18,11 @@ SLOW = (VOCABULARY, MERGES, CONFIG) = ("vocab.json", "merges.txt", "tokenizer_co
 _PIECE = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 
+def has_tokenizer(directory: Path) -> bool:
+    """Whether a directory has the files of a tokenizer."""
+    return (directory / FAST).exists() or all((directory / name).exists() for name in SLOW)
+
+
 def read_tokenizer(directory: Path) -> ChatTokenizer:
     """The tokenizer of a directory: tokenizer.json if it is there, else vocab.json, merges.txt and tokenizer_config.json.
 

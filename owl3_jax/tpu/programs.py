@@ -23,6 +23,7 @@ from owl3_jax.models.qwen2 import Images, Text, TextCache
 from owl3_jax.params import Params
 from owl3_jax.sharding import batch_sharding, devices_along, param_shardings
 from owl3_jax.tpu.images import Rows
+from owl3_jax.training.frozen import trained_patterns
 from owl3_jax.training.step import abstract_state, example_batch, make_train_step
 
 Name = Literal["train", "encode", "store", "prefill", "decode"]
@@ -74,7 +75,7 @@ def train(config: Config, mesh: Mesh) -> Program:
     work = Work.of_rows(config.model, data.rows, data.tokens_per_row, data.images_per_row)
     held = {"parameters": state.params, "optimizer": state.opt_state, "batch": batch}
     lower = lambda: make_train_step(config, mesh).lower(state, batch)
-    flops = functools.partial(train_flops, config.model, work, config.train.trained)
+    flops = functools.partial(train_flops, config.model, work, trained_patterns(config))
     remat, parts = config.compute.remat, config.train.microbatches
     shape = f"{data.rows} rows x ({data.tokens_per_row} tokens, {data.images_per_row} images)"
     what = f"a step of {shape}, remat {remat}, {parts} {'microbatch' if parts == 1 else 'microbatches'}"

@@ -14,7 +14,7 @@ from owl3_jax.batch import Batch
 from owl3_jax.config import Config
 from owl3_jax.models.owl3 import Owl3, apply
 from owl3_jax.params import Params
-from owl3_jax.training.frozen import join_params, split_params
+from owl3_jax.training.frozen import join_params, split_params, trained_paths
 from owl3_jax.training.loss import LossSums, next_token_sums, target_weights
 
 Metrics = dict[str, Array]
@@ -31,17 +31,18 @@ def make_loss_and_gradients(config: Config) -> Callable[..., tuple[Metrics, Para
     sums_of = _make_loss_sums(config)
 
     def loss_and_gradients(params: Params, batch: Batch, key: Key[Array, ""]) -> tuple[Metrics, Params]:
-        trained, frozen = split_params(params, settings.trained)
+        trained, frozen = split_params(params, trained_paths(config))
         if settings.shift_pixels:
             batch = batch._replace(pixels=shift_images(key, batch.pixels, settings.shift_pixels))
         targets = jnp.maximum(target_weights(batch).sum(), 1.0)
 
-        def loss(trained: Params, part: Batch) -> tuple[Array, LossSums]:
-            sums = sums_of(join_params(trained, frozen), part)
+        def loss(trained: Params, number: Int[Array, ""]) -> tuple[Array, LossSums]:
+            dropout = jax.random.fold_in(jax.random.fold_in(key, 1), number) if config.lora.dropout else None
+            sums = sums_of(join_params(trained, frozen), microbatch(batch, settings.microbatches, number), dropout)
             return sums.nll / targets, sums
 
         def add(total: Sums, number: Int[Array, ""]) -> tuple[Sums, None]:
-            (_, sums), grads = jax.value_and_grad(loss, has_aux=True)(trained, microbatch(batch, settings.microbatches, number))
+            (_, sums), grads = jax.value_and_grad(loss, has_aux=True)(trained, number)
             return jax.tree.map(lambda x, y: x + y.astype(x.dtype), total, (sums, grads)), None
 
         zero = jnp.zeros((), jnp.float32)
@@ -53,11 +54,11 @@ def make_loss_and_gradients(config: Config) -> Callable[..., tuple[Metrics, Para
     return loss_and_gradients
 
 
-def _make_loss_sums(config: Config) -> Callable[[Params, Batch], LossSums]:
+def _make_loss_sums(config: Config) -> Callable[[Params, Batch, Key[Array, ""] | None], LossSums]:
     model = Owl3(config.model, config.compute)
 
-    def loss_sums(params: Params, batch: Batch) -> LossSums:
-        x: Float[Array, "B T E"] = apply(model, params, "last_hidden_state", batch)
+    def loss_sums(params: Params, batch: Batch, dropout: Key[Array, ""] | None) -> LossSums:
+        x: Float[Array, "B T E"] = apply(model, params, "last_hidden_state", batch, dropout=dropout)
         sizes = {"vocab_size": config.model.vocab_size, "chunk": config.train.loss_chunk}
         return next_token_sums(x, head_table(params), batch, **sizes)
 

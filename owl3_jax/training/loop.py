@@ -24,19 +24,20 @@ from owl3_jax.data.sources import prepare_sources
 from owl3_jax.host.files import write_text
 from owl3_jax.host.progress import Progress
 from owl3_jax.host.signals import StopSignal
-from owl3_jax.models.owl3 import abstract_params
 from owl3_jax.processing.processor import Processor
 from owl3_jax.training import compiled_step
 from owl3_jax.training.checkpoint import Checkpoints
-from owl3_jax.training.frozen import split_params
+from owl3_jax.training.frozen import split_params, trained_paths
+from owl3_jax.training.lora import abstract_run_params
 from owl3_jax.training.metrics import MetricsFiles, Window, format_values
 from owl3_jax.training.processor import make_processor
+from owl3_jax.training.start import resolve_start, start_state, stored_dtypes
 from owl3_jax.training.step import (
     Metrics,
     TrainState,
+    abstract_like,
     abstract_state,
     example_batch,
-    init_state,
     make_train_step,
     nonfinite_tensors,
 )
@@ -75,13 +76,14 @@ def train(config: Config, workdir: Path, compiled: Path | None = None) -> TrainS
     """Trains the model of `config` in `workdir`, or resumes the run in it, and returns the last state.
 
     A run starts in this order:
-      1. The mesh is made.
+      1. The mesh is made; `start.checkpoint` says which model and processor it is, where the config takes them from there.
       2. The last complete checkpoint is looked for. If it is of another model or other data, the run ends here, before
          anything is written.
       3. The data set is built if it is missing, and the iterator over this process's rows is made.
       4. config.json, processor.json, tokenizer.json and sharding.txt are written.
       5. Parameters, optimizer, step, random key and the iterator's place come from the checkpoint, straight into their
-         shardings; without one they are made from `train.seed` and `data.seed`.
+         shardings; without one parameters come from `start.checkpoint`, or `start.vision` and `start.language`, and
+         without these from `train.seed`. In short: resume > start > fresh.
       6. metrics.jsonl and the TensorBoard events continue after that step; later entries are removed.
 
     `compiled` is a file of `owl3_jax.training.compiled_step`, which is executed in place of compiling the step.
@@ -95,7 +97,7 @@ def train(config: Config, workdir: Path, compiled: Path | None = None) -> TrainS
         ConfigError: the batch does not fit the mesh, or the vocabulary the tokenizer.
         NonFiniteError: a step broke; the checkpoints are all from before it.
     """
-    mesh = sharding.make_mesh(config.mesh)
+    mesh, config = sharding.make_mesh(config.mesh), resolve_start(config)
     with Checkpoints(workdir, config) as checkpoints, contextlib.ExitStack() as stack:
         checkpoints.check_same_run()
         processor, skips = make_processor(config), Skips()
@@ -104,7 +106,10 @@ def train(config: Config, workdir: Path, compiled: Path | None = None) -> TrainS
         if is_first:
             _write_run_files(config, workdir, processor, mesh)
         start = checkpoints.latest_step() or 0
-        state = checkpoints.restore(start, abstract_state(config, mesh), iterator) if start else init_state(config, mesh)
+        if start:
+            state = checkpoints.restore(start, abstract_state(config, mesh, stored_dtypes(workdir)), iterator)
+        else:
+            state = start_state(config, mesh)
         files = stack.enter_context(MetricsFiles(workdir, start)) if is_first else None
         progress = stack.enter_context(Progress(config.train.steps, "step", done=start, silent=not is_first))
         stop = stack.enter_context(StopSignal())
@@ -119,7 +124,7 @@ def train(config: Config, workdir: Path, compiled: Path | None = None) -> TrainS
 def _take_steps(run: _Run, state: TrainState, start: int) -> TrainState:
     """The steps after `start`; the host runs at most one step ahead of the device."""
     settings = run.config.train
-    train_step = _compile(run)
+    train_step = _compile(run, state)
     window, taken, step = Window(), None, start
     while step < settings.steps and not _must_stop(run, step):
         step += 1
@@ -139,14 +144,14 @@ def _take_steps(run: _Run, state: TrainState, start: int) -> TrainState:
     return state
 
 
-def _compile(run: _Run) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+def _compile(run: _Run, state: TrainState) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """The train step, compiled before the clock starts, with a line on the time and the memory that it takes."""
     began = time.monotonic()
     if run.compiled:
         step = compiled_step.load(run.compiled, run.config, run.mesh)
         run.progress.say(f"loaded {run.compiled} in {time.monotonic() - began:.1f} s")
         return step
-    lowered = make_train_step(run.config, run.mesh).lower(abstract_state(run.config, run.mesh), example_batch(run.config))
+    lowered = make_train_step(run.config, run.mesh).lower(abstract_like(state), example_batch(run.config))
     compiled = lowered.compile()
     memory = compiled.memory_analysis()
     megabytes = memory.peak_memory_in_bytes / 1e6 if memory else math.nan
@@ -205,9 +210,7 @@ def _make_iterator(config: Config, mesh: Mesh, processor: Processor, skips: Skip
 def _write_run_files(config: Config, workdir: Path, processor: Processor, mesh: Mesh) -> None:
     """What a reader of the workdir needs to know about the run."""
     write_text(workdir / "config.json", json.dumps(dataclasses.asdict(config), indent=2) + "\n")
-    write_text(
-        workdir / "sharding.txt", "\n".join([*sharding.describe(abstract_params(config.model, config.compute), mesh), ""])
-    )
+    write_text(workdir / "sharding.txt", "\n".join([*sharding.describe(abstract_run_params(config), mesh), ""]))
     processor.save(workdir)
 
 
@@ -215,7 +218,7 @@ def _say_what_runs(run: _Run, state: TrainState, start: int) -> None:
     device, steps = jax.devices()[0], run.config.train.steps
     axes = " x ".join(f"{name} {size}" for name, size in run.mesh.shape.items())
     count = lambda params: sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
-    frozen = count(split_params(state.params, run.config.train.trained)[1])
+    frozen = count(split_params(state.params, trained_paths(run.config))[1])
     kept = f", {frozen:,} of them frozen" if frozen else ""
     run.progress.say(f"{jax.device_count()} {device.platform} device(s) ({device.device_kind}), mesh {axes}")
     run.progress.say(f"{count(state.params):,} parameters{kept}, listed with their sharding in {run.workdir / 'sharding.txt'}")

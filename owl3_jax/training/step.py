@@ -2,9 +2,9 @@
 
 import dataclasses
 from collections.abc import Callable
+from types import MappingProxyType
 from typing import Any, Generic, ParamSpec, TypeVar
 
-import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,6 @@ from jaxtyping import Array, Bool, Key
 
 from owl3_jax.batch import AnyArray, Batch
 from owl3_jax.config import Config, ConfigError
-from owl3_jax.models.owl3 import abstract_params, initial_params
 from owl3_jax.params import Params
 from owl3_jax.sharding import (
     batch_sharding,
@@ -26,9 +25,12 @@ from owl3_jax.sharding import (
     rows_divisor,
     use_mesh,
 )
-from owl3_jax.training.frozen import join_params, lower_frozen, split_params
+from owl3_jax.training.frozen import DTypes, join_params, lower_frozen, split_params, trained_paths
 from owl3_jax.training.gradients import Metrics, make_loss_and_gradients
+from owl3_jax.training.lora import abstract_run_params, initial_run_params
 from owl3_jax.training.optimizer import learning_rate_schedule, make_optimizer
+
+NO_DTYPES: DTypes = MappingProxyType({})
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -72,18 +74,40 @@ def example_batch(config: Config) -> Batch:
     return Batch(text, text, text, pixels, image, image, jax.ShapeDtypeStruct(text.shape, jnp.float32))
 
 
-def abstract_state(config: Config, mesh: Mesh) -> TrainState:
-    """Shapes, dtypes and shardings of the whole state; nothing is allocated."""
-    shapes = jax.eval_shape(lambda key: _initial_state(config, key), jax.random.key(0))
+def abstract_state(config: Config, mesh: Mesh, dtypes: DTypes = NO_DTYPES) -> TrainState:
+    """Shapes, dtypes and shardings of the whole state; nothing is allocated.
+
+    `dtypes` are those of frozen parameters where `config.train.frozen_dtype` is None.
+    """
+    shapes = jax.eval_shape(lambda key: _initial_state(config, key, dtypes), jax.random.key(0))
     shardings = _state_shardings(config, mesh, shapes)
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+
+
+def abstract_like(state: TrainState) -> TrainState:
+    """Shapes, dtypes and shardings of a state that is there."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
 
 
 def init_state(config: Config, mesh: Mesh) -> TrainState:
     """A fresh state from config.train.seed, made in place on the mesh."""
     shardings = jax.tree.map(lambda x: x.sharding, abstract_state(config, mesh))
     with use_mesh(mesh):
-        return jax.jit(lambda key: _initial_state(config, key), out_shardings=shardings)(jax.random.key(config.train.seed))
+        init = jax.jit(lambda key: _initial_state(config, key, NO_DTYPES), out_shardings=shardings)
+        return init(jax.random.key(config.train.seed))
+
+
+def state_from(config: Config, mesh: Mesh, params: Params) -> TrainState:
+    """A fresh state with given parameters, which are on the mesh already; the optimizer's state is made there."""
+    dtypes = {path: x.dtype for path, x in flatten_dict(params, sep="/").items()}
+    shardings = jax.tree.map(lambda x: x.sharding, abstract_state(config, mesh, dtypes))
+    trained, _ = split_params(params, trained_paths(config))
+    optimizer = make_optimizer(config.optimizer, config.train.steps)
+    with use_mesh(mesh):
+        opt_state = jax.jit(optimizer.init, out_shardings=shardings.opt_state)(trained)
+    _, rng = jax.random.split(jax.random.key(config.train.seed))
+    step = jax.device_put(jnp.zeros((), jnp.int32), shardings.step)
+    return TrainState(step, params, opt_state, jax.device_put(rng, shardings.rng))
 
 
 def make_train_step(config: Config, mesh: Mesh) -> OnMesh[[TrainState, Batch], tuple[TrainState, Metrics]]:
@@ -101,7 +125,7 @@ def make_train_step(config: Config, mesh: Mesh) -> OnMesh[[TrainState, Batch], t
         metrics, grads = loss_and_gradients(state.params, batch, jax.random.fold_in(state.rng, state.step))
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
-        trained, frozen = split_params(state.params, config.train.trained)
+        trained, frozen = split_params(state.params, trained_paths(config))
         updates, opt_state = optimizer.update(grads, state.opt_state, trained)
         params = join_params(_new_if(finite, optax.apply_updates(trained, updates), trained), frozen)
         metrics |= {"grad_norm": norm, "learning_rate": schedule(state.step), "finite": finite}
@@ -145,18 +169,18 @@ def nonfinite_tensors(config: Config, mesh: Mesh) -> Callable[[TrainState, Batch
     return named
 
 
-def _initial_state(config: Config, key: Key[Array, ""]) -> TrainState:
+def _initial_state(config: Config, key: Key[Array, ""], dtypes: DTypes) -> TrainState:
     params_key, rng = jax.random.split(key)
-    params = lower_frozen(nn.unbox(initial_params(config.model, config.compute, params_key)), config.train)
-    trained, _ = split_params(params, config.train.trained)
+    params = lower_frozen(initial_run_params(config, params_key), config, dtypes)
+    trained, _ = split_params(params, trained_paths(config))
     opt_state = make_optimizer(config.optimizer, config.train.steps).init(trained)
     return TrainState(jnp.zeros((), jnp.int32), params, opt_state, rng)
 
 
 def _state_shardings(config: Config, mesh: Mesh, shapes: TrainState) -> TrainState:
-    params = param_shardings(abstract_params(config.model, config.compute), mesh)
+    params = param_shardings(abstract_run_params(config), mesh)
     like_params = optimizer_shardings(params, shapes.params, mesh) if config.mesh.shard_optimizer else params
-    trained, _ = split_params(like_params, config.train.trained)
+    trained, _ = split_params(like_params, trained_paths(config))
     optimizer = make_optimizer(config.optimizer, config.train.steps)
     whole = replicated(mesh)
     opt_state = optax.tree_utils.tree_map_params(

@@ -18,7 +18,7 @@ from owl3_jax.models.owl3 import abstract_params
 from owl3_jax.released import NAMED_SIZES
 from owl3_jax.sharding import make_mesh
 from owl3_jax.training.checkpoint import SavedRunError
-from owl3_jax.training.frozen import split_params
+from owl3_jax.training.frozen import split_params, trained_paths
 from owl3_jax.training.loop import train
 from owl3_jax.training.step import abstract_state
 
@@ -56,7 +56,7 @@ PROJECTOR_AND_HYPER_LAYERS = (1152 * 3584 + 3584) + 4 * (3584 * 1024 + 1024) + 6
 @pytest.mark.parametrize(("number", "language_model"), [(1, 0.0), (2, 7.614e9), (3, 7.614e9)])
 def test_what_a_stage_trains_of_7b(number, language_model):
     config = stage(number, "7b-240728")
-    trained, frozen = split_params(nn.unbox(abstract_params(config.model, config.compute)), config.train.trained)
+    trained, frozen = split_params(nn.unbox(abstract_params(config.model, config.compute)), trained_paths(config))
     assert count(trained) - PROJECTOR_AND_HYPER_LAYERS == pytest.approx(language_model, rel=1e-4)
     assert "vision_model" in frozen and "vision_model" not in trained
 
@@ -106,7 +106,7 @@ def tiny(name: str) -> Config:
 def test_stage_1_runs_and_leaves_a_checkpoint_like_any_other(tmp_path, capsys):
     config = tiny("stage1.py:1b-241014")
     state = train(config, tmp_path / "run")
-    frozen = count(split_params(state.params, config.train.trained)[1])
+    frozen = count(split_params(state.params, trained_paths(config))[1])
     printed = capsys.readouterr().out
     assert f"{frozen:,} of them frozen" in printed and "finished: step 2 of 2" in printed
 

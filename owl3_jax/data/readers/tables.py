@@ -1,7 +1,7 @@
 """Trees in tables: parquet and arrow files, one or a folder of them, as Hugging Face `datasets` writes them.
 
 Arrow files of this machine are mapped into memory. Of parquet, the row groups that were read last are kept: reading in random
-order decodes a row group for nearly every record, so that large parquet files are better converted (`owl3 data prepare`).
+order decodes a row group for nearly every record, so that arrow files are better for large data.
 """
 
 import functools

@@ -91,8 +91,9 @@ def abstract_state(config: Config, mesh: jax.sharding.Mesh) -> TrainState:
 
 
 SMALL_PARTS = {
-    "init_state": init_state,
-    "abstract_state": abstract_state,
+    "start_state": init_state,
+    "abstract_state": lambda config, mesh, dtypes: abstract_state(config, mesh),
+    "stored_dtypes": lambda workdir: {},
     "make_train_step": make_train_step,
     "nonfinite_tensors": lambda config, mesh: lambda state, batch: ["params/w", "grads/w"],
     "prepare_sources": lambda config: [],
