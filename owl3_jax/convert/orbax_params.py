@@ -25,11 +25,11 @@ from owl3_jax.config import ModelConfig
 from owl3_jax.convert.official import Index, Parameter, parameter_shapes
 from owl3_jax.convert.table import VOCABULARY
 from owl3_jax.formats.errors import CheckpointError
+from owl3_jax.nn.linear import LORA, is_adapter
 
 Advance = Callable[[int, int], object]  # called with the bytes just processed and the total
 
 _DATABASE = "manifest.ocdbt"  # present where orbax keeps all arrays in one database, as training does
-_ADAPTER = ("lora_a", "lora_b", "lora_scale")  # arrays beside a kernel that LoRA adapts (`owl3_jax.training.lora`)
 _BLOCK_BYTES = 32 * 2**20  # written at a time; also the least that a host can read of a parameter
 
 
@@ -92,7 +92,7 @@ def open_params(path: Path, config: ModelConfig, dtype: np.dtype | None = None) 
     shapes = {entry.path: shape for entry, shape in parameter_shapes(config).items()}
     tables = {entry.path for entry in parameter_shapes(config) if entry.official in VOCABULARY}
     everything = _find_arrays(path)
-    there = {name: place for name, place in everything.items() if "/lora_" not in name}
+    there = {name: place for name, place in everything.items() if not is_adapter(name)}
     problems = [f"{name}: missing" for name in shapes.keys() - there.keys()]
     problems += [f"{name}: not a parameter of this model" for name in there.keys() - shapes.keys()]
     found = {}
@@ -118,7 +118,7 @@ def _open_array(place: tensorstore.KvStore) -> tensorstore.TensorStore:
 
 def _open_adapter(kernel: str, arrays: Mapping[str, tensorstore.KvStore]) -> StoredAdapter | None:
     """The adapter that is stored beside a kernel, if there is one."""
-    names = [f"{kernel.removesuffix('/kernel')}/{name}" for name in _ADAPTER]
+    names = [f"{kernel.removesuffix('/kernel')}/{name}" for name in LORA[:3]]
     if not kernel.endswith("/kernel") or not all(name in arrays for name in names):
         return None
     return StoredAdapter(*(_open_array(arrays[name]) for name in names))

@@ -64,7 +64,7 @@ def iterate_batches(
     """`make_train_iterator` over given records."""
     rows = _rows_per_shard(config, shard_count)
     parts = [
-        grain.MapDataset.source(Guarded(given))
+        grain.MapDataset.source(Guarded(source.path, given))
         .seed(config.seed + number)
         .shuffle()[shard_index::shard_count]
         .repeat()

@@ -23,8 +23,9 @@ class Loaded(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Guarded:
-    """Records by index; what is not one is returned as the error, for `load` to name."""
+    """Records by index; instead of one that cannot be read, why."""
 
+    source: str
     records: Records
 
     def __len__(self) -> int:
@@ -34,7 +35,7 @@ class Guarded:
         try:
             return self.records[index]
         except BadRecord as error:
-            return Skipped("", f"record {index}", error.problems[0].kind, str(error))
+            return Skipped(self.source, f"record {index} of {self.source}", error.problems[0].kind, str(error))
 
 
 def for_source(processor: Processor, source: SourceConfig) -> Processor:
@@ -48,7 +49,7 @@ def for_source(processor: Processor, source: SourceConfig) -> Processor:
 def load(record: Record | Skipped, config: DataConfig, source: SourceConfig, processor: Processor) -> Loaded | Skipped:
     """The sample of a record, with its images decoded."""
     if isinstance(record, Skipped):
-        return record._replace(source=source.path, record=f"{record.record} of {source.path}")
+        return record
     try:
         prepared = prepare(record, config, source, processor)
         problems = size_problems(prepared, config)

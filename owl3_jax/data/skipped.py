@@ -47,10 +47,6 @@ class Skips:
         with self._lock:
             return dict(self._skipped)
 
-    def used(self, source: str) -> int:
-        """Samples of a source that went into batches."""
-        return self._used[source]
-
     def use(self, source: str) -> None:
         """Counts a sample that goes into a batch."""
         with self._lock:

@@ -10,33 +10,32 @@ A pattern (`part-*.tar`) is all files that match. Everything can be where fsspec
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePath
-from typing import Literal, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import tensorflow_datasets as tfds
 
 from owl3_jax.config import ConfigError, DataConfig, SourceConfig
 from owl3_jax.data.digits.builder import Digits
+from owl3_jax.data.readers.captions import is_medium, suffix_of
 from owl3_jax.data.readers.conversations import ConversationRecords
 from owl3_jax.data.readers.json_files import JsonFileError, JsonTrees
 from owl3_jax.data.readers.media_folder import LISTS, MediaFolderTrees
 from owl3_jax.data.readers.records import Records, Trees
 from owl3_jax.data.readers.stored import RecordSource, StoredRecords
 from owl3_jax.data.readers.tables import TableError, TableTrees
-from owl3_jax.data.readers.webdataset import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, TarError, TarTrees
+from owl3_jax.data.readers.webdataset import TarError, TarTrees
 from owl3_jax.data.synthetic import SyntheticRecords
 from owl3_jax.host import storage
 
-Format = Literal["json", "table", "webdataset", "tfds", "media"]
-
-_FORMATS: dict[str, Format] = {
-    ".json": "json",
-    ".jsonl": "json",
-    ".ndjson": "json",
-    ".parquet": "table",
-    ".arrow": "table",
-    ".tar": "webdataset",
+_FORMATS: dict[str, Callable[[Sequence[str]], Trees]] = {
+    ".json": JsonTrees,
+    ".jsonl": JsonTrees,
+    ".ndjson": JsonTrees,
+    ".parquet": TableTrees,
+    ".arrow": TableTrees,
+    ".tar": TarTrees,
 }
 _TFDS_FILES = ("dataset_info.json", "features.json")
 _SPLITS = ("train", "validation", "val", "test", "dev")
@@ -119,7 +118,7 @@ def open_source(source: SourceConfig, config: DataConfig) -> Records:
     except (storage.StorageError, JsonFileError, TableError, TarError) as error:
         raise ConfigError(f"data.sources: {error}") from error
     if not len(records):
-        raise ConfigError(f"data.sources: {source.path} holds no records{_of_split(source)}")
+        raise ConfigError(f"data.sources: {source.path} holds no records of the split {source.split!r}")
     return records
 
 
@@ -127,10 +126,11 @@ def _open_files(source: SourceConfig) -> Records:
     locations = _locations(source.path)
     if storage.is_folder(locations[0]):
         return _open_folder(locations[0], source)
-    formats = {_FORMATS.get(PurePath(location).suffix.lower()) for location in locations}
-    if len(formats) != 1 or None in formats:
+    readers = {_FORMATS.get(suffix_of(location)) for location in locations}
+    read = readers.pop()
+    if read is None or readers:
         raise ConfigError(f"data.sources: {source.path} {_format_help(locations)}")
-    return _conversations(_trees(formats.pop() or "json", locations), source, storage.parent(locations[0]))
+    return _conversations(read(locations), source, storage.parent(locations[0]))
 
 
 def _locations(path: str) -> list[str]:
@@ -150,42 +150,18 @@ def _open_folder(folder: str, source: SourceConfig) -> Records:
         if source.split not in builder.info.splits:
             raise ConfigError(f"data.sources: {folder} has no split {source.split!r}; it has {', '.join(builder.info.splits)}")
         return RecordSource(builder.as_data_source(split=source.split), f"{source.path}/{source.split}")
-    tables = [path for kind in ("parquet", "arrow") for path in storage.find(storage.join(folder, f"**/*.{kind}"))]
-    if tables:
-        return _conversations(TableTrees(_of_this_split(tables, folder, source.split)), source, folder)
-    tars = storage.find(storage.join(folder, "*.tar"))
-    if tars:
-        return _conversations(TarTrees(_of_this_split(tars, folder, source.split)), source, folder)
-    extensions = {PurePath(path).suffix.lower().lstrip(".") for path in storage.find(storage.join(folder, "*"))}
-    if extensions & {*IMAGE_EXTENSIONS, *VIDEO_EXTENSIONS} or any(storage.exists(storage.join(folder, name)) for name in LISTS):
+    for read, patterns in ((TableTrees, ("**/*.parquet", "**/*.arrow")), (TarTrees, ("*.tar",))):
+        files = [path for pattern in patterns for path in storage.find(storage.join(folder, pattern))]
+        if files:
+            return _conversations(read(_of_this_split(files, folder, source.split)), source, folder)
+    names = storage.find(storage.join(folder, "*"))
+    if any(is_medium(path) or PurePath(path).name in LISTS for path in names):
         return _conversations(MediaFolderTrees(folder), source, folder)
     raise ConfigError(f"data.sources: {_format_help([folder])}")
 
 
-def _trees(kind: Format, locations: list[str]) -> Trees:
-    if kind == "table":
-        return TableTrees(locations)
-    if kind == "webdataset":
-        return TarTrees(locations)
-    return JsonTrees(locations[0]) if len(locations) == 1 else _Concatenated([JsonTrees(location) for location in locations])
-
-
 def _conversations(trees: Trees, source: SourceConfig, folder: str) -> ConversationRecords:
     return ConversationRecords(trees, source.path, source.media_root or folder, source.columns, source.system)
-
-
-class _Concatenated:
-    """`Trees` one after the other."""
-
-    def __init__(self, parts: list[Trees]) -> None:
-        self._places = [(part, index) for part in parts for index in range(len(part))]
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-    def __getitem__(self, index: int) -> object:
-        part, place = self._places[index]
-        return part[place]
 
 
 def _of_this_split(paths: list[str], folder: str, split: str) -> list[str]:
@@ -198,10 +174,6 @@ def _of_this_split(paths: list[str], folder: str, split: str) -> list[str]:
 
     by_split = [path for path in paths if split_of(path) == split]
     return by_split if by_split or any(split_of(path) for path in paths) else paths
-
-
-def _of_split(source: SourceConfig) -> str:
-    return f" of the split {source.split!r}"
 
 
 def _format_help(locations: list[str]) -> str:

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Protocol, cast, runtime_checkable
 
 import fsspec
+from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
 
 from owl3_jax.host.foreign import foreign_errors
 
@@ -56,25 +58,21 @@ def read_bytes(location: str | Path) -> bytes:
 def exists(location: str | Path) -> bool:
     """Whether there is a file or folder. Raises StorageError when that cannot be found out."""
     with _naming(location):
-        if not is_url(location):
-            return Path(location).exists()
-        system, path = url_to_fs(str(location))
+        system, path = _system(location)
         return bool(system.exists(path))
 
 
 def is_folder(location: str | Path) -> bool:
     """Whether this is a folder. Raises StorageError when that cannot be found out."""
     with _naming(location):
-        if not is_url(location):
-            return Path(location).is_dir()
-        system, path = url_to_fs(str(location))
+        system, path = _system(location)
         return bool(system.isdir(path))
 
 
 def find(pattern: str | Path) -> list[str]:
     """The locations that match a pattern with `*`, `?` and `**`, sorted. Raises StorageError."""
     with _naming(pattern):
-        system, path = url_to_fs(str(pattern))
+        system, path = _system(pattern)
         found = sorted(system.glob(path))
         return [str(system.unstrip_protocol(name)) for name in found] if is_url(pattern) else found
 
@@ -89,6 +87,14 @@ def join(folder: str | Path, name: str) -> str:
 def parent(location: str | Path) -> str:
     """The folder of a file."""
     return str(location).rpartition("/")[0] if is_url(location) else str(Path(location).parent)
+
+
+def _system(location: str | Path) -> tuple[AbstractFileSystem, str]:
+    """The file system of a location, and the path in it."""
+    if is_url(location):
+        system, path = url_to_fs(str(location))
+        return system, str(path)
+    return LocalFileSystem(), str(location)
 
 
 def _naming(location: str | Path) -> contextlib.AbstractContextManager[None]:

@@ -50,6 +50,11 @@ LORA = ("lora_a", "lora_b", "lora_scale", "lora_dropout")  # beside a kernel tha
 _RANK = "z"  # letter of the rank in equations
 
 
+def is_adapter(path: str) -> bool:
+    """Whether the parameter of this path ("/" between levels) belongs to an adapter, and not to the model itself."""
+    return path.rpartition("/")[2] in LORA
+
+
 class Linear(nn.Module):
     """A linear map written as an einsum of input and kernel, e.g. `"bte,ehd->bthd"`.
 
@@ -67,8 +72,7 @@ class Linear(nn.Module):
     use_bias: bool = True
 
     def setup(self) -> None:
-        inputs, _, rest = self.equation.partition(",")
-        letters, _, output = rest.partition("->")
+        inputs, letters, output = self._letters()
         summed = tuple(i for i, letter in enumerate(letters) if letter not in output)
         stacked = tuple(i for i, letter in enumerate(letters) if letter in inputs and letter in output)
         kept = tuple(i for i, letter in enumerate(letters) if letter in output)
@@ -83,7 +87,7 @@ class Linear(nn.Module):
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         dtype = self.compute.dtype
         y = jnp.einsum(self.equation, x.astype(dtype), self.kernel.astype(dtype))
-        inputs, letters, output = self.equation.replace("->", ",").split(",")
+        inputs, letters, output = self._letters()
         adapter = self._adapter()
         if adapter is not None:
             a, b = self._adapter_letters()
@@ -101,10 +105,13 @@ class Linear(nn.Module):
         if adapter is None:
             return self.kernel
         a, b = self._adapter_letters()
-        letters = self.equation.replace("->", ",").split(",")[1]
-        product = jnp.einsum(f"{a},{b}->{letters}", adapter.a, adapter.b)
+        product = jnp.einsum(f"{a},{b}->{self._letters()[1]}", adapter.a, adapter.b)
         scale = adapter.scale.reshape(adapter.scale.shape + (1,) * (product.ndim - adapter.scale.ndim))
         return (self.kernel + scale * product).astype(self.compute.dtype)
+
+    def _letters(self) -> list[str]:
+        """Letters of input, kernel and output."""
+        return self.equation.replace("->", ",").split(",")
 
     def _adapter(self) -> Adapter | None:
         if not self.has_variable("params", LORA[0]):
@@ -113,7 +120,7 @@ class Linear(nn.Module):
 
     def _adapter_letters(self) -> tuple[str, str]:
         """Letters of `a` and `b` in equations."""
-        inputs, letters, output = self.equation.replace("->", ",").split(",")
+        inputs, letters, output = self._letters()
         stacked = "".join(letter for letter in letters if letter in inputs and letter in output)
         summed = "".join(letter for letter in letters if letter not in output)
         kept = "".join(letter for letter in letters if letter not in stacked + summed)

@@ -5,6 +5,7 @@ in `train.frozen_dtype`; they get no gradients and have no optimizer state.
 """
 
 import functools
+import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence, Set
 
@@ -13,8 +14,9 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from owl3_jax.config import Config, ConfigError
+from owl3_jax.nn.linear import is_adapter
 from owl3_jax.params import Params
-from owl3_jax.training.lora import abstract_run_params, is_base, is_trained_adapter
+from owl3_jax.training.lora import abstract_run_params, is_trained_adapter
 from owl3_jax.training.parts import patterns_of
 
 DTypes = Mapping[str, np.dtype]  # by path
@@ -28,7 +30,7 @@ def trained_paths(config: Config) -> frozenset[str]:
     """
     paths = list(flatten_dict(nn.unbox(abstract_run_params(config)), sep="/"))
     adapters = frozenset(filter(is_trained_adapter, paths))
-    return match_paths(trained_patterns(config), filter(is_base, paths)) | adapters
+    return match_paths(trained_patterns(config), itertools.filterfalse(is_adapter, paths)) | adapters
 
 
 def trained_patterns(config: Config) -> tuple[str, ...]:
@@ -60,7 +62,7 @@ def lower_frozen(params: Params, config: Config, dtypes: DTypes) -> Params:
     """The same parameters, the frozen ones in `train.frozen_dtype`; without one, in those of `dtypes`, if they are there."""
     trained, frozen = split_params(params, trained_paths(config))
     chosen = config.train.frozen_dtype
-    lower = lambda path, x: x.astype(chosen or dtypes.get(path, x.dtype)) if is_base(path) else x
+    lower = lambda path, x: x if is_adapter(path) else x.astype(chosen or dtypes.get(path, x.dtype))
     lowered = {path: lower(path, x) for path, x in flatten_dict(frozen, sep="/").items()}
     return join_params(trained, unflatten_dict(lowered, sep="/"))
 

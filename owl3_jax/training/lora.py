@@ -79,11 +79,6 @@ def is_trained_adapter(path: str) -> bool:
     return path.endswith(TRAINED)
 
 
-def is_base(path: str) -> bool:
-    """Whether this parameter is the model's own, and not an adapter's."""
-    return "/lora_" not in path
-
-
 def _matches(pattern: str, path: str) -> bool:
     return bool(re.fullmatch(pattern, path) or re.fullmatch(pattern, path.removesuffix(KERNEL)))
 

@@ -20,12 +20,13 @@ from owl3_jax.convert.parts import load_parts
 from owl3_jax.convert.stored import open_stored
 from owl3_jax.formats.bundled import find_checkpoint
 from owl3_jax.formats.checkpoint import load_config
+from owl3_jax.nn.linear import is_adapter
 from owl3_jax.params import Params
 from owl3_jax.processing.processor import Processor
 from owl3_jax.processing.tokenizer_files import has_tokenizer
 from owl3_jax.sharding import param_shardings, use_mesh
 from owl3_jax.training.frozen import DTypes, trained_paths
-from owl3_jax.training.lora import abstract_run_params, initial_adapters, is_base
+from owl3_jax.training.lora import abstract_run_params, initial_adapters
 from owl3_jax.training.step import TrainState, init_state, state_from
 
 
@@ -81,7 +82,7 @@ def _read_params(config: Config, mesh: Mesh) -> Params | None:
 def _with_adapters(params: Params, config: Config, mesh: Mesh) -> Params:
     """The parameters, and fresh adapters of those matrices that get some."""
     shardings = flatten_dict(param_shardings(abstract_run_params(config), mesh), sep="/")
-    adapters = {path: sharding for path, sharding in shardings.items() if not is_base(path)}
+    adapters = {path: sharding for path, sharding in shardings.items() if is_adapter(path)}
     with use_mesh(mesh):
         key, _ = jax.random.split(jax.random.key(config.train.seed))
         fresh = jax.jit(lambda key: initial_adapters(config, key), out_shardings=adapters)(key)

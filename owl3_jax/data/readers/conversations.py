@@ -41,13 +41,7 @@ class ConversationRecords:
     """`Records` over stored trees."""
 
     def __init__(self, trees: Trees, name: str, media_root: str, columns: ColumnsConfig, system: str | None = None) -> None:
-        """Takes:
-        trees: what is stored.
-        name: of the source, for messages.
-        media_root: where relative paths start.
-        columns: names of keys, roles and tags.
-        system: the system's text of conversations that have none.
-        """
+        """`name` is the source's, for messages; `system` the system's text of conversations that have none."""
         self._trees, self._name, self._root, self._columns, self._system = trees, name, media_root, columns, system
 
     def __len__(self) -> int:
@@ -85,7 +79,7 @@ def read_conversation(tree: object, media_root: str, columns: ColumnsConfig) -> 
     locate = lambda source: _locate(source, media_root)
     try:
         messages = [_message(m, i, columns, locate) for i, m in enumerate(_listed(present[key], key))]
-        system = present.get(columns.system) if columns.system else present.get("system")
+        system = present.get(columns.system or "system")
         if isinstance(system, str) and system and messages and messages[0]["role"] != "system":
             messages.insert(0, {"role": "system", "content": system})
         images = [_medium(x, f"image {i}", locate) for i, x in enumerate(_media(present, images_key))]
@@ -101,7 +95,7 @@ def read_conversation(tree: object, media_root: str, columns: ColumnsConfig) -> 
     _check_placeholders(conversation, columns, faults)
     if faults.found:
         raise BadRecord(*faults.found)
-    used = {key, images_key, videos_key, "system"}
+    used = {key, images_key, videos_key, columns.system or "system"}
     return _Read(conversation, {name: value for name, value in present.items() if name not in used})
 
 

@@ -1,7 +1,8 @@
-"""Trees in JSON: a file with one on each line, or with a list of them. Only where each one is is kept in memory."""
+"""Trees in JSON: files with one on each line, or with a list of them. Only where each one is is kept in memory."""
 
 import json
 import re
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Int64
@@ -20,32 +21,42 @@ class JsonFileError(ValueError):
 
 
 class JsonTrees:
-    """`Trees` of a file: JSON Lines, or a list. Blank lines count for nothing."""
+    """`Trees` of files, one after the other: JSON Lines, or lists. Blank lines count for nothing."""
 
-    def __init__(self, location: str) -> None:
+    def __init__(self, locations: Sequence[str]) -> None:
         """Looks for the records, which are parsed when they are asked for.
 
         Raises:
-            StorageError: the file cannot be read.
+            StorageError: a file cannot be read.
             JsonFileError: it is a list, but not of valid JSON, or not in UTF-8.
         """
-        self._location = location
-        content = storage.read_bytes(location)
-        is_list = content.removeprefix(_BOM).lstrip()[:1] == b"["
-        self._spans = _list_spans(content, location) if is_list else _line_spans(content)
+        self._locations = list(locations)
+        spans = [_spans(location) for location in locations]
+        self._spans = np.concatenate(spans)
+        self._files = np.repeat(np.arange(len(spans)), [len(each) for each in spans])
 
     def __len__(self) -> int:
         return len(self._spans)
 
     def __getitem__(self, index: int) -> object:
         start, end = map(int, self._spans[index])
-        with storage.open_binary(self._location) as file:
+        with storage.open_binary(self._locations[self._files[index]]) as file:
             file.seek(start)
-            encoded = file.read(end - start)
-        try:
-            return json.loads(encoded)
-        except (ValueError, RecursionError) as error:  # ValueError: of JSON and of UTF-8
-            raise BadRecord(Problem("malformed", f"it is not valid JSON: {error}")) from error
+            return parse_tree(file.read(end - start), "it")
+
+
+def parse_tree(encoded: bytes, name: str) -> object:
+    """The JSON value of a record. Raises BadRecord, whose message calls it `name`."""
+    try:
+        return json.loads(encoded)
+    except (ValueError, RecursionError) as error:  # ValueError: of JSON and of UTF-8
+        raise BadRecord(Problem("malformed", f"{name} is not valid JSON: {error}")) from error
+
+
+def _spans(location: str) -> Spans:
+    content = storage.read_bytes(location)
+    is_list = content.removeprefix(_BOM).lstrip()[:1] == b"["
+    return _list_spans(content, location) if is_list else _line_spans(content)
 
 
 def _line_spans(content: bytes) -> Spans:

@@ -8,9 +8,9 @@ import csv
 import io
 from pathlib import PurePath
 
+from owl3_jax.data.readers.captions import VIDEO_SUFFIXES, captioned, is_medium, suffix_of
 from owl3_jax.data.readers.json_files import JsonTrees
 from owl3_jax.data.readers.records import BadRecord, Problem, Trees
-from owl3_jax.data.readers.webdataset import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
 from owl3_jax.host import storage
 
 LISTS = ("metadata.jsonl", "metadata.csv")
@@ -23,7 +23,9 @@ class MediaFolderTrees:
     def __init__(self, folder: str) -> None:
         """Lists the folder. Raises StorageError."""
         self._folder = folder
-        self._rows: Trees = _rows(folder)
+        lists = (storage.join(folder, name) for name in LISTS)
+        self._list = next((location for location in lists if storage.exists(location)), None)
+        self._rows: Trees = _listed(self._list) if self._list else _found(folder)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -35,33 +37,28 @@ class MediaFolderTrees:
         name = row.get("file_name")
         if not isinstance(name, str) or not name:
             raise BadRecord(Problem("malformed", f"it has no 'file_name'; its keys are {', '.join(map(repr, row))}"))
-        is_video = PurePath(name).suffix.lower().lstrip(".") in VIDEO_EXTENSIONS
+        is_video = suffix_of(name) in VIDEO_SUFFIXES
         tag = "<video>" if is_video else "<image>"
         question = next((str(row[key]) for key in _QUESTIONS if row.get(key)), "")
         asked = question if tag in question else tag + (f"\n{question}" if question else "")
-        answer = next((row[key] for key in _ANSWERS if row.get(key) is not None), "")
-        messages = [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
-        return {"messages": messages, "videos" if is_video else "images": [name]}
+        given = (row[key] for key in _ANSWERS if row.get(key) is not None)
+        answer = next(given, "") if self._list else _caption_beside(storage.join(self._folder, name))
+        return captioned(asked, answer) | {"videos" if is_video else "images": [name]}
 
 
-def _rows(folder: str) -> Trees:
-    for name in LISTS:
-        location = storage.join(folder, name)
-        if storage.exists(location):
-            return JsonTrees(location) if name.endswith(".jsonl") else _csv_rows(location)
-    known = (*IMAGE_EXTENSIONS, *VIDEO_EXTENSIONS)
-    media = [path for path in storage.find(storage.join(folder, "*")) if _extension(path) in known]
-    return [{"file_name": PurePath(path).name, "text": _caption_beside(path)} for path in media]
+def _listed(location: str) -> Trees:
+    return JsonTrees([location]) if location.endswith(".jsonl") else _csv_rows(location)
+
+
+def _found(folder: str) -> Trees:
+    """The media of a folder; their captions are read when they are asked for."""
+    return [{"file_name": PurePath(path).name} for path in storage.find(storage.join(folder, "*")) if is_medium(path)]
 
 
 def _csv_rows(location: str) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(storage.read_bytes(location).decode("utf-8-sig"))))
 
 
-def _extension(path: str) -> str:
-    return PurePath(path).suffix.lower().lstrip(".")
-
-
 def _caption_beside(path: str) -> str:
-    beside = str(path)[: -len(PurePath(path).suffix)] + ".txt"
+    beside = path[: -len(suffix_of(path))] + ".txt"
     return storage.read_bytes(beside).decode("utf-8", "replace").strip() if storage.exists(beside) else ""

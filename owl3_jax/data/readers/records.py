@@ -1,7 +1,7 @@
 """`Record`: one conversation with its images and videos, whatever it was read from."""
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, Protocol, get_args, runtime_checkable
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 from owl3_jax.config import JsonTree
 from owl3_jax.processing.chat import Message
@@ -13,14 +13,11 @@ Kind = Literal[
     "roles",  # unknown, or in a wrong order
     "no-answer",  # an answer that is empty or missing, or none that bears loss
     "placeholders",  # not as many as there are images and videos, or outside the user's text
-    "missing-file",
     "unreadable-image",
     "unreadable-video",
     "too-long",  # more tokens than a row
     "too-many-images",  # more images than a row
-    "duplicate",  # the same as an earlier record, or an image that is held out
 ]
-KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 class Problem(NamedTuple):

@@ -5,18 +5,18 @@ caption of `000.jpg` or `000.mp4`. The archive is gone through once for the plac
 there.
 """
 
-import json
 import tarfile
 from collections.abc import Sequence
 from typing import BinaryIO, NamedTuple, cast
 
+from owl3_jax.data.readers.captions import VIDEO_SUFFIXES, captioned, suffix_of
+from owl3_jax.data.readers.json_files import parse_tree
 from owl3_jax.data.readers.records import BadRecord, Problem
 from owl3_jax.host import storage
 from owl3_jax.host.foreign import foreign_errors
+from owl3_jax.processing.video import IMAGE_SUFFIXES
 
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
-VIDEO_EXTENSIONS = ("mp4", "mkv", "webm", "avi", "mov")
-_TEXT_EXTENSIONS = ("txt", "caption")
+_TEXT_SUFFIXES = (".txt", ".caption")
 
 
 class TarError(ValueError):
@@ -26,7 +26,7 @@ class TarError(ValueError):
 class _Member(NamedTuple):
     """One file of an archive."""
 
-    extension: str  # in lower case, after the last dot
+    suffix: str
     offset: int
     size: int
 
@@ -49,29 +49,21 @@ class TarTrees:
                 file.seek(member.offset)
                 return file.read(member.size)
 
-            images = [read(member) for member in members if member.extension in IMAGE_EXTENSIONS]
-            videos = [read(member) for member in members if member.extension in VIDEO_EXTENSIONS]
-            trees = [read(member) for member in members if member.extension == "json"]
-            texts = [read(member) for member in members if member.extension in _TEXT_EXTENSIONS]
+            images = [read(member) for member in members if member.suffix in IMAGE_SUFFIXES]
+            videos = [read(member) for member in members if member.suffix in VIDEO_SUFFIXES]
+            trees = [read(member) for member in members if member.suffix == ".json"]
+            texts = [read(member) for member in members if member.suffix in _TEXT_SUFFIXES]
         media = {"images": images, "videos": videos}
         if trees:
             return _described(trees[0]) | {key: value for key, value in media.items() if value}
         if not texts:
             raise BadRecord(Problem("malformed", "it has neither .json nor .txt"))
-        return caption(texts[0].decode("utf-8", "replace").strip(), len(images), len(videos)) | media
-
-
-def caption(text: str, images: int, videos: int) -> dict[str, object]:
-    """A conversation that shows media without a question, and is answered by their caption."""
-    tags = "<image>" * images + "<video>" * videos
-    return {"messages": [{"role": "user", "content": tags}, {"role": "assistant", "content": text}]}
+        tags = "<image>" * len(images) + "<video>" * len(videos)
+        return captioned(tags, texts[0].decode("utf-8", "replace").strip()) | media
 
 
 def _described(encoded: bytes) -> dict[str, object]:
-    try:
-        tree = json.loads(encoded)
-    except (ValueError, RecursionError) as error:
-        raise BadRecord(Problem("malformed", f"its .json is not valid: {error}")) from error
+    tree = parse_tree(encoded, "its .json")
     if not isinstance(tree, dict):
         raise BadRecord(Problem("malformed", "its .json is not an object"))
     # Paths in it name files from before the archive was packed.
@@ -87,8 +79,8 @@ def _index(location: str) -> list[list[_Member]]:
     ):
         for member in archive:
             folder, slash, name = member.name.rpartition("/")
-            key, _, extension = name.partition(".")
+            key = name.partition(".")[0]
             if member.isfile() and key:
-                found = _Member(extension.rpartition(".")[2].lower(), member.offset_data, member.size)
+                found = _Member(suffix_of(name), member.offset_data, member.size)
                 records.setdefault(folder + slash + key, []).append(found)
     return list(records.values())

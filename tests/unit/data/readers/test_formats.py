@@ -201,7 +201,7 @@ def test_a_list_that_is_cut_off_is_named(tmp_path):
     json_list(tmp_path / "data.json")
     (tmp_path / "data.json").write_bytes((tmp_path / "data.json").read_bytes()[:-20])
     with pytest.raises(JsonFileError, match=r"data\.json is not a valid JSON list"):
-        JsonTrees(str(tmp_path / "data.json"))
+        JsonTrees([str(tmp_path / "data.json")])
 
 
 @pytest.mark.parametrize(
