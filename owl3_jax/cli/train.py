@@ -13,12 +13,18 @@ from pathlib import Path
 import jax
 
 from owl3_jax.config import ConfigError
+from owl3_jax.data.skipped import TooManySkippedError
+from owl3_jax.formats.errors import CheckpointError
 from owl3_jax.host import command_line
 from owl3_jax.host.compilation_cache import use_compilation_cache
 from owl3_jax.host.distributed import DistributedError, ProcessFlags, start_processes
 from owl3_jax.training.checkpoint import SavedRunError
 from owl3_jax.training.compiled_step import CompiledStepError
 from owl3_jax.training.loop import NonFiniteError, train
+
+# Errors whose messages say what to do.
+_OF_THE_CONFIG = (ConfigError, CheckpointError, CompiledStepError, DistributedError, OSError)
+_OF_THE_RUN = (SavedRunError, NonFiniteError, TooManySkippedError)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,5 +46,5 @@ def main(argv: Sequence[str] | None = None) -> None:
         if flags.profiler_port:
             jax.profiler.start_server(flags.profiler_port)
         train(config, flags.workdir, flags.compiled)
-    except (ConfigError, SavedRunError, CompiledStepError, DistributedError, NonFiniteError, OSError) as error:
+    except (*_OF_THE_CONFIG, *_OF_THE_RUN) as error:
         sys.exit(f"error: {error}")

@@ -12,6 +12,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 import owl3_jax
+from owl3_jax.cli.train import main
 from owl3_jax.config import Config, ConfigError, LoraConfig, MeshConfig, SourceConfig, StartConfig
 from owl3_jax.convert.load import load_params
 from owl3_jax.data.digits.tokenizer import make_tokenizer
@@ -129,3 +130,16 @@ def test_a_target_that_matches_no_matrix_is_refused(checkpoint, source):
     config = dataclasses.replace(finetune(checkpoint, source), lora=LoraConfig(rank=2, target=("language_model/norm.*",)))
     with pytest.raises(ConfigError, match=r"lora\.target: 'language_model/norm\.\*' matches no matrix; they are .*q_proj"):
         start_state(resolve_start(config), make_mesh(config.mesh))
+
+
+def test_the_command_says_what_is_wrong_in_a_sentence(checkpoint, source, tmp_path):
+    arguments = ["--config", str(ROOT / "configs/finetune.py"), "--workdir", str(tmp_path / "run"), "--config.mesh.data=8"]
+    (tmp_path / "bad.jsonl").write_text('{"messages": []}\n' * 40)
+    wrong = {
+        "no such directory": [str(tmp_path / "nowhere"), str(source)],
+        "there is no file or folder": [str(checkpoint), str(tmp_path / "nowhere.jsonl")],
+        "11 of the first 11 samples of .* were skipped": [str(checkpoint), str(tmp_path / "bad.jsonl")],
+    }
+    for message, (start, data) in wrong.items():
+        with pytest.raises(SystemExit, match=rf"(?s)error: .*{message}"):
+            main([*arguments, "--config.start.checkpoint", start, "--config.data.sources", data])
