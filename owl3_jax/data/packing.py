@@ -5,6 +5,8 @@ tokens and its images; when no row has, the batch is complete. It numbers the sa
 as the batch form does. With one sample a row at most, the same packer pads.
 """
 
+from collections.abc import Mapping
+
 import grain
 import numpy as np
 from jaxtyping import Shaped
@@ -21,19 +23,21 @@ def pack_samples(samples: grain.IterDataset, config: DataConfig, rows: int) -> g
 
     Every sample must fit into an empty row.
     """
-    packed = grain.experimental.FirstFitPackIterDataset(
-        samples.map(_to_fields),
-        length_struct={
-            "tokens": config.tokens_per_row,
-            "loss_weights": config.tokens_per_row,
-            "pixels": config.images_per_row,
-            "image_positions": config.images_per_row,
-        },
+    tokens, images = config.tokens_per_row, config.images_per_row
+    lengths = {"tokens": tokens, "loss_weights": tokens, "pixels": images, "image_positions": images}
+    packed = first_fit(samples.map(_to_fields), config, rows, lengths)
+    return packed.batch(rows, drop_remainder=True).map(_to_batch)
+
+
+def first_fit(samples: grain.IterDataset, config: DataConfig, rows: int, lengths: Mapping[str, int]) -> grain.IterDataset:
+    """Rows of samples, which are arrays by name; `lengths` says how long a row's array of each name is."""
+    return grain.experimental.FirstFitPackIterDataset(
+        samples,
+        length_struct=dict(lengths),
         num_packing_bins=rows,
         max_sequences_per_bin=None if config.pack else 1,
         shuffle_bins=False,
     )
-    return packed.batch(rows, drop_remainder=True).map(_to_batch)
 
 
 def _to_fields(loaded: Loaded) -> Fields:

@@ -5,7 +5,7 @@ with exactly the batches that would have come, in the middle of an epoch too.
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 
 import grain
 from absl import flags
@@ -84,7 +84,7 @@ def iterate_batches(
     return iter(grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=config.prefetch))
 
 
-def mixture_weights(records: Mapping[SourceConfig, Records]) -> list[float]:
+def mixture_weights(records: Mapping[SourceConfig, Sized]) -> list[float]:
     """The share of each source, relative to the others': its own weight; where none has one, its number of records."""
     if all(source.weight is None for source in records):
         return [float(len(given)) for given in records.values()]

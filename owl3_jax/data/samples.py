@@ -87,6 +87,11 @@ def size_problems(prepared: Prepared, config: DataConfig) -> list[Problem]:
 
 def kind_of(error: ValueError) -> Kind:
     """What an error of processing says about a record."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, FileNotFoundError):
+            return "missing-file"
+        cause = cause.__cause__
     if isinstance(error, UnreadableImage):
         return "unreadable-image"
     return "unreadable-video" if isinstance(error, UnreadableVideo) else "malformed"

@@ -29,13 +29,16 @@ _CONFIG_HELP = (
 )
 
 
-def parse(flags_type: type[Flags], argv: Sequence[str] | None = None, *, prog: str | None = None) -> tuple[Config, Flags]:
+def parse(
+    flags_type: type[Flags], argv: Sequence[str] | None = None, *, prog: str | None = None, needs_config: bool = True
+) -> tuple[Config, Flags]:
     """The config of a run, with its overrides, and the command's own flags.
 
     Args:
         flags_type: a dataclass; each field is a flag `--name`, its comment the help text, its docstring the command's.
         argv: the arguments, without the command's name; those of the process if None.
         prog: the command's name in its help; the script's by default.
+        needs_config: whether `--config` has to be given; otherwise the default is `Config()`.
 
     A wrong command line, and a config that cannot work, prints what was wrong and exits with code 2.
     """
@@ -45,8 +48,13 @@ def parse(flags_type: type[Flags], argv: Sequence[str] | None = None, *, prog: s
     except ConfigError as error:
         exit_with_usage_error(error)
 
+    no_config = tyro.MISSING if needs_config else None
+
     def assemble(
-        config_file: Annotated[Path, tyro.conf.arg(name="config", metavar="PATH[:ARGUMENT]", help=_CONFIG_HELP)],
+        *,
+        config_file: Annotated[
+            Path | None, tyro.conf.arg(name="config", metavar="PATH[:ARGUMENT]", help=_CONFIG_HELP)
+        ] = no_config,
         flags: Annotated[flags_type, tyro.conf.arg(name=""), tyro.conf.FlagCreatePairsOff],
         mesh: Annotated[MeshPreset | None, tyro.conf.arg(help="named mesh, in place of the config's")] = None,
         # `--config.flag=False` for booleans, as for every other field

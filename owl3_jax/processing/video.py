@@ -61,7 +61,8 @@ def _open_path(source: str | Path, sampling: VideoSampling, name: str) -> Video:
         is_folder = isinstance(place, Path) and place.is_dir()
         is_missing = isinstance(place, Path) and not is_folder and not place.is_file()  # a pipe would never end
     if is_missing:
-        raise UnreadableVideo(f"cannot read video {name}: there is no file or folder {place!s}; check the path")
+        missing = f"cannot read video {name}: there is no file or folder {place!s}; check the path"
+        raise UnreadableVideo(missing) from FileNotFoundError(place)
     if isinstance(place, Path) and is_folder:
         return _open_folder(place, sampling, name)
     return _open_file(place, sampling, name)

@@ -94,7 +94,7 @@ def read_conversation(tree: object, media_root: str, columns: ColumnsConfig) -> 
     _check_answers(conversation.messages, faults)
     _check_placeholders(conversation, columns, faults)
     if faults.found:
-        raise BadRecord(*faults.found)
+        raise BadRecord(*faults.found, images=conversation.images, videos=conversation.videos)
     used = {key, images_key, videos_key, columns.system or "system"}
     return _Read(conversation, {name: value for name, value in present.items() if name not in used})
 
@@ -118,14 +118,16 @@ def _message(message: object, index: int, columns: ColumnsConfig, locate: Callab
         missing = (columns.role or "role") if role_key is None else (columns.content or "content")
         raise ValueError(f"message {index} has no {missing!r}; its keys are {', '.join(map(repr, message)) or 'none'}")
     content, loss, stored_role = message[content_key], message.get("loss"), message[role_key]
+    names = {columns.system_role: "system", columns.user_role: "user", columns.assistant_role: "assistant"}
+    role = {**_ROLES, **{name: role for name, role in names.items() if name}}.get(str(stored_role))
+    if content is None and role == "assistant":
+        content = ""  # an answer that is missing
     if not isinstance(content, str | list):
         raise ValueError(
             f"message {index} has content of type {type(content).__name__}; it must be a string or a list of parts"
         )
     if loss is not None and loss not in (True, False):
         raise ValueError(f"message {index} has loss {loss!r}; it must be true or false")
-    names = {columns.system_role: "system", columns.user_role: "user", columns.assistant_role: "assistant"}
-    role = {**_ROLES, **{name: role for name, role in names.items() if name}}.get(str(stored_role))
     written = _with_placeholders(content, columns) if role == "user" else content
     located = map_sources({"role": role or str(stored_role), "content": written}, locate)
     return cast(Message, {**located, "loss": False} if loss is not None and not loss else dict(located))
@@ -195,7 +197,8 @@ def _check_answers(messages: Sequence[Message], faults: _Faults) -> None:
     answers = {index: message for index, message in enumerate(messages) if message["role"] == "assistant"}
     if empty := [index for index, answer in answers.items() if not answer["content"].strip()]:
         faults.add("no-answer", f"the answer in message {empty[0]} is empty")
-    if messages[-1]["role"] == "user":
+    turns_are_right = not any(problem.kind == "roles" for problem in faults.found)
+    if messages[-1]["role"] == "user" and turns_are_right:
         faults.add("no-answer", f"message {len(messages) - 1}, the last one, is the user's: its answer is missing")
     if answers and not any(answer.get("loss", True) for answer in answers.values()):
         faults.add("no-answer", "all answers have loss false: there is nothing to learn")

@@ -1,5 +1,6 @@
 """`Record`: one conversation with its images and videos, whatever it was read from."""
 
+import functools
 from collections.abc import Sequence
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
@@ -13,10 +14,12 @@ Kind = Literal[
     "roles",  # unknown, or in a wrong order
     "no-answer",  # an answer that is empty or missing, or none that bears loss
     "placeholders",  # not as many as there are images and videos, or outside the user's text
+    "missing-file",  # of an image or a video
     "unreadable-image",
     "unreadable-video",
     "too-long",  # more tokens than a row
     "too-many-images",  # more images than a row
+    "duplicate",  # `owl3 data check` alone: a copy of an earlier record, or an image that is held out
 ]
 
 
@@ -28,14 +31,14 @@ class Problem(NamedTuple):
 
 
 class BadRecord(ValueError):
-    """A record with problems, at least one."""
+    """A record with problems, at least one; and its media, as far as they are known."""
 
-    def __init__(self, *problems: Problem) -> None:
+    def __init__(self, *problems: Problem, images: Sequence[ImageSource] = (), videos: Sequence[VideoSource] = ()) -> None:
         super().__init__("; ".join(problem.detail for problem in problems))
-        self.problems = problems
+        self.problems, self.images, self.videos = problems, images, videos
 
-    def __reduce__(self) -> tuple[type["BadRecord"], tuple[Problem, ...]]:  # other processes raise it
-        return BadRecord, self.problems
+    def __reduce__(self) -> tuple[object, tuple[Problem, ...]]:  # other processes raise it
+        return functools.partial(BadRecord, images=self.images, videos=self.videos), self.problems
 
 
 class Record(NamedTuple):

@@ -1,0 +1,44 @@
+"""Commands with subcommands: one module for each, imported when it is called, so that `--help` answers at once."""
+
+import difflib
+import importlib
+import sys
+from collections.abc import Mapping, Sequence
+
+
+def run_subcommand(
+    command: str, about: str, subcommands: Mapping[str, str], modules: Mapping[str, str], arguments: Sequence[str]
+) -> None:
+    """Calls `main` of a subcommand's module with the arguments after its name.
+
+    Without arguments it lists the subcommands. An unknown one exits with code 2, Ctrl-C with 130.
+
+    Args:
+        command: what stands before the subcommand.
+        about: one sentence about the command.
+        subcommands: what each does, in one line.
+        modules: each one's module.
+        arguments: those after the command.
+    """
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_help(command, about, subcommands))
+        return
+    name, *rest = arguments
+    if name not in subcommands:
+        near = difflib.get_close_matches(name, subcommands, n=1)
+        known = ", ".join(subcommands)
+        hint = f"did you mean {near[0]!r}? {command} --help lists all" if near else f"known subcommands: {known}"
+        print(f"error: unknown subcommand {name!r}; {hint}", file=sys.stderr)
+        sys.exit(2)
+    try:
+        importlib.import_module(modules[name]).main(rest)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _help(command: str, about: str, subcommands: Mapping[str, str]) -> str:
+    width = max(map(len, subcommands))
+    lines = [f"  {name:<{width}}   {what}" for name, what in subcommands.items()]
+    return "\n".join(
+        [f"usage: {command} SUBCOMMAND ...", "", about, "", *lines, "", f"{command} SUBCOMMAND --help lists flags."]
+    )
