@@ -323,6 +323,7 @@ class StartConfig:
     checkpoint: str | None = None  # a Hugging Face directory, a converted one, or a run's workdir
     vision: str | None = None  # a SigLIP directory, together with `language`
     language: str | None = None  # a Qwen2 directory: its own key and value projections begin `v_kv_proj`
+    adapter: str | None = None  # a PEFT directory: its LoRA goes on, if lora.rank is set; otherwise it is merged
     inherit: bool = False  # take model and processor from `checkpoint`; otherwise the model has to be the config's
 
     def __post_init__(self) -> None:
@@ -330,6 +331,9 @@ class StartConfig:
             (self.vision is None) == (self.language is None), "start.vision and start.language are given together or not at all"
         )
         _require(self.checkpoint is None or self.vision is None, "start.checkpoint and start.vision exclude each other")
+        _require(
+            self.adapter is None or self.checkpoint is not None, "start.adapter needs start.checkpoint: the model it is of"
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -38,6 +38,7 @@ def from_pretrained(
     cache_dtype: Literal["int8"] | None = None,
     vision_batch_size: int | None = None,
     feature_cache_bytes: int = FEATURE_CACHE_BYTES,
+    adapter: str | Path | None = None,
 ) -> "Owl3Checkpoint":
     """Loads a checkpoint, ready to answer.
 
@@ -52,6 +53,7 @@ def from_pretrained(
         cache_dtype: "int8" does so with the keys and values of text and images.
         vision_batch_size: images that the vision tower takes at once; for each device 2 on a CPU, 8 elsewhere.
         feature_cache_bytes: features of images that were seen before, kept across calls; 0 turns this off.
+        adapter: a PEFT directory with LoRA matrices of this model, which are merged.
 
     Raises:
         CheckpointError: the directory does not hold a model, or not all of it; it lists everything that is wrong.
@@ -69,7 +71,15 @@ def from_pretrained(
     directory = find_checkpoint(path)
     config, load_processor = load_config(directory), _processor_loader(directory)
     convert = weight_quantizer(config) if weight_dtype else None
-    params = load_params(directory, config, mesh, dtype=wanted, vocab_multiple=compute.vocab_multiple, convert=convert)
+    params = load_params(
+        directory,
+        config,
+        mesh,
+        dtype=wanted,
+        vocab_multiple=compute.vocab_multiple,
+        convert=convert,
+        adapter=Path(adapter) if adapter is not None else None,
+    )
     computed = wanted or _dtype_of(params)
     # Written-out layers read their weights in place, which doubles the speed of decoding on a CPU.
     params = jax.tree.map(jax.numpy.asarray, unstack_layers(params) if on_cpu else params)

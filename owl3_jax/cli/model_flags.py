@@ -35,6 +35,7 @@ class ModelFlags:
     """Which model, where, and what it sees of images and videos."""
 
     checkpoint: Path  # official, converted or training run's directory; or "digits", which ships with the package
+    adapter: Path | None = None  # PEFT directory with LoRA matrices, which are merged
     dtype: str = "auto"  # dtype to compute in: bfloat16, float32; auto: the checkpoint's own
     weight_dtype: Literal["int8"] | None = None  # matrices in int8
     cache_dtype: Literal["int8"] | None = None  # cached keys and values in int8
@@ -110,6 +111,7 @@ def load_model(flags: ModelFlags) -> owl3_jax.Owl3Checkpoint:
             dtype=flags.dtype,
             weight_dtype=flags.weight_dtype,
             cache_dtype=flags.cache_dtype,
+            adapter=flags.adapter,
         )
     video = owl.processor.video_sampling
     video = dataclasses.replace(video, max_frames=flags.max_frames or video.max_frames, rule=flags.frame_rule or video.rule)

@@ -13,10 +13,10 @@ from jaxtyping import Array, Shaped
 
 from owl3_jax.batch import AnyArray
 from owl3_jax.config import ComputeConfig, DType, ModelConfig, field_differences
-from owl3_jax.convert.official import Parameter, open_checkpoint
-from owl3_jax.convert.orbax_params import StoredParameter
-from owl3_jax.convert.stored import open_stored
-from owl3_jax.formats.checkpoint import is_stored, load_config
+from owl3_jax.convert.merged import Readable, merge
+from owl3_jax.convert.peft import open_peft
+from owl3_jax.convert.stored import open_parameters
+from owl3_jax.formats.checkpoint import load_config
 from owl3_jax.formats.errors import CheckpointError
 from owl3_jax.models.owl3 import abstract_params
 from owl3_jax.params import Params
@@ -33,6 +33,7 @@ def load_params(
     dtype: DType | None = None,
     vocab_multiple: int = 1,
     convert: Convert | None = None,
+    adapter: Path | None = None,
 ) -> Params:
     """The parameters of a checkpoint directory of any kind.
 
@@ -46,21 +47,21 @@ def load_params(
         dtype: what to cast to while reading; the checkpoint's own by default.
         vocab_multiple: as `ComputeConfig` has it: embedding and head get rows of zeros up to a multiple.
         convert: called with the path and value of each parameter as soon as it is read; the tree gets what it returns.
+        adapter: a PEFT directory that is merged.
 
     Raises:
-        CheckpointError: the directory does not hold this model; it lists everything that is wrong.
+        CheckpointError: the directory does not hold this model, or the adapter does not fit it; it lists everything that is
+            wrong.
     """
-    cast = np.dtype(dtype) if dtype else None
-    if is_stored(directory):
-        stored = open_stored(directory, cast)
-        _require_same_model(directory, stored.config, config)
-        return read_parameters(stored.parameters, config, mesh, vocab_multiple, convert)
     _require_same_model(directory, load_config(directory), config)
-    return read_parameters(open_checkpoint(directory, config, cast).parameters, config, mesh, vocab_multiple, convert)
+    parameters: Mapping[str, Readable] = open_parameters(directory, config, np.dtype(dtype) if dtype else None)
+    if adapter is not None:
+        parameters = merge(parameters, open_peft(adapter, config))
+    return read_parameters(parameters, config, mesh, vocab_multiple, convert)
 
 
 def read_parameters(
-    parameters: Mapping[str, Parameter] | Mapping[str, StoredParameter],
+    parameters: Mapping[str, Readable],
     config: ModelConfig,
     mesh: Mesh | None = None,
     vocab_multiple: int = 1,
@@ -71,7 +72,7 @@ def read_parameters(
     shapes = flatten_dict(nn.unbox(boxed), sep="/")
     shardings = flatten_dict(param_shardings(boxed, mesh), sep="/") if mesh else {}
 
-    def read(path: str, parameter: Parameter | StoredParameter) -> Shaped[np.ndarray, "..."] | Shaped[Array, "..."]:
+    def read(path: str, parameter: Readable) -> Shaped[np.ndarray, "..."] | Shaped[Array, "..."]:
         shape = shapes[path].shape
         part = functools.partial(_read_padded, parameter, shape)
         return part() if mesh is None else jax.make_array_from_callback(shape, shardings[path], part)
@@ -90,7 +91,7 @@ def _require_same_model(directory: Path, saved: ModelConfig, wanted: ModelConfig
 
 
 def _read_padded(
-    parameter: Parameter | StoredParameter, shape: tuple[int, ...], index: tuple[slice, ...] | None = None
+    parameter: Readable, shape: tuple[int, ...], index: tuple[slice, ...] | None = None
 ) -> Shaped[np.ndarray, "..."]:
     """As `parameter.read`, followed by rows of zeros up to `shape`."""
     if parameter.shape == shape:

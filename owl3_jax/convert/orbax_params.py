@@ -12,6 +12,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple, NoReturn
 
 import numpy as np
@@ -22,11 +23,13 @@ from jaxtyping import Shaped
 from orbax.checkpoint.type_handlers import ParamInfo
 
 from owl3_jax.config import ModelConfig
+from owl3_jax.convert.merged import Addend, Readable, merge
 from owl3_jax.convert.official import Index, Parameter, parameter_shapes
-from owl3_jax.convert.table import VOCABULARY
+from owl3_jax.convert.table import VOCABULARY, entries_for
 from owl3_jax.formats.errors import CheckpointError
 from owl3_jax.nn.linear import LORA, is_adapter
 
+NO_BASE: Mapping[str, Readable] = MappingProxyType({})
 Advance = Callable[[int, int], object]  # called with the bytes just processed and the total
 
 _DATABASE = "manifest.ocdbt"  # present where orbax keeps all arrays in one database, as training does
@@ -39,6 +42,7 @@ class StoredAdapter(NamedTuple):
     a: tensorstore.TensorStore  # [S, *in, r]
     b: tensorstore.TensorStore  # [S, r, *out]
     scale: tensorstore.TensorStore  # [S]
+    dropout: tensorstore.TensorStore | None = None  # [S]; None: zero
 
     def read(self, index: Index) -> Shaped[np.ndarray, "..."]:
         """What it adds to the part of the kernel that `index` chooses, in float32."""
@@ -54,13 +58,12 @@ class StoredAdapter(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class StoredParameter:
-    """One parameter of an orbax checkpoint, its adapter merged; nothing of it is in memory before `read`."""
+    """One parameter of an orbax checkpoint; nothing of it is in memory before `read`."""
 
     checkpoint: Path  # where it is
     path: str  # "/" between levels
     dtype: np.dtype  # of what `read` returns
     store: tensorstore.TensorStore
-    adapter: StoredAdapter | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -74,18 +77,17 @@ class StoredParameter:
         """
         try:
             values = self.store[index or ...].read().result()
-            if self.adapter:
-                whole = (slice(None),) * len(self.shape)
-                values = values.astype(np.float32) + self.adapter.read(index or whole)
         except ValueError as error:  # TensorStore's, for whatever it finds
             raise CheckpointError(self.checkpoint, [f"{self.path}: {error}"]) from error
         return values.astype(self.dtype, copy=False)
 
 
-def open_params(path: Path, config: ModelConfig, dtype: np.dtype | None = None) -> dict[str, StoredParameter]:
-    """The parameters that `write_params` or training wrote, by path ("/" between levels).
+def open_params(
+    path: Path, config: ModelConfig, dtype: np.dtype | None = None, base: Mapping[str, Readable] = NO_BASE
+) -> dict[str, Readable]:
+    """The parameters that `write_params` or training wrote, by path ("/" between levels), adapters merged.
 
-    They will be read in `dtype` (default: as stored).
+    They will be read in `dtype` (default: as stored). Those that are not there come from `base`.
 
     Raises CheckpointError listing all that are missing, damaged, unknown to the config, or of a wrong shape.
     """
@@ -93,12 +95,17 @@ def open_params(path: Path, config: ModelConfig, dtype: np.dtype | None = None) 
     tables = {entry.path for entry in parameter_shapes(config) if entry.official in VOCABULARY}
     everything = _find_arrays(path)
     there = {name: place for name, place in everything.items() if not is_adapter(name)}
-    problems = [f"{name}: missing" for name in shapes.keys() - there.keys()]
+    problems = [f"{name}: missing" for name in shapes.keys() - there.keys() - base.keys()]
     problems += [f"{name}: not a parameter of this model" for name in there.keys() - shapes.keys()]
-    found = {}
-    for name in sorted(shapes.keys() & there.keys()):
+    found: dict[str, Readable] = dict(base)
+    adapters: dict[str, Addend] = {}
+    for name in sorted(shapes.keys() & (there.keys() | base.keys())):
         try:
-            store, adapter = _open_array(there[name]), _open_adapter(name, everything)
+            if (adapter := _open_adapter(name, everything)) is not None:
+                adapters[name] = adapter
+            if name not in there:
+                continue
+            store = _open_array(there[name])
         except ValueError as error:  # TensorStore's, for whatever it finds
             problems.append(f"{name}: {error}")
             continue
@@ -106,10 +113,20 @@ def open_params(path: Path, config: ModelConfig, dtype: np.dtype | None = None) 
             store = store[: shapes[name][0]]  # followed by padding for sharding (`ComputeConfig.vocab_multiple`)
         if tuple(store.shape) != shapes[name]:
             problems.append(f"{name}: shape {list(store.shape)}, expected {list(shapes[name])}")
-        found[name] = StoredParameter(path, name, dtype or store.dtype.numpy_dtype, store, adapter)
+        found[name] = StoredParameter(path, name, dtype or store.dtype.numpy_dtype, store)
     if problems:
         raise CheckpointError(path, sorted(problems))
-    return found
+    return merge(found, adapters)
+
+
+def open_adapters(path: Path, config: ModelConfig) -> dict[str, StoredAdapter]:
+    """The adapters of a training run's parameters, by their kernel's path. Raises CheckpointError when one is damaged."""
+    everything = _find_arrays(path)
+    try:
+        found = {entry.path: _open_adapter(entry.path, everything) for entry in entries_for(config)}
+    except ValueError as error:  # TensorStore's, for whatever it finds
+        raise CheckpointError(path, [str(error)]) from error
+    return {name: adapter for name, adapter in found.items() if adapter is not None}
 
 
 def _open_array(place: tensorstore.KvStore) -> tensorstore.TensorStore:
@@ -118,10 +135,10 @@ def _open_array(place: tensorstore.KvStore) -> tensorstore.TensorStore:
 
 def _open_adapter(kernel: str, arrays: Mapping[str, tensorstore.KvStore]) -> StoredAdapter | None:
     """The adapter that is stored beside a kernel, if there is one."""
-    names = [f"{kernel.removesuffix('/kernel')}/{name}" for name in LORA[:3]]
-    if not kernel.endswith("/kernel") or not all(name in arrays for name in names):
+    names = [f"{kernel.removesuffix('/kernel')}/{name}" for name in LORA]
+    if not kernel.endswith("/kernel") or not all(name in arrays for name in names[:3]):
         return None
-    return StoredAdapter(*(_open_array(arrays[name]) for name in names))
+    return StoredAdapter(*(_open_array(arrays[name]) for name in names if name in arrays))
 
 
 def _find_arrays(path: Path) -> dict[str, tensorstore.KvStore]:

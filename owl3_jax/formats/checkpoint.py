@@ -111,4 +111,4 @@ def _adapter(directory: Path) -> str:
     except (OSError, ValueError, KeyError, TypeError):
         base = None
     named = f" ({_ADAPTER} names {base[:200]})" if isinstance(base, str) else ""
-    return f"a PEFT adapter; give the base model's directory{named}. Adapters are not applied: merge it first to use it"
+    return f"a PEFT adapter; give the base model's directory{named}, and this one as the adapter (--adapter)"

@@ -87,7 +87,7 @@ def find_tensors(directory: Path) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     problems = [] if files else ["it has no .safetensors or .bin file with the weights of a model"]
     for file in files:
-        found, wrong = _read_file(file)
+        found, wrong = read_weight_file(file)
         twice = tensors.keys() & found.keys()
         problems += wrong + [f"{name}: in {tensors[name].file.name} and again in {file.name}" for name in sorted(twice)]
         tensors |= found
@@ -133,7 +133,7 @@ def _replaces(single: Path, index: Mapping[str, Path]) -> bool:
     """Whether a single file is to be read instead of those of an index: it has all their tensors, or they are not there."""
     if not any(file.exists() for file in index.values()):
         return True
-    return index.keys() <= _read_file(single)[0].keys()
+    return index.keys() <= read_weight_file(single)[0].keys()
 
 
 @functools.cache  # once: a checkpoint is looked at several times while it is loaded
@@ -181,8 +181,8 @@ class _CorruptError(ValueError):
     """What is wrong with a file or tensor."""
 
 
-def _read_file(file: Path) -> tuple[dict[str, Tensor], list[str]]:
-    """The tensors of one file, and what is wrong with it."""
+def read_weight_file(file: Path) -> tuple[dict[str, Tensor], list[str]]:
+    """The tensors of one file by name, and what is wrong with it."""
     try:
         return read_torch(file) if file.suffix == ".bin" else read_safetensors(file)
     except _CorruptError as error:

@@ -1,6 +1,7 @@
 """Checkpoints of a run: `workdir/checkpoints/STEP/` with four items.
 
-    params/     the parameters: all that `owl3_jax.convert.load` reads
+    params/     the parameters: all that `owl3_jax.convert.load` reads; of a run with adapters that starts from a checkpoint,
+                those that it trains: `run/` says where the others are
     progress/   step, optimizer state and random key
     iterator/   the position of the data iterator, one file per process
     run/        the run's Config and its number of processes, as JSON: no checkpoint is read as another model's
@@ -23,9 +24,13 @@ import grain.checkpoint
 import jax
 import orbax.checkpoint as ocp
 
-from owl3_jax.config import Config, ConfigError, field_differences, load_json_tree
+from owl3_jax.config import Config, ConfigError, JsonTree, field_differences, load_json_tree
 from owl3_jax.formats.workdir import CHECKPOINTS
+from owl3_jax.params import Params
+from owl3_jax.training.frozen import holds_all, join_params, saved_paths, split_params
 from owl3_jax.training.step import TrainState
+
+NO_PARAMS: Params = {}
 
 # Settings of the data that change no batch: a run may be resumed under other ones.
 _FREE_DATA_FIELDS = ("data.data_dir", "data.prefetch", "data.max_skipped")
@@ -85,10 +90,10 @@ class Checkpoints:
         Raises SavedRunError when that earlier save has failed.
         """
         items = ocp.args.Composite(
-            params=ocp.args.StandardSave(state.params),
+            params=ocp.args.StandardSave(self._saved(state.params)),
             progress=ocp.args.StandardSave(_progress(state)),
             iterator=grain.checkpoint.CheckpointSave(iterator),
-            run=ocp.args.JsonSave({"config": dataclasses.asdict(self._config), "processes": jax.process_count()}),
+            run=ocp.args.JsonSave(self._description()),
         )
         with self._naming_the_last_good_step():
             if step not in self._manager.all_steps():
@@ -104,16 +109,28 @@ class Checkpoints:
         with self._naming_the_last_good_step():
             self._manager.wait_until_finished()
 
-    def restore(self, step: int, abstract: TrainState, iterator: grain.DatasetIterator) -> TrainState:
-        """The saved state, each array straight in the sharding of its place in `abstract`; restores `iterator` too."""
+    def restore(self, step: int, abstract: TrainState, iterator: grain.DatasetIterator, base: Params = NO_PARAMS) -> TrainState:
+        """The saved state, each array straight in the sharding of its place in `abstract`; restores `iterator` too.
+
+        `base` are the parameters that the checkpoint does not hold (`owl3_jax.training.start.base_params`).
+        """
         items = _restore(
             self._manager,
             step,
-            params=ocp.args.StandardRestore(abstract.params),
+            params=ocp.args.StandardRestore(self._saved(abstract.params)),
             progress=ocp.args.StandardRestore(_progress(abstract)),
             iterator=grain.checkpoint.CheckpointRestore(iterator),
         )
-        return TrainState(params=items.params, **items.progress)
+        return TrainState(params=join_params(items.params, base), **items.progress)
+
+    def _saved(self, params: Params) -> Params:
+        return params if holds_all(self._config) else split_params(params, saved_paths(self._config))[0]
+
+    def _description(self) -> JsonTree:
+        description: JsonTree = {"config": dataclasses.asdict(self._config), "processes": jax.process_count()}
+        if holds_all(self._config):
+            return description
+        return description | {"base": {"directory": self._config.start.checkpoint, "dtype": self._config.train.frozen_dtype}}
 
     @contextlib.contextmanager
     def _naming_the_last_good_step(self) -> Iterator[None]:

@@ -58,6 +58,17 @@ def join_params(trained: Params, frozen: Params) -> Params:
     return unflatten_dict(flatten_dict(trained) | flatten_dict(frozen))
 
 
+def holds_all(config: Config) -> bool:
+    """Whether a run's checkpoints hold all its parameters; of a run with adapters that starts from a checkpoint, no."""
+    return config.start.checkpoint is None or not config.lora.rank
+
+
+def saved_paths(config: Config) -> frozenset[str]:
+    """The paths of the parameters that checkpoints of a run with adapters hold, unless they hold all."""
+    paths = frozenset(flatten_dict(nn.unbox(abstract_run_params(config)), sep="/"))
+    return trained_paths(config) | frozenset(filter(is_adapter, paths))
+
+
 def lower_frozen(params: Params, config: Config, dtypes: DTypes) -> Params:
     """The same parameters, the frozen ones in `train.frozen_dtype`; without one, in those of `dtypes`, if they are there."""
     trained, frozen = split_params(params, trained_paths(config))

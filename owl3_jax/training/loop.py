@@ -31,7 +31,7 @@ from owl3_jax.training.frozen import split_params, trained_paths
 from owl3_jax.training.lora import abstract_run_params
 from owl3_jax.training.metrics import MetricsFiles, Window, format_values
 from owl3_jax.training.processor import make_processor
-from owl3_jax.training.start import resolve_start, start_state, stored_dtypes
+from owl3_jax.training.start import base_params, resolve_start, start_state, stored_dtypes
 from owl3_jax.training.step import (
     Metrics,
     TrainState,
@@ -107,7 +107,8 @@ def train(config: Config, workdir: Path, compiled: Path | None = None) -> TrainS
             _write_run_files(config, workdir, processor, mesh)
         start = checkpoints.latest_step() or 0
         if start:
-            state = checkpoints.restore(start, abstract_state(config, mesh, stored_dtypes(workdir)), iterator)
+            abstract = abstract_state(config, mesh, stored_dtypes(workdir))
+            state = checkpoints.restore(start, abstract, iterator, base_params(config, mesh))
         else:
             state = start_state(config, mesh)
         files = stack.enter_context(MetricsFiles(workdir, start)) if is_first else None

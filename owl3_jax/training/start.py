@@ -12,21 +12,23 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
+from jaxtyping import Shaped
 
 from owl3_jax.batch import AnyArray
 from owl3_jax.config import Config, ConfigError, ModelConfig, ProcessorConfig, field_differences
 from owl3_jax.convert.load import load_params
 from owl3_jax.convert.parts import load_parts
+from owl3_jax.convert.peft import open_peft
 from owl3_jax.convert.stored import open_stored
 from owl3_jax.formats.bundled import find_checkpoint
 from owl3_jax.formats.checkpoint import load_config
-from owl3_jax.nn.linear import is_adapter
+from owl3_jax.nn.linear import LORA, is_adapter
 from owl3_jax.params import Params
 from owl3_jax.processing.processor import Processor
 from owl3_jax.processing.tokenizer_files import has_tokenizer
 from owl3_jax.sharding import param_shardings, use_mesh
-from owl3_jax.training.frozen import DTypes, trained_paths
-from owl3_jax.training.lora import abstract_run_params, initial_adapters
+from owl3_jax.training.frozen import DTypes, holds_all, saved_paths, split_params, trained_paths
+from owl3_jax.training.lora import KERNEL, abstract_run_params, initial_adapters
 from owl3_jax.training.step import TrainState, init_state, state_from
 
 
@@ -45,7 +47,8 @@ def resolve_start(config: Config) -> Config:
             raise ConfigError("this config takes its model from a checkpoint: give --config.start.checkpoint DIR")
         return _with_tokenizer_of(config, start.language)
     directory = find_checkpoint(start.checkpoint).absolute()
-    config = dataclasses.replace(config, start=dataclasses.replace(start, checkpoint=str(directory)))
+    adapter = str(Path(start.adapter).absolute()) if start.adapter else None
+    config = dataclasses.replace(config, start=dataclasses.replace(start, checkpoint=str(directory), adapter=adapter))
     model = load_config(directory)
     if start.inherit:
         return dataclasses.replace(config, model=model, processor=_processor_of(directory))
@@ -62,6 +65,14 @@ def start_state(config: Config, mesh: Mesh) -> TrainState:
     return init_state(config, mesh) if params is None else state_from(config, mesh, _with_adapters(params, config, mesh))
 
 
+def base_params(config: Config, mesh: Mesh) -> Params:
+    """The parameters that a run's checkpoints do not hold, read from where the run has started; often none."""
+    if holds_all(config):
+        return {}
+    params = _read_params(config, mesh)
+    return {} if params is None else split_params(params, saved_paths(config))[1]
+
+
 def stored_dtypes(workdir: Path) -> DTypes:
     """The dtype of each parameter in the last checkpoint of a run."""
     return {path: parameter.dtype for path, parameter in open_stored(workdir).parameters.items()}
@@ -71,7 +82,8 @@ def _read_params(config: Config, mesh: Mesh) -> Params | None:
     start, convert, multiple = config.start, _DtypeOf(config), config.compute.vocab_multiple
     if start.checkpoint is not None:
         directory = find_checkpoint(start.checkpoint)
-        return load_params(directory, config.model, mesh, vocab_multiple=multiple, convert=convert)
+        merged = Path(start.adapter) if start.adapter and not config.lora.rank else None
+        return load_params(directory, config.model, mesh, vocab_multiple=multiple, convert=convert, adapter=merged)
     if start.vision is not None and start.language is not None:
         key = jax.random.key(config.train.seed)
         vision, language = Path(start.vision), Path(start.language)
@@ -80,13 +92,44 @@ def _read_params(config: Config, mesh: Mesh) -> Params | None:
 
 
 def _with_adapters(params: Params, config: Config, mesh: Mesh) -> Params:
-    """The parameters, and fresh adapters of those matrices that get some."""
+    """The parameters, and adapters of those matrices that get some: fresh ones, or those of `start.adapter`."""
     shardings = flatten_dict(param_shardings(abstract_run_params(config), mesh), sep="/")
     adapters = {path: sharding for path, sharding in shardings.items() if is_adapter(path)}
     with use_mesh(mesh):
         key, _ = jax.random.split(jax.random.key(config.train.seed))
         fresh = jax.jit(lambda key: initial_adapters(config, key), out_shardings=adapters)(key)
-    return unflatten_dict(flatten_dict(params, sep="/") | fresh, sep="/")
+    given = _given_adapters(config, {path: x.shape for path, x in fresh.items()})
+    placed = {path: jax.make_array_from_callback(x.shape, adapters[path], x.__getitem__) for path, x in given.items()}
+    return unflatten_dict(flatten_dict(params, sep="/") | fresh | placed, sep="/")
+
+
+def _given_adapters(config: Config, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Shaped[np.ndarray, "..."]]:
+    """What `start.adapter` has, by path, in the shapes of the run's adapters.
+
+    Raises ConfigError when the run has no adapters of its matrices, or others of another rank.
+    """
+    if config.start.adapter is None or not config.lora.rank:
+        return {}
+    found = {}
+    problems = []
+    for path, adapter in open_peft(Path(config.start.adapter), config.model).items():
+        place = path.removesuffix(KERNEL)
+        if f"{place}/lora_a" not in shapes:
+            problems.append(f"lora.target does not match {place}")
+            continue
+        try:
+            factors = adapter.factors()
+        except ValueError as error:
+            problems.append(str(error))
+            continue
+        if (rank := factors.a.shape[-1]) != config.lora.rank:
+            problems.append(f"{place}: rank {rank}, but lora.rank is {config.lora.rank}")
+            continue
+        for name, value in zip(LORA, factors, strict=False):
+            found[f"{place}/{name}"] = value.reshape(shapes[f"{place}/{name}"])
+    if problems:
+        raise ConfigError(f"start.adapter {config.start.adapter} does not fit: " + "; ".join(problems))
+    return {path: value.astype(config.compute.param_dtype) for path, value in found.items()}
 
 
 class _DtypeOf:
