@@ -17,6 +17,8 @@ ChatStyle = Literal["chatml", "plain"]
 MediaStyle = Literal["words", "markers"]
 FrameRule = Literal["per_second", "middle"]
 TooLong = Literal["raise", "skip", "truncate"]
+OptimizerName = Literal["adamw", "adafactor", "lion", "muon", "sgd"]
+Schedule = Literal["cosine", "linear", "wsd", "constant"]
 
 JsonTree = dict[str, Any]  # Any: the values of a JSON object, which are checked where they are read
 
@@ -360,20 +362,61 @@ class LoraConfig:
         return self.alpha / (self.rank**0.5 if self.rslora else self.rank) if self.rank else 0.0
 
 
+_OPTIMIZER_FIELDS = {  # which optimizers read a field that not all do
+    "b1": ("adamw", "lion", "muon", "sgd"),
+    "b2": ("adamw", "lion", "muon"),
+    "eps": ("adamw",),
+    "state_dtype": ("adamw", "lion", "muon", "sgd"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class GroupConfig:
+    """Parameters with a learning rate and a weight decay of their own."""
+
+    match: tuple[str, ...]  # parts (vision, projector, hyper, language) or regexes of whole paths; the first group counts
+    learning_rate_scale: float = 1.0  # times the schedule's
+    weight_decay: float | None = None  # None: optimizer.weight_decay
+
+    def __post_init__(self) -> None:
+        _require(bool(self.match), "optimizer.groups: match is empty")
+        for pattern in self.match:
+            _require(_is_regex(pattern), f"optimizer.groups: {pattern!r} is not a regular expression")
+        _require(self.learning_rate_scale >= 0, "optimizer.groups: learning_rate_scale must not be negative")
+        _require(self.weight_decay is None or self.weight_decay >= 0, "optimizer.groups: weight_decay must not be negative")
+
+
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with linear warm-up and cosine decay."""
+    """An optimizer of optax with linear warm-up and a schedule."""
 
+    name: OptimizerName = "adamw"
+    schedule: Schedule = "cosine"  # after the warm-up; wsd: constant, then linear over the last `decay_share`
     learning_rate: float = 2e-5  # peak
     end_learning_rate: float = 1e-7
     warmup_steps: int = 100
-    b1: float = 0.9
-    b2: float = 0.95
-    eps: float = 1e-8
+    decay_share: float = 0.1  # of wsd: share of all steps
+    b1: float = 0.9  # of adamw and lion; of sgd and muon: momentum
+    b2: float = 0.95  # of adamw and lion, and of the parameters that muon leaves to Adam
+    eps: float = 1e-8  # of adamw
     weight_decay: float = 0.0  # on matrices only, not on norms, biases and gates
     clip_norm: float = 1.0
+    state_dtype: DType | None = None  # of the first moment, or the momentum; None: as the parameters
+    groups: tuple[GroupConfig, ...] = ()
 
     def __post_init__(self) -> None:
+        for field, kind in (("name", OptimizerName), ("schedule", Schedule)):
+            value, allowed = getattr(self, field), get_args(kind)
+            _require(value in allowed, f"optimizer.{field} is {value!r}; it must be one of {', '.join(allowed)}")
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        for field, users in _OPTIMIZER_FIELDS.items():
+            changed = getattr(self, field) != defaults[field]
+            _require(not changed or self.name in users, f"optimizer.{field} is not read by {self.name}; leave it out")
+        is_wsd = self.schedule == "wsd"
+        _require(
+            is_wsd or self.decay_share == defaults["decay_share"], "optimizer.decay_share is read by the schedule wsd alone"
+        )
+        _require(0 < self.decay_share <= 1, f"optimizer.decay_share must be in (0, 1], got {self.decay_share}")
         _require_positive(self, "learning_rate", "clip_norm", "eps")
         _require(0 <= self.end_learning_rate <= self.learning_rate, "optimizer.end_learning_rate must be in [0, learning_rate]")
         _require(self.warmup_steps >= 0, f"optimizer.warmup_steps must not be negative, got {self.warmup_steps}")

@@ -35,7 +35,7 @@ NO_PARAMS: Params = {}
 # Settings of the data that change no batch: a run may be resumed under other ones.
 _FREE_DATA_FIELDS = ("data.data_dir", "data.prefetch", "data.max_skipped")
 # Settings of the training that change what a state consists of: a run must be resumed under the same ones.
-_STATE_FIELDS = ("train.trained", "train.frozen_dtype", "lora")
+_STATE_FIELDS = ("train.trained", "train.frozen_dtype", "lora", "optimizer.name", "optimizer.state_dtype", "optimizer.groups")
 
 
 class SavedRunError(RuntimeError):
@@ -78,7 +78,7 @@ class Checkpoints:
         saved, processes = _restore_run(self._manager, step)
         differences = config_differences(saved, self._config, "model", "processor", "data")
         differences = [line for line in differences if not line.startswith(_FREE_DATA_FIELDS)]
-        trained = config_differences(saved, self._config, "train", "lora")
+        trained = config_differences(saved, self._config, "train", "lora", "optimizer")
         differences += [line for line in trained if line.startswith(_STATE_FIELDS)]
         if processes != jax.process_count():  # each of them read a share of the data
             differences.append(f"processes: {processes} there, {jax.process_count()} in this run")

@@ -180,12 +180,15 @@ def _initial_state(config: Config, key: Key[Array, ""], dtypes: DTypes) -> Train
 def _state_shardings(config: Config, mesh: Mesh, shapes: TrainState) -> TrainState:
     params = param_shardings(abstract_run_params(config), mesh)
     like_params = optimizer_shardings(params, shapes.params, mesh) if config.mesh.shard_optimizer else params
-    trained, _ = split_params(like_params, trained_paths(config))
-    optimizer = make_optimizer(config.optimizer, config.train.steps)
-    whole = replicated(mesh)
-    opt_state = optax.tree_utils.tree_map_params(
-        optimizer, lambda _, sharding: sharding, shapes.opt_state, trained, transform_non_params=lambda _: whole
-    )
+    whole, placed, sizes = replicated(mesh), flatten_dict(like_params, sep="/"), flatten_dict(shapes.params, sep="/")
+
+    def place(path: tuple[object, ...], x: jax.ShapeDtypeStruct) -> jax.sharding.Sharding:
+        """As the parameter that it is for, if it has its shape. Adafactor's sums over rows and columns are small: whole."""
+        name = "/".join(key.key for key in path if isinstance(key, jax.tree_util.DictKey) and isinstance(key.key, str))
+        name = name if name in placed else name.partition("/")[2]  # after the name of one of several optimizers
+        return placed[name] if name in placed and x.shape == sizes[name].shape else whole
+
+    opt_state = jax.tree_util.tree_map_with_path(place, shapes.opt_state)
     return TrainState(whole, params, opt_state, whole)
 
 

@@ -9,7 +9,16 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from owl3_jax import sharding
-from owl3_jax.config import ComputeConfig, Config, ConfigError, DataConfig, MeshConfig, OptimizerConfig, TrainConfig
+from owl3_jax.config import (
+    ComputeConfig,
+    Config,
+    ConfigError,
+    DataConfig,
+    GroupConfig,
+    MeshConfig,
+    OptimizerConfig,
+    TrainConfig,
+)
 from owl3_jax.host.command_line import load_config
 from owl3_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from owl3_jax.training.step import abstract_state, example_batch, init_state, make_train_step, nonfinite_tensors
@@ -137,3 +146,101 @@ def test_a_step_never_holds_the_logits_of_a_whole_row(mesh):
 def test_rows_that_do_not_divide_into_microbatches_are_refused(mesh):
     with pytest.raises(ConfigError, match=r"data.rows 1 is not a multiple of .* \(1\) times train.microbatches \(2\)"):
         make_train_step(with_train(microbatches=2), mesh)
+
+
+# ---- optimizers, schedules and groups
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ({"schedule": "linear"}, {0: 0, 10: 1e-3, 55: 5.05e-4, 100: 1e-5}),
+        ({"schedule": "constant"}, {0: 0, 5: 5e-4, 10: 1e-3, 99: 1e-3}),
+        ({"schedule": "wsd", "decay_share": 0.2}, {5: 5e-4, 10: 1e-3, 80: 1e-3, 90: 5.05e-4, 100: 1e-5}),
+    ],
+)
+def test_schedules_by_name(schedule, expected):
+    config = OptimizerConfig(learning_rate=1e-3, end_learning_rate=1e-5, warmup_steps=10, **schedule)
+    rate = learning_rate_schedule(config, 100)
+    np.testing.assert_allclose([rate(step) for step in expected], list(expected.values()), atol=1e-9)
+
+
+TWO_ROWS = jax.tree.map(lambda x: jnp.concatenate([x, x]), BATCH)
+
+
+def losses_of(name, devices):
+    rate = {"lion": 1e-3, "sgd": 0.3}.get(name, 1e-2)
+    config = dataclasses.replace(
+        CONFIG,
+        optimizer=OptimizerConfig(name=name, learning_rate=rate, end_learning_rate=rate, warmup_steps=0, weight_decay=0.01),
+        data=dataclasses.replace(CONFIG.data, rows=2),
+        mesh=MeshConfig(data=1, fsdp=devices),
+    )
+    mesh, losses = sharding.make_mesh(config.mesh, jax.devices()[:devices]), []
+    state, step = init_state(config, mesh), make_train_step(config, mesh)
+    for _ in range(4):
+        state, metrics = step(state, sharding.shard_batch(TWO_ROWS, mesh))
+        losses.append(float(metrics["loss"]))
+    return losses
+
+
+@pytest.mark.parametrize("name", ["lion", "sgd"])
+def test_optimizers_by_name_lower_the_loss(name):
+    losses = losses_of(name, 1)
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("name", ["adafactor", "muon"])
+def test_optimizers_with_a_state_of_other_shapes_do_the_same_on_a_mesh(name):
+    losses = losses_of(name, 2)
+    assert losses[-1] < losses[0]
+    np.testing.assert_allclose(losses, losses_of(name, 1), rtol=2e-4)
+
+
+def test_muon_takes_whole_matrices_and_leaves_the_rest_to_adam(mesh):
+    settings = OptimizerConfig(name="muon", learning_rate=1.0, warmup_steps=0, clip_norm=1e9)
+    optimizer = make_optimizer(settings, 10)
+    shapes = abstract_state(dataclasses.replace(CONFIG, optimizer=settings), mesh).params
+    fill = lambda seed: jax.tree.map(lambda x: np.random.default_rng(seed).normal(size=x.shape).astype(np.float32), shapes)
+    updates, _ = jax.jit(lambda p, g: optimizer.update(g, optimizer.init(p), p))(fill(0), fill(1))
+    flat = {"/".join(k.key for k in path): np.asarray(u) for path, u in jax.tree_util.tree_leaves_with_path(updates)}
+    path = "language_model/layers/self_attn/q_proj/kernel"
+    gradient = flatten_dict(fill(1), sep="/")[path]
+    for layer, raw in zip(flat[path], gradient, strict=True):  # nearly orthogonal: the singular values are alike
+        spread = lambda x: float(np.divide(*np.quantile(np.linalg.svd(x.reshape(len(x), -1), compute_uv=False), [1.0, 0.1])))
+        assert spread(layer) < 2 < 5 < spread(raw)
+    np.testing.assert_allclose(np.abs(flat["language_model/norm/scale"]), 1.0, rtol=0.1)  # Adam's first step
+
+
+def test_groups_have_their_own_learning_rate_and_decay(mesh):
+    groups = (
+        GroupConfig(("hyper",), 0.5, 0.25),
+        GroupConfig(("vision", ".*/norm/scale"), 0.0),
+        GroupConfig(("language",), 1.0, 0.0),
+    )
+    settings = OptimizerConfig(learning_rate=1.0, warmup_steps=0, weight_decay=0.5, groups=groups)
+    optimizer = make_optimizer(settings, 10)
+    fill = lambda value: jax.tree.map(lambda x: np.full(x.shape, value, np.float32), abstract_state(CONFIG, mesh).params)
+    params, zeros = fill(1), fill(0)
+    updates, _ = jax.jit(lambda: optimizer.update(zeros, optimizer.init(params), params))()
+    flat = {"/".join(k.key for k in path): float(u.min()) for path, u in jax.tree_util.tree_leaves_with_path(updates)}
+    assert flat["language_model/hyper_layers/v_kv_proj/kernel"] == -0.125
+    assert flat["language_model/layers/mlp/up_proj/kernel"] == 0.0
+    assert flat["vision_model/layers/mlp/fc1/kernel"] == 0.0
+    assert flat["vision2text_model/linear/kernel"] == -0.5
+    with pytest.raises(ConfigError, match=r"groups\[0\]: \('nothing',\) matches no trained parameter"):
+        make_optimizer(dataclasses.replace(settings, groups=(GroupConfig(("nothing",)),)), 10).init(params)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"name": "lion", "eps": 1e-3}, "optimizer.eps is not read by lion"),
+        ({"name": "adafactor", "b1": 0.5}, "optimizer.b1 is not read by adafactor"),
+        ({"decay_share": 0.5}, "decay_share is read by the schedule wsd alone"),
+        ({"schedule": "wsd", "decay_share": 0.0}, "decay_share must be in"),
+    ],
+)
+def test_fields_that_an_optimizer_does_not_read_are_refused(fields, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        OptimizerConfig(**fields)
