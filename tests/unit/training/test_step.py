@@ -209,7 +209,8 @@ def test_muon_takes_whole_matrices_and_leaves_the_rest_to_adam(mesh):
     for layer, raw in zip(flat[path], gradient, strict=True):  # nearly orthogonal: the singular values are alike
         spread = lambda x: float(np.divide(*np.quantile(np.linalg.svd(x.reshape(len(x), -1), compute_uv=False), [1.0, 0.1])))
         assert spread(layer) < 2 < 5 < spread(raw)
-    np.testing.assert_allclose(np.abs(flat["language_model/norm/scale"]), 1.0, rtol=0.1)  # Adam's first step
+    norm = np.abs(flat["language_model/norm/scale"])  # Adam's first step is as long for every number
+    np.testing.assert_allclose(norm, norm[0], rtol=1e-3)
 
 
 def test_groups_have_their_own_learning_rate_and_decay(mesh):
