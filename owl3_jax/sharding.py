@@ -294,3 +294,13 @@ def describe(boxed_params: Params, mesh: AnyMesh, shardings: Params | None = Non
     ]
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     return ["  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]) for row in rows]
+
+
+def device_bytes(tree: object) -> int:
+    """Bytes of one device's part of abstract arrays; each device has the whole of an array without a sharding."""
+    total = 0
+    for x in jax.tree.leaves(tree):
+        sharding = getattr(x, "sharding", None)
+        shape = sharding.shard_shape(x.shape) if sharding else x.shape
+        total += x.dtype.itemsize * math.prod(shape)
+    return total

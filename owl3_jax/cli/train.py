@@ -1,6 +1,7 @@
 """Trains a model, or resumes an earlier run in the same workdir.
 
     owl3 train --config configs/digits.py --workdir runs/digits --config.train.steps=100
+    owl3 train --config configs/digits.py --workdir runs/digits --dry-run
 
 Compiled programs are kept in the user's cache directory, or in JAX_COMPILATION_CACHE_DIR, for the next start.
 """
@@ -20,6 +21,7 @@ from owl3_jax.host.compilation_cache import use_compilation_cache
 from owl3_jax.host.distributed import DistributedError, ProcessFlags, start_processes
 from owl3_jax.training.checkpoint import SavedRunError
 from owl3_jax.training.compiled_step import CompiledStepError
+from owl3_jax.training.dry_run import dry_run
 from owl3_jax.training.loop import NonFiniteError, train
 
 # Errors whose messages say what to do.
@@ -34,6 +36,7 @@ class Flags:
     workdir: Path  # checkpoints, metrics and the resolved config of this run
     distributed: ProcessFlags = dataclasses.field(default_factory=ProcessFlags)
     profiler_port: int | None = None  # port on which each process serves profiles while it runs
+    dry_run: bool = False  # only say what would run: shapes, shardings, memory, the first batch; nothing is trained
     compiled: Path | None = None  # train step of `owl3 compile --save`; it is executed, so use only your own
 
 
@@ -45,6 +48,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         start_processes(flags.distributed)
         if flags.profiler_port:
             jax.profiler.start_server(flags.profiler_port)
+        if flags.dry_run:
+            for line in dry_run(config, flags.workdir):
+                if jax.process_index() == 0:
+                    print(line, flush=True)
+            return
         train(config, flags.workdir, flags.compiled)
     except (*_OF_THE_CONFIG, *_OF_THE_RUN) as error:
         sys.exit(f"error: {error}")

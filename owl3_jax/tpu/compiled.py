@@ -1,7 +1,6 @@
 """Compiling a program, and what the compiler says about it."""
 
 import functools
-import math
 import re
 import tempfile
 import time
@@ -12,6 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from owl3_jax.sharding import device_bytes
 from owl3_jax.tpu.collectives import Collective, collectives
 from owl3_jax.tpu.hlo import Module, open_loops, parse
 from owl3_jax.tpu.images import Facts, image_facts
@@ -122,16 +122,6 @@ def _examine(
 def _moved(module: Module, *, read: int, written: int) -> int:
     """Bytes of arguments that are read and results that are written; intermediate arrays are both."""
     return read + max(written, 2 * bytes_made(module) - written)
-
-
-def device_bytes(tree: object) -> int:
-    """Bytes of one device's part of abstract arrays; each device has the whole of an array without a sharding."""
-    total = 0
-    for x in jax.tree.leaves(tree):
-        sharding = getattr(x, "sharding", None)
-        shape = sharding.shard_shape(x.shape) if sharding else x.shape
-        total += x.dtype.itemsize * math.prod(shape)
-    return total
 
 
 def available_bytes(topology: Topology) -> float:

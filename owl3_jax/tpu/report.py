@@ -6,7 +6,8 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from owl3_jax.tpu.compiled import GIB, Compiled, OutOfMemory, device_bytes
+from owl3_jax.sharding import device_bytes
+from owl3_jax.tpu.compiled import GIB, Compiled, OutOfMemory
 from owl3_jax.tpu.images import Facts, Gathered
 from owl3_jax.tpu.programs import Program
 from owl3_jax.tpu.topology import Topology

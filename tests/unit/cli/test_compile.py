@@ -9,8 +9,9 @@ import jax
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from owl3_jax.sharding import device_bytes
 from owl3_jax.tpu.chips import CHIPS
-from owl3_jax.tpu.compiled import available_bytes, device_bytes
+from owl3_jax.tpu.compiled import available_bytes
 from owl3_jax.tpu.report import describe
 from owl3_jax.tpu.topology import TopologyError, get_topology
 
