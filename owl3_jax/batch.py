@@ -11,6 +11,7 @@ Glossary
     S   side of the squared image, pixels   V   vocabulary rows (Vp: and padding)
     P   side of a patch, pixels             N   decoder layers (M of them hyper layers)
     M   hyper layers                        Ev Hv Dv Fv Nv  the same, of the vision encoder
+    Q   sources of training data
 """
 
 from typing import Any, NamedTuple
@@ -33,3 +34,4 @@ class Batch(NamedTuple):
     image_positions: AnyArray  # [B, I] int32, `positions` of the first token of the image's placeholder
     image_segment_ids: AnyArray  # [B, I] int32
     loss_weights: AnyArray = None  # [B, T] float32, in training: weight of predicting tokens[b, t] from what precedes it
+    source_ids: AnyArray = None  # [B, T] int32, in training on Q > 1 sources: which one the token is from, from 0

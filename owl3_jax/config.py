@@ -291,6 +291,11 @@ class SourceConfig:
         _require(self.max_frames is None or self.max_frames > 0, f"data.sources: max_frames of {self.path} must be positive")
         _require(self.loss_weight >= 0, f"data.sources: loss_weight of {self.path} must not be negative")
 
+    @property
+    def label(self) -> str:
+        """Its name in messages and metrics."""
+        return self.path if self.split == "train" else f"{self.path} ({self.split})"
+
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
@@ -432,6 +437,8 @@ class TrainConfig:
     # frozen. None named: all parameters; with LoRA, the adapters alone
     frozen_dtype: DType | None = "bfloat16"  # dtype of frozen parameters; None: as in the checkpoint that the run starts from
     microbatches: int = 1  # parts of a batch that are computed one after the other
+    z_loss: float = 0.0  # weight of log(Z)^2 in what is minimised, Z the sum that softmax divides by; 1e-4 is usual
+    ema_decay: float | None = None  # of a moving average of the trained parameters, saved beside them; None: without
     loss_chunk: int = 512  # most text positions of a row whose logits are in memory at the same time
     shift_pixels: int = 0  # augmentation: each image moves by at most this many pixels
     log_every: int = 20  # steps
@@ -443,6 +450,8 @@ class TrainConfig:
         _require_positive(self, "microbatches", "loss_chunk")
         for pattern in self.trained:
             _require(_is_regex(pattern), f"train.trained: {pattern!r} is not a regular expression")
+        _require(self.z_loss >= 0, f"train.z_loss must not be negative, got {self.z_loss}")
+        _require(self.ema_decay is None or 0 <= self.ema_decay < 1, f"train.ema_decay must be in [0, 1), got {self.ema_decay}")
         _require(self.shift_pixels >= 0, f"train.shift_pixels must not be negative, got {self.shift_pixels}")
 
 

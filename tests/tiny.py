@@ -68,12 +68,12 @@ def pad(batch: Batch, tokens: int, images: int) -> Batch:
 
 def stack(batches: list[Batch]) -> Batch:
     """Rows of equal shape below each other."""
-    return Batch(*(np.concatenate(arrays) for arrays in zip(*batches, strict=True)))
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays), *batches)
 
 
 def pack(batches: list[Batch]) -> Batch:
     """Single rows as the segments of one row."""
-    joined = Batch(*(np.concatenate(arrays, axis=1) for arrays in zip(*batches, strict=True)))
+    joined = jax.tree.map(lambda *arrays: np.concatenate(arrays, axis=1), *batches)
     number = lambda name: np.concatenate([getattr(b, name) * (n + 1) for n, b in enumerate(batches)], axis=1)
     return joined._replace(segment_ids=number("segment_ids"), image_segment_ids=number("image_segment_ids"))
 

@@ -12,6 +12,7 @@ Needs no accelerator, no PyTorch (except for `.bin` weights), and memory for one
 """
 
 import dataclasses
+import functools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,6 +36,7 @@ class Flags:
     to: Path  # a new directory; it appears once it is complete
     to_hf: bool = False  # convert to Hugging Face's layout
     adapter: bool = False  # with --to-hf: only the adapters of a run, as a PEFT directory
+    ema: bool = False  # with --to-hf: the moving average of a run's parameters (train.ema_decay)
     dtype: str = "auto"  # dtype of the parameters: bfloat16, float32; auto: unchanged
 
 
@@ -55,7 +57,9 @@ def convert(flags: Flags, dtype: DType | None) -> None:
     """The conversion itself, under a progress bar."""
     if flags.adapter and not (flags.to_hf and dtype is None):
         raise ValueError("--adapter goes with --to-hf, and without --dtype")
-    convert_directory = to_hugging_face if flags.to_hf else to_orbax
+    if flags.ema and (flags.adapter or not flags.to_hf):
+        raise ValueError("--ema goes with --to-hf, and without --adapter")
+    convert_directory = functools.partial(to_hugging_face, ema=flags.ema) if flags.to_hf else to_orbax
     line = "converted {done} of {total}"
     with Progress(None, "B", file=sys.stderr, lines_every=SECONDS_BETWEEN_LINES, line=line) as bar:
         if flags.adapter:

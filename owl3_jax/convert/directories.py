@@ -59,6 +59,7 @@ def to_hugging_face(
     destination: Path,
     *,
     dtype: DType | None = None,
+    ema: bool = False,
     max_shard_bytes: int = MAX_SHARD_BYTES,
     advance: Advance = _ignore,
 ) -> None:
@@ -71,6 +72,7 @@ def to_hugging_face(
         source: a directory that `to_orbax` wrote, or a training run's workdir, whose last checkpoint is exported.
         destination: a new directory; it appears when all of it is written.
         dtype: of the parameters; each keeps its own by default.
+        ema: take the moving average of a run's parameters.
         max_shard_bytes: of one weight file.
         advance: called with the bytes just written and those of the whole.
 
@@ -82,7 +84,7 @@ def to_hugging_face(
         raise CheckpointError(
             source, [f"it has no {MODEL} with params/, and no checkpoints/: it is neither converted nor trained"]
         )
-    stored = open_stored(source, np.dtype(dtype) if dtype else None)
+    stored = open_stored(source, np.dtype(dtype) if dtype else None, ema=ema)
     specs = _specs(stored)
     total = sum(spec.nbytes for spec in specs)
     with new_directory(destination) as directory:

@@ -5,6 +5,7 @@ tokens and its images; when no row has, the batch is complete. It numbers the sa
 as the batch form does. With one sample a row at most, the same packer pads.
 """
 
+import functools
 from collections.abc import Mapping
 
 import grain
@@ -25,7 +26,9 @@ def pack_samples(samples: grain.IterDataset, config: DataConfig, rows: int) -> g
     """
     tokens, images = config.tokens_per_row, config.images_per_row
     lengths = {"tokens": tokens, "loss_weights": tokens, "pixels": images, "image_positions": images}
-    packed = first_fit(samples.map(_to_fields), config, rows, lengths)
+    numbers = {source.label: number for number, source in enumerate(config.sources)} if len(config.sources) > 1 else {}
+    lengths |= {"source_ids": tokens} if numbers else {}
+    packed = first_fit(samples.map(functools.partial(_to_fields, numbers=numbers)), config, rows, lengths)
     return packed.batch(rows, drop_remainder=True).map(_to_batch)
 
 
@@ -40,9 +43,11 @@ def first_fit(samples: grain.IterDataset, config: DataConfig, rows: int, lengths
     )
 
 
-def _to_fields(loaded: Loaded) -> Fields:
+def _to_fields(loaded: Loaded, numbers: Mapping[str, int]) -> Fields:
+    """`numbers` are those of the sources, if there are several."""
     sample = loaded.sample
-    return {
+    ids = {"source_ids": np.full(len(sample.input_ids), numbers[loaded.source], np.int32)} if numbers else {}
+    return ids | {
         "tokens": sample.input_ids,
         "loss_weights": sample.labels.astype(np.float32) * np.float32(loaded.loss_weight),
         "pixels": sample.pixel_values,
@@ -59,4 +64,5 @@ def _to_batch(packed: Fields) -> Batch:
         image_positions=packed["image_positions"],
         image_segment_ids=packed["pixels_segment_ids"],
         loss_weights=packed["loss_weights"],
+        source_ids=packed.get("source_ids"),
     )

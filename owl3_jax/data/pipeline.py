@@ -39,7 +39,7 @@ def make_train_iterator(
         processor: makes samples from records.
         shard_index: which part of the rows this host makes (`owl3_jax.sharding.own_rows`).
         shard_count: number of parts; for each, its own part of every epoch is read and rows / shard_count rows are made.
-        skips: counts the records that are used, and those that are skipped.
+        skips: counts the records that are used, and those that are skipped, by source.
 
     Returns:
         Iterator over numpy `Batch`es, with `get_state` and `set_state`; `close` stops its thread and processes. It raises
@@ -63,8 +63,9 @@ def iterate_batches(
 ) -> grain.DatasetIterator:
     """`make_train_iterator` over given records."""
     rows = _rows_per_shard(config, shard_count)
+    skips.sizes = {source.label: len(given) / shard_count for source, given in records.items()}
     parts = [
-        grain.MapDataset.source(Guarded(source.path, given))
+        grain.MapDataset.source(Guarded(source.label, given))
         .seed(config.seed + number)
         .shuffle()[shard_index::shard_count]
         .repeat()

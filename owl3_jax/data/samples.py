@@ -58,10 +58,10 @@ def load(record: Record | Skipped, config: DataConfig, source: SourceConfig, pro
             prepared = prepared.truncated(config.tokens_per_row, config.images_per_row, end_id) or prepared
             problems = size_problems(prepared, config)
         if problems:
-            return Skipped(source.path, record.name, *problems[0])
-        return Loaded(source.path, prepared.read(), source.loss_weight)
+            return Skipped(source.label, record.name, *problems[0])
+        return Loaded(source.label, prepared.read(), source.loss_weight)
     except ValueError as error:
-        return Skipped(source.path, record.name, kind_of(error), str(error))
+        return Skipped(source.label, record.name, kind_of(error), str(error))
 
 
 def prepare(record: Record, config: DataConfig, source: SourceConfig, processor: Processor) -> Prepared:

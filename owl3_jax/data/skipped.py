@@ -3,6 +3,7 @@
 import collections
 import logging
 import threading
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from owl3_jax.data.readers.records import Kind
@@ -29,10 +30,12 @@ class Skips:
     """How many records of each source were used and skipped since this was made; safe to share between threads.
 
     It counts what was read, which is up to `data.prefetch` batches ahead of training, and the same record again in every
-    epoch. It is not part of the iterator's state: after a resume it starts at zero.
+    epoch. It is not part of the iterator's state: after a resume it starts at zero, `epochs` with what was saved.
     """
 
     def __init__(self) -> None:
+        self.sizes: Mapping[str, float] = {}  # records of each source that this process reads in an epoch
+        self._before: Mapping[str, int] = {}
         self._lock = threading.Lock()
         self._used: collections.Counter[str] = collections.Counter()
         self._skipped: collections.Counter[tuple[str, Kind]] = collections.Counter()
@@ -46,6 +49,22 @@ class Skips:
         """Records skipped so far, by source and kind of problem."""
         with self._lock:
             return dict(self._skipped)
+
+    def seen(self) -> dict[str, int]:
+        """Records read so far, by source, with those of `resume`."""
+        with self._lock:
+            skipped: collections.Counter[str] = collections.Counter()
+            for (source, _), count in self._skipped.items():
+                skipped[source] += count
+            return {source: self._before.get(source, 0) + self._used[source] + skipped[source] for source in self.sizes}
+
+    def epochs(self) -> dict[str, float]:
+        """How often each source was read so far."""
+        return {source: count / self.sizes[source] for source, count in self.seen().items()}
+
+    def resume(self, seen: Mapping[str, int]) -> None:
+        """Counts on from what `seen` was when the run was saved."""
+        self._before = dict(seen)
 
     def use(self, source: str) -> None:
         """Counts a sample that goes into a batch."""

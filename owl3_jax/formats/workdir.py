@@ -1,6 +1,7 @@
 """A training run's workdir, as far as its last parameters go; `owl3_jax.training.checkpoint` writes it.
 
 checkpoints/STEP/params/  the parameters, an orbax checkpoint
+checkpoints/STEP/ema/     the same with their moving average, if the run has one
 checkpoints/STEP/run/     the run's Config, and where the parameters are that are not in params/
 tokenizer.json, ...       other files of the run
 """
@@ -13,6 +14,7 @@ from owl3_jax.formats.errors import CheckpointError
 from owl3_jax.formats.json_files import JsonError, check, load_dataclass, read_json_object
 
 CHECKPOINTS = "checkpoints"
+EMA = "ema"
 
 
 def is_workdir(directory: Path) -> bool:

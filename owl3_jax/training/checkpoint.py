@@ -1,10 +1,12 @@
-"""Checkpoints of a run: `workdir/checkpoints/STEP/` with four items.
+"""Checkpoints of a run: `workdir/checkpoints/STEP/` with four items, or five.
 
     params/     the parameters: all that `owl3_jax.convert.load` reads; of a run with adapters that starts from a checkpoint,
                 those that it trains: `run/` says where the others are
     progress/   step, optimizer state and random key
+    ema/        with train.ema_decay: as params/, the moving average in place of what is trained
     iterator/   the position of the data iterator, one file per process
-    run/        the run's Config and its number of processes, as JSON: no checkpoint is read as another model's
+    run/        the run's Config, its number of processes and how many records it has read, as JSON: no checkpoint is read as
+                another model's
 
 A checkpoint is written under a temporary name, in the background, and renamed once all of it is on disk: a process
 killed or a disk filled during a save leaves the one before as it was, and only complete checkpoints are ever seen.
@@ -16,26 +18,37 @@ the newer one is still called experimental.
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import grain
 import grain.checkpoint
 import jax
 import orbax.checkpoint as ocp
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from owl3_jax.config import Config, ConfigError, JsonTree, field_differences, load_json_tree
 from owl3_jax.formats.workdir import CHECKPOINTS
 from owl3_jax.params import Params
-from owl3_jax.training.frozen import holds_all, join_params, saved_paths, split_params
+from owl3_jax.training.frozen import holds_all, join_params, saved_paths, split_params, trained_paths
 from owl3_jax.training.step import TrainState
 
 NO_PARAMS: Params = {}
+NOTHING: Mapping[str, int] = MappingProxyType({})
 
 # Settings of the data that change no batch: a run may be resumed under other ones.
 _FREE_DATA_FIELDS = ("data.data_dir", "data.prefetch", "data.max_skipped")
 # Settings of the training that change what a state consists of: a run must be resumed under the same ones.
-_STATE_FIELDS = ("train.trained", "train.frozen_dtype", "lora", "optimizer.name", "optimizer.state_dtype", "optimizer.groups")
+_STATE_FIELDS = (
+    "train.trained",
+    "train.frozen_dtype",
+    "train.ema_decay",
+    "lora",
+    "optimizer.name",
+    "optimizer.state_dtype",
+    "optimizer.groups",
+)
 
 
 class SavedRunError(RuntimeError):
@@ -75,7 +88,7 @@ class Checkpoints:
         step = self.latest_step()
         if step is None:
             return
-        saved, processes = _restore_run(self._manager, step)
+        saved, processes, _ = _restore_run(self._manager, step)
         differences = config_differences(saved, self._config, "model", "processor", "data")
         differences = [line for line in differences if not line.startswith(_FREE_DATA_FIELDS)]
         trained = config_differences(saved, self._config, "train", "lora", "optimizer")
@@ -84,8 +97,10 @@ class Checkpoints:
             differences.append(f"processes: {processes} there, {jax.process_count()} in this run")
         _require_no_differences(self._manager, step, differences)
 
-    def save(self, step: int, state: TrainState, iterator: grain.DatasetIterator) -> None:
+    def save(self, step: int, state: TrainState, iterator: grain.DatasetIterator, seen: Mapping[str, int] = NOTHING) -> None:
         """Saves in the background; returns when the arrays are off the device and the save before this one is done.
+
+        `seen` are the records that this process has read of each source.
 
         Raises SavedRunError when that earlier save has failed.
         """
@@ -93,7 +108,8 @@ class Checkpoints:
             params=ocp.args.StandardSave(self._saved(state.params)),
             progress=ocp.args.StandardSave(_progress(state)),
             iterator=grain.checkpoint.CheckpointSave(iterator),
-            run=ocp.args.JsonSave(self._description()),
+            **({"ema": ocp.args.StandardSave(self._saved(_averaged(state)))} if state.ema else {}),
+            run=ocp.args.JsonSave(self._description() | {"seen": dict(seen)}),
         )
         with self._naming_the_last_good_step():
             if step not in self._manager.all_steps():
@@ -120,8 +136,14 @@ class Checkpoints:
             params=ocp.args.StandardRestore(self._saved(abstract.params)),
             progress=ocp.args.StandardRestore(_progress(abstract)),
             iterator=grain.checkpoint.CheckpointRestore(iterator),
+            **({"ema": ocp.args.StandardRestore(self._saved(_averaged(abstract)))} if abstract.ema else {}),
         )
-        return TrainState(params=join_params(items.params, base), **items.progress)
+        ema = split_params(items.ema, trained_paths(self._config))[0] if abstract.ema else {}
+        return TrainState(params=join_params(items.params, base), ema=ema, **items.progress)
+
+    def seen(self, step: int) -> dict[str, int]:
+        """The records that were read of each source, by the process that saved."""
+        return _restore_run(self._manager, step)[2]
 
     def _saved(self, params: Params) -> Params:
         return params if holds_all(self._config) else split_params(params, saved_paths(self._config))[0]
@@ -152,6 +174,11 @@ def config_differences(saved: Config, wanted: Config, *sections: str) -> list[st
     return [line for pair in pairs for line in field_differences(*pair)]
 
 
+def _averaged(state: TrainState) -> Params:
+    """All parameters, the moving average in place of the trained ones."""
+    return unflatten_dict(flatten_dict(state.params) | flatten_dict(state.ema))
+
+
 def _progress(state: TrainState) -> dict[str, object]:
     return {"step": state.step, "opt_state": state.opt_state, "rng": state.rng}
 
@@ -166,11 +193,11 @@ def _restore(manager: ocp.CheckpointManager, step: int, **items: ocp.args.Checkp
         ) from error
 
 
-def _restore_run(manager: ocp.CheckpointManager, step: int) -> tuple[Config, int]:
-    """The Config that a checkpoint was made under, and the number of processes."""
+def _restore_run(manager: ocp.CheckpointManager, step: int) -> tuple[Config, int, dict[str, int]]:
+    """The Config that a checkpoint was made under, the number of processes, and how much of each source was read."""
     run = _restore(manager, step, run=ocp.args.JsonRestore()).run
     try:
-        return load_json_tree(Config, run["config"]), run["processes"]
+        return load_json_tree(Config, run["config"]), run["processes"], run.get("seen", {})
     except ConfigError as error:
         raise SavedRunError(f"checkpoint {Path(manager.directory) / str(step)} is of another version: {error}") from error
 

@@ -80,6 +80,7 @@ def _compiled_for(config: Config, mesh: Mesh) -> dict[str, object]:
         **{name: importlib.metadata.version(name) for name in packages},
         "source code": source_digest(),
         "devices": f"{mesh.size} x {device.device_kind}",
+        "number of sources": len(config.data.sources),
         **flat,
     }
 

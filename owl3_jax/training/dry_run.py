@@ -85,6 +85,8 @@ def _describe_memory(config: Config, mesh: Mesh, state: TrainState) -> Iterator[
     batch = example_batch(config)
     yield "batch, over all hosts:"
     for name, array in batch._asdict().items():
+        if array is None:
+            continue
         yield f"  {array.dtype.name:8} {name:17} {'x'.join(map(str, array.shape)):24} {sharding.batch_sharding(mesh).spec}"
     placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding.batch_sharding(mesh)), batch)
     held = {"parameters": state.params, "optimizer": state.opt_state, "batch": placed}

@@ -24,8 +24,9 @@ Sums = tuple[LossSums, Params]  # and gradients
 def make_loss_and_gradients(config: Config) -> Callable[..., tuple[Metrics, Params]]:
     """A function (params, batch, key) -> (metrics, gradients).
 
-    Metrics: loss (mean cross-entropy over weighted targets), accuracy, target_tokens (sum of the weights). Gradients: of the
-    trained parameters, a tree without the frozen ones. The key draws the augmentation (`train.shift_pixels`).
+    Metrics: loss (mean cross-entropy over weighted targets), accuracy, target_tokens (sum of the weights); of several sources
+    source_losses and source_target_tokens, [Q] each. Gradients: of the loss and z-loss with respect to the trained
+    parameters, a tree without the frozen ones. The key draws the augmentation (`train.shift_pixels`).
     """
     settings = config.train
     sums_of = _make_loss_sums(config)
@@ -39,17 +40,19 @@ def make_loss_and_gradients(config: Config) -> Callable[..., tuple[Metrics, Para
         def loss(trained: Params, number: Int[Array, ""]) -> tuple[Array, LossSums]:
             dropout = jax.random.fold_in(jax.random.fold_in(key, 1), number) if config.lora.dropout else None
             sums = sums_of(join_params(trained, frozen), microbatch(batch, settings.microbatches, number), dropout)
-            return sums.nll / targets, sums
+            return sums.minimised / targets, sums
 
         def add(total: Sums, number: Int[Array, ""]) -> tuple[Sums, None]:
             (_, sums), grads = jax.value_and_grad(loss, has_aux=True)(trained, number)
             return jax.tree.map(lambda x, y: x + y.astype(x.dtype), total, (sums, grads)), None
 
-        zero = jnp.zeros((), jnp.float32)
-        start = LossSums(zero, zero, zero), jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), trained)
+        start = LossSums.zero(len(config.data.sources)), jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), trained)
         (sums, grads), _ = jax.lax.scan(add, start, jnp.arange(settings.microbatches))
         grads = jax.tree.map(lambda g, x: g.astype(x.dtype), grads, trained)
-        return {"loss": sums.nll / targets, "accuracy": sums.correct / targets, "target_tokens": sums.weights}, grads
+        metrics = {"loss": sums.nll.sum() / targets, "accuracy": sums.correct / targets, "target_tokens": sums.weights.sum()}
+        if len(config.data.sources) > 1:
+            metrics |= {"source_losses": sums.nll / jnp.maximum(sums.weights, 1.0), "source_target_tokens": sums.weights}
+        return metrics, grads
 
     return loss_and_gradients
 
@@ -59,8 +62,15 @@ def _make_loss_sums(config: Config) -> Callable[[Params, Batch, Key[Array, ""] |
 
     def loss_sums(params: Params, batch: Batch, dropout: Key[Array, ""] | None) -> LossSums:
         x: Float[Array, "B T E"] = apply(model, params, "last_hidden_state", batch, dropout=dropout)
-        sizes = {"vocab_size": config.model.vocab_size, "chunk": config.train.loss_chunk}
-        return next_token_sums(x, head_table(params), batch, **sizes)
+        return next_token_sums(
+            x,
+            head_table(params),
+            batch,
+            vocab_size=config.model.vocab_size,
+            chunk=config.train.loss_chunk,
+            sources=len(config.data.sources),
+            z_loss=config.train.z_loss,
+        )
 
     return loss_sums
 

@@ -109,6 +109,7 @@ def train(config: Config, workdir: Path, compiled: Path | None = None) -> TrainS
         if start:
             abstract = abstract_state(config, mesh, stored_dtypes(workdir))
             state = checkpoints.restore(start, abstract, iterator, base_params(config, mesh))
+            skips.resume(checkpoints.seen(start))
         else:
             state = start_state(config, mesh)
         files = stack.enter_context(MetricsFiles(workdir, start)) if is_first else None
@@ -126,7 +127,7 @@ def _take_steps(run: _Run, state: TrainState, start: int) -> TrainState:
     """The steps after `start`; the host runs at most one step ahead of the device."""
     settings = run.config.train
     train_step = _compile(run, state)
-    window, taken, step = Window(), None, start
+    window, taken, step = Window([source.label for source in run.config.data.sources]), None, start
     while step < settings.steps and not _must_stop(run, step):
         step += 1
         batch = sharding.shard_batch(next(run.iterator), run.mesh)
@@ -185,6 +186,7 @@ def _require_finite(run: _Run, state: TrainState, taken: _Taken | None) -> None:
 
 def _report(run: _Run, step: int, window: Window) -> None:
     values = window.take() | {"skipped_samples": float(run.skips.count)}
+    values |= {f"epochs/{source}": epochs for source, epochs in run.skips.epochs().items()}
     run.progress.note(format_values(values))
     if run.files is not None:
         run.files.write(step, values)
@@ -195,7 +197,7 @@ def _save(run: _Run, state: TrainState, taken: _Taken | None) -> None:
     """Saves the state after `taken`, which is never a broken one."""
     if taken is not None:
         _require_finite(run, state, taken)
-        run.checkpoints.save(taken.step, state, run.iterator)
+        run.checkpoints.save(taken.step, state, run.iterator, run.skips.seen())
 
 
 def _make_iterator(config: Config, mesh: Mesh, processor: Processor, skips: Skips) -> grain.DatasetIterator:

@@ -25,14 +25,30 @@ class Targets(NamedTuple):
 
     tokens: Int[Array, "n r b s t"]
     weights: Float[Array, "n r b s t"]
+    sources: Int[Array, "n r b s t"]
 
 
 class LossSums(NamedTuple):
-    """Weighted sums over target tokens; those of two parts of a batch add up. float32 scalars."""
+    """Weighted sums over target tokens, float32; those of two parts of a batch add up. Q sources of data."""
 
-    nll: Float[Array, ""]  # cross-entropy, in nats
+    minimised: Float[Array, ""]  # nll, and z_loss log(Z)^2
+    nll: Float[Array, " Q"]  # cross-entropy, in nats
     correct: Float[Array, ""]  # whether no token is likelier than the target
-    weights: Float[Array, ""]
+    weights: Float[Array, " Q"]
+
+    @classmethod
+    def zero(cls, sources: int) -> "LossSums":
+        """Of no tokens."""
+        scalar, vector = jnp.zeros((), jnp.float32), jnp.zeros(sources, jnp.float32)
+        return cls(scalar, vector, scalar, vector)
+
+
+class Settings(NamedTuple):
+    """What the loss depends on beside arrays."""
+
+    vocab_size: int
+    sources: int
+    z_loss: float
 
 
 def target_weights(batch: Batch) -> Float[Array, "B T"]:
@@ -43,7 +59,14 @@ def target_weights(batch: Batch) -> Float[Array, "B T"]:
 
 
 def next_token_sums(
-    x: Float[Array, "B T E"], table: Float[Array, "Vp E"], batch: Batch, *, vocab_size: int, chunk: int
+    x: Float[Array, "B T E"],
+    table: Float[Array, "Vp E"],
+    batch: Batch,
+    *,
+    vocab_size: int,
+    chunk: int,
+    sources: int = 1,
+    z_loss: float = 0.0,
 ) -> LossSums:
     """Cross-entropy and accuracy of the tokens that follow, weighted by `loss_weights`, in float32.
 
@@ -51,12 +74,16 @@ def next_token_sums(
         x: hidden states after the final norm.
         table: the head; rows from `vocab_size` on are padding.
         chunk: text positions of a row whose logits exist at the same time, at most.
+        sources: number of sources; above 1 the batch has `source_ids`.
+        z_loss: weight of log(Z)^2 in `minimised`.
 
-    Only `nll` has gradients: of `x` and `table`.
+    Only `minimised` has gradients: of `x` and `table`.
     """
-    targets = jnp.pad(batch.tokens[:, 1:], ((0, 0), (0, 1)))
-    split = functools.partial(_split_positions, chunk=chunk)
-    return _loss_sums(split(x), table, Targets(split(targets), split(target_weights(batch))), vocab_size)
+    follow = lambda ids: jnp.pad(ids[:, 1:], ((0, 0), (0, 1)))
+    tokens, split = follow(batch.tokens), functools.partial(_split_positions, chunk=chunk)
+    ids = jnp.zeros_like(tokens) if batch.source_ids is None else follow(batch.source_ids)
+    targets = Targets(split(tokens), split(target_weights(batch)), split(ids))
+    return _loss_sums(split(x), table, targets, Settings(vocab_size, sources, z_loss))
 
 
 def _split_positions(x: Shaped[Array, "B T *rest"], chunk: int) -> Shaped[Array, "n r b s t *rest"]:
@@ -76,50 +103,45 @@ Whole = Float[Array, "Vp E"]  # the head
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _loss_sums(x: Chunks, table: Whole, targets: Targets, vocab_size: int) -> LossSums:
+def _loss_sums(x: Chunks, table: Whole, targets: Targets, settings: Settings) -> LossSums:
     whole = _gather(table, x.dtype)
 
     def add(sums: LossSums, part: tuple[Array, Targets]) -> tuple[LossSums, None]:
         x, targets = part
-        more, _ = _cross_entropy(_logits(x, whole, vocab_size), targets)
+        more, _ = _cross_entropy(_logits(x, whole, settings.vocab_size), targets, settings)
         return jax.tree.map(jnp.add, sums, more), None
 
-    return jax.lax.scan(add, _zero_sums(), (x, targets))[0]
+    return jax.lax.scan(add, LossSums.zero(settings.sources), (x, targets))[0]
 
 
-def _forward(x: Chunks, table: Whole, targets: Targets, vocab_size: int) -> tuple[LossSums, tuple[Chunks, Whole]]:
-    """The sums, and the gradients of `nll` with respect to `x` and `table`."""
+def _forward(x: Chunks, table: Whole, targets: Targets, settings: Settings) -> tuple[LossSums, tuple[Chunks, Whole]]:
+    """The sums, and the gradients of `minimised` with respect to `x` and `table`."""
     whole = _gather(table, x.dtype)
     _, r, _, s, _, _ = x.shape
 
     def add(carry: tuple[LossSums, Array], part: tuple[Array, Targets]) -> tuple[tuple[LossSums, Array], Array]:
         sums, d_whole = carry
         x, targets = part
-        more, d_logits = _cross_entropy(_logits(x, whole, vocab_size), targets)
+        more, d_logits = _cross_entropy(_logits(x, whole, settings.vocab_size), targets, settings)
         d_logits = d_logits.astype(x.dtype)
         d_x = jnp.einsum("rbstv,ve->rbste", d_logits, whole)
         d_whole += jnp.einsum("rbstv,rbste->rsve", d_logits, x, preferred_element_type=jnp.float32)
         return (jax.tree.map(jnp.add, sums, more), d_whole), d_x
 
     parts = constrain(jnp.zeros((r, s, *table.shape), jnp.float32), ("batch", "text", "vocab", None))
-    (sums, parts), d_x = jax.lax.scan(add, (_zero_sums(), parts), (x, targets))
+    (sums, parts), d_x = jax.lax.scan(add, (LossSums.zero(settings.sources), parts), (x, targets))
     # Reduced in the dtype of all other gradients.
     d_table = constrain(parts.astype(x.dtype).sum(axis=(0, 1)), ("vocab", "embed"))
     return sums, (d_x, d_table.astype(table.dtype))
 
 
-def _backward(vocab_size: int, gradients: tuple[Chunks, Whole], cotangents: LossSums) -> tuple[Chunks, Whole, None]:
-    del vocab_size
-    d_x, d_table = ((cotangents.nll * gradient).astype(gradient.dtype) for gradient in gradients)
+def _backward(settings: Settings, gradients: tuple[Chunks, Whole], cotangents: LossSums) -> tuple[Chunks, Whole, None]:
+    del settings
+    d_x, d_table = ((cotangents.minimised * gradient).astype(gradient.dtype) for gradient in gradients)
     return d_x, d_table, None
 
 
 _loss_sums.defvjp(_forward, _backward)
-
-
-def _zero_sums() -> LossSums:
-    zero = jnp.zeros((), jnp.float32)
-    return LossSums(zero, zero, zero)
 
 
 def _gather(table: Whole, dtype: DTypeLike) -> Whole:
@@ -133,13 +155,20 @@ def _logits(x: Float[Array, "r b s t E"], table: Whole, vocab_size: int) -> Floa
     return constrain(logits, ("batch", None, "text", None, "act_vocab"))
 
 
-def _cross_entropy(logits: Float[Array, "r b s t Vp"], targets: Targets) -> tuple[LossSums, Float[Array, "r b s t Vp"]]:
-    """The sums, and the gradient of `nll` with respect to the logits."""
+def _cross_entropy(
+    logits: Float[Array, "r b s t Vp"], targets: Targets, settings: Settings
+) -> tuple[LossSums, Float[Array, "r b s t Vp"]]:
+    """The sums, and the gradient of `minimised` with respect to the logits."""
     # Neither gather nor argmax: each device looks at its own part of the vocabulary.
     weights, is_target = targets.weights, targets.tokens[..., None] == jnp.arange(logits.shape[-1])
     target, top = jnp.where(is_target, logits, 0.0).sum(axis=-1), logits.max(axis=-1)
     shares = jnp.exp(logits - top[..., None])
     total = shares.sum(axis=-1)
+    log_z = jnp.log(total) + top
     nll, correct = jnp.log(total) - (target - top), (target == top).astype(jnp.float32)
-    sums = LossSums((nll * weights).sum(), (correct * weights).sum(), weights.sum())
-    return sums, (shares / total[..., None] - is_target) * weights[..., None]
+    minimised = nll + settings.z_loss * jnp.square(log_z) if settings.z_loss else nll
+    of_source = targets.sources[..., None] == jnp.arange(settings.sources)
+    by_source = lambda values: jnp.where(of_source, values[..., None], 0.0).sum(axis=tuple(range(values.ndim)))
+    sums = LossSums((minimised * weights).sum(), by_source(nll * weights), (correct * weights).sum(), by_source(weights))
+    pull = 1.0 + 2.0 * settings.z_loss * log_z if settings.z_loss else jnp.ones_like(log_z)
+    return sums, ((shares / total[..., None]) * pull[..., None] - is_target) * weights[..., None]

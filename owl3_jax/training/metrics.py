@@ -17,7 +17,9 @@ Values = dict[str, float]
 class Window:
     """The metrics of the steps since the last report. They stay on the device until they are reported."""
 
-    def __init__(self) -> None:
+    def __init__(self, sources: Sequence[str] = ()) -> None:
+        """`sources` are the names of those that the training data is from."""
+        self._sources = sources
         self._steps: list[Mapping[str, jax.Array]] = []
         self._began = time.monotonic()
 
@@ -28,17 +30,18 @@ class Window:
     def take(self) -> Values:
         """Waits for the last step, and starts a new window."""
         steps = jax.device_get(self._steps)
-        values = summarize(steps, time.monotonic() - self._began)
+        values = summarize(steps, time.monotonic() - self._began, self._sources)
         self._steps, self._began = [], time.monotonic()
         return values
 
 
-def summarize(steps: Sequence[Mapping[str, np.ndarray]], seconds: float) -> Values:
+def summarize(steps: Sequence[Mapping[str, np.ndarray]], seconds: float, sources: Sequence[str] = ()) -> Values:
     """One report on several steps, which took `seconds` together.
 
-    `loss` and `accuracy` are means over target tokens, `grad_norm` over steps; `learning_rate` is the last step's.
+    `loss` and `accuracy` are means over target tokens, `grad_norm` over steps; `learning_rate` is the last step's. Of several
+    sources, each has its own loss too, unless it had no target tokens.
     """
-    columns = {name: np.array([float(step[name]) for step in steps]) for name in steps[0]}
+    columns = {name: np.array([step[name] for step in steps], np.float64) for name in steps[0]}
     targets = max(columns["target_tokens"].sum(), 1.0)
     return {
         "loss": float(columns["loss"] @ columns["target_tokens"] / targets),
@@ -47,7 +50,16 @@ def summarize(steps: Sequence[Mapping[str, np.ndarray]], seconds: float) -> Valu
         "grad_norm": float(columns["grad_norm"].mean()),
         "tokens_per_second": float(columns["tokens"].sum() / seconds),
         "images_per_second": float(columns["images"].sum() / seconds),
+        **_source_losses(columns, sources),
     }
+
+
+def _source_losses(columns: Mapping[str, np.ndarray], sources: Sequence[str]) -> Values:
+    if "source_losses" not in columns:
+        return {}
+    losses, targets = columns["source_losses"], columns["source_target_tokens"]  # [steps, Q]
+    sums, counts = (losses * targets).sum(axis=0), targets.sum(axis=0)
+    return {f"loss/{name}": float(total / count) for name, total, count in zip(sources, sums, counts, strict=True) if count}
 
 
 def format_values(values: Values) -> str:

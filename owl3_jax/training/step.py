@@ -63,6 +63,7 @@ class TrainState:
     params: Params  # all of them, the frozen ones in train.frozen_dtype
     opt_state: optax.OptState  # of the trained parameters
     rng: AnyArray  # random key; folded with the step, it chooses the shifts of each batch's images
+    ema: Params = flax.struct.field(default_factory=dict)  # moving average of the trained parameters, with train.ema_decay
 
 
 def example_batch(config: Config) -> Batch:
@@ -71,7 +72,8 @@ def example_batch(config: Config) -> Batch:
     text = jax.ShapeDtypeStruct((data.rows, data.tokens_per_row), jnp.int32)
     image = jax.ShapeDtypeStruct((data.rows, data.images_per_row), jnp.int32)
     pixels = jax.ShapeDtypeStruct((*image.shape, side, side, 3), jnp.uint8)
-    return Batch(text, text, text, pixels, image, image, jax.ShapeDtypeStruct(text.shape, jnp.float32))
+    weights = jax.ShapeDtypeStruct(text.shape, jnp.float32)
+    return Batch(text, text, text, pixels, image, image, weights, text if len(data.sources) > 1 else None)
 
 
 def abstract_state(config: Config, mesh: Mesh, dtypes: DTypes = NO_DTYPES) -> TrainState:
@@ -105,9 +107,10 @@ def state_from(config: Config, mesh: Mesh, params: Params) -> TrainState:
     optimizer = make_optimizer(config.optimizer, config.train.steps)
     with use_mesh(mesh):
         opt_state = jax.jit(optimizer.init, out_shardings=shardings.opt_state)(trained)
+        ema = jax.jit(lambda x: _initial_ema(config, x), out_shardings=shardings.ema)(trained)
     _, rng = jax.random.split(jax.random.key(config.train.seed))
     step = jax.device_put(jnp.zeros((), jnp.int32), shardings.step)
-    return TrainState(step, params, opt_state, jax.device_put(rng, shardings.rng))
+    return TrainState(step, params, opt_state, jax.device_put(rng, shardings.rng), ema)
 
 
 def make_train_step(config: Config, mesh: Mesh) -> OnMesh[[TrainState, Batch], tuple[TrainState, Metrics]]:
@@ -127,11 +130,12 @@ def make_train_step(config: Config, mesh: Mesh) -> OnMesh[[TrainState, Batch], t
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
         trained, frozen = split_params(state.params, trained_paths(config))
         updates, opt_state = optimizer.update(grads, state.opt_state, trained)
-        params = join_params(_new_if(finite, optax.apply_updates(trained, updates), trained), frozen)
+        new = _new_if(finite, optax.apply_updates(trained, updates), trained)
         metrics |= {"grad_norm": norm, "learning_rate": schedule(state.step), "finite": finite}
         metrics |= {"tokens": (batch.segment_ids != 0).sum(), "images": (batch.image_segment_ids != 0).sum()}
-        opt_state = _new_if(finite, opt_state, state.opt_state)
-        return dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state), metrics
+        params, opt_state = join_params(new, frozen), _new_if(finite, opt_state, state.opt_state)
+        ema = _next_ema(config, new, state.ema)
+        return dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state, ema=ema), metrics
 
     shardings = jax.tree.map(lambda x: x.sharding, abstract_state(config, mesh))
     return OnMesh(
@@ -141,6 +145,19 @@ def make_train_step(config: Config, mesh: Mesh) -> OnMesh[[TrainState, Batch], t
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,
     )
+
+
+def _initial_ema(config: Config, trained: Params) -> Params:
+    if config.train.ema_decay is None:
+        return {}
+    return jax.tree.map(lambda x: x.astype(jnp.float32), trained)
+
+
+def _next_ema(config: Config, trained: Params, ema: Params) -> Params:
+    if config.train.ema_decay is None:
+        return ema
+    moved: Params = optax.incremental_update(trained, ema, 1.0 - config.train.ema_decay)
+    return moved
 
 
 Tree = TypeVar("Tree")
@@ -174,7 +191,7 @@ def _initial_state(config: Config, key: Key[Array, ""], dtypes: DTypes) -> Train
     params = lower_frozen(initial_run_params(config, params_key), config, dtypes)
     trained, _ = split_params(params, trained_paths(config))
     opt_state = make_optimizer(config.optimizer, config.train.steps).init(trained)
-    return TrainState(jnp.zeros((), jnp.int32), params, opt_state, rng)
+    return TrainState(jnp.zeros((), jnp.int32), params, opt_state, rng, _initial_ema(config, trained))
 
 
 def _state_shardings(config: Config, mesh: Mesh, shapes: TrainState) -> TrainState:
@@ -189,7 +206,8 @@ def _state_shardings(config: Config, mesh: Mesh, shapes: TrainState) -> TrainSta
         return placed[name] if name in placed and x.shape == sizes[name].shape else whole
 
     opt_state = jax.tree_util.tree_map_with_path(place, shapes.opt_state)
-    return TrainState(whole, params, opt_state, whole)
+    ema = split_params(params, trained_paths(config))[0] if config.train.ema_decay is not None else {}
+    return TrainState(whole, params, opt_state, whole, ema)
 
 
 def _check_rows(config: Config, mesh: Mesh) -> None:

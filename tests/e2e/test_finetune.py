@@ -167,7 +167,8 @@ def test_a_dry_run_says_what_would_run_and_takes_no_step(place, tmp_path, capsys
     page = (tmp_path / "first_batch.html").read_text()
     assert page.count('class="card"') > 8 and page.count("data:image/jpeg") > 8
     assert re.search(
-        r'which digit \?\s*<img src="data:image/jpeg;base64,[^"]+" alt="image">.*<span class="loss">\d \d', page.replace("\n", "")
+        r'which digit \?\s*<img src="data:image/jpeg;base64,[^"]+" alt="image">.*<span class="loss">\d \d',
+        page.replace("\n", ""),
     )
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 
+import jax
 import numpy as np
 import pytest
 
@@ -80,7 +81,7 @@ def numbers_of(processor: Processor, batch: Batch) -> list[str]:
 
 def assert_equal_batches(batches: list[Batch], others: list[Batch]) -> None:
     for batch, other in zip(batches, others, strict=True):
-        for array, expected in zip(batch, other, strict=True):
+        for array, expected in zip(jax.tree.leaves(batch), jax.tree.leaves(other), strict=True):
             np.testing.assert_array_equal(array, expected)
             assert array.dtype == expected.dtype
 

@@ -1,5 +1,6 @@
 """The loss in chunks against optax on whole logits, and the memory that it must not take."""
 
+import functools
 import re
 
 import jax
@@ -21,15 +22,16 @@ X = jax.random.normal(jax.random.key(0), (3, 29, E))
 TABLE = 3 * jax.random.normal(jax.random.key(1), (V, E))
 
 
-def chunked(table, x, chunk, batch=BATCH):
-    sums = next_token_sums(x, jnp.pad(table, ((0, 3), (0, 0))), batch, vocab_size=V, chunk=chunk)
-    return sums.nll / jnp.maximum(sums.weights, 1.0), sums
+def chunked(table, x, chunk, batch=BATCH, **settings):
+    sums = next_token_sums(x, jnp.pad(table, ((0, 3), (0, 0))), batch, vocab_size=V, chunk=chunk, **settings)
+    return sums.minimised / jnp.maximum(sums.weights.sum(), 1.0), sums
 
 
-def whole(table, x):
-    logits = jnp.einsum("bte,ve->btv", x, table)[:, :-1]
-    weights = target_weights(BATCH)[:, :-1]
-    nll = optax.softmax_cross_entropy_with_integer_labels(logits, BATCH.tokens[:, 1:])
+def whole(table, x, z_loss=0.0, rows=slice(None)):
+    logits = jnp.einsum("bte,ve->btv", x, table)[rows, :-1]
+    weights = target_weights(BATCH)[rows, :-1]
+    nll = optax.softmax_cross_entropy_with_integer_labels(logits, BATCH.tokens[rows, 1:])
+    nll += z_loss * jnp.square(jax.nn.logsumexp(logits, axis=-1))
     return (nll * weights).sum() / weights.sum()
 
 
@@ -42,13 +44,25 @@ def test_targets_are_the_following_tokens_of_the_same_segment():
     assert 0 < weights.sum() < len(targets)
 
 
-@pytest.mark.parametrize("chunk", [1, 8, 29, 512])  # 8 does not divide 29
-def test_value_and_gradients_equal_those_of_whole_logits(chunk):
-    expected, expected_grads = jax.jit(jax.value_and_grad(whole, argnums=(0, 1)))(TABLE, X)
-    (loss, _), grads = jax.jit(lambda *a: jax.value_and_grad(chunked, argnums=(0, 1), has_aux=True)(*a, chunk))(TABLE, X)
+@pytest.mark.parametrize(("chunk", "z_loss"), [(1, 0.0), (8, 0.0), (29, 0.0), (512, 0.0), (8, 0.03)])  # 8 does not divide 29
+def test_value_and_gradients_equal_those_of_whole_logits(chunk, z_loss):
+    expected, expected_grads = jax.jit(jax.value_and_grad(lambda *a: whole(*a, z_loss), argnums=(0, 1)))(TABLE, X)
+    compute = lambda *a: jax.value_and_grad(functools.partial(chunked, z_loss=z_loss), argnums=(0, 1), has_aux=True)(*a, chunk)
+    (loss, sums), grads = jax.jit(compute)(TABLE, X)
+    np.testing.assert_allclose(sums.nll.sum() / sums.weights.sum(), whole(TABLE, X), rtol=CHUNKED_LOSS)
     np.testing.assert_allclose(loss, expected, rtol=CHUNKED_LOSS)
     for got, wanted in zip(grads, expected_grads, strict=True):
         np.testing.assert_allclose(got, wanted, atol=CHUNKED_LOSS * float(jnp.abs(wanted).max()))
+
+
+def test_each_source_has_its_own_sums():
+    """The source of a target is that of the predicted token; source 1 has nothing."""
+    sources = jnp.array([0, 2, 2])[:, None] * jnp.ones((1, 29), jnp.int32)
+    _, sums = chunked(TABLE, X, 8, BATCH._replace(source_ids=sources), sources=3)
+    weights = np.asarray(target_weights(BATCH)).sum(axis=1)
+    np.testing.assert_allclose(sums.weights, [weights[0], 0.0, weights[1:].sum()])
+    expected = [whole(TABLE, X, rows=slice(0, 1)) * weights[0], 0.0, whole(TABLE, X, rows=slice(1, 3)) * weights[1:].sum()]
+    np.testing.assert_allclose(sums.nll, expected, rtol=2 * CHUNKED_LOSS)
 
 
 def test_accuracy_counts_targets_that_no_token_beats():
@@ -63,7 +77,7 @@ def test_accuracy_counts_targets_that_no_token_beats():
 
 def test_rows_without_targets_have_no_loss():
     loss, sums = chunked(TABLE, X, 8, BATCH._replace(loss_weights=jnp.zeros((3, 29))))
-    assert float(loss) == float(sums.weights) == 0
+    assert float(loss) == float(sums.weights.sum()) == 0
 
 
 def test_no_array_holds_the_logits_of_more_than_a_chunk():

@@ -10,7 +10,7 @@ from tensorboardX.proto.event_pb2 import Event
 from owl3_jax.training.metrics import MetricsFiles, Window, summarize
 
 
-def step(loss: float, accuracy: float, targets: int, **others: float) -> dict[str, np.ndarray]:
+def step(loss: float, accuracy: float, targets: int, **others: object) -> dict[str, np.ndarray]:
     values = {"loss": loss, "accuracy": accuracy, "target_tokens": targets, "grad_norm": 1.0, "learning_rate": 0.1} | others
     return {name: np.array(value, np.float32) for name, value in ({"tokens": 0, "images": 0} | values).items()}
 
@@ -35,6 +35,14 @@ def test_rates_gradient_norm_and_learning_rate():
     assert values["images_per_second"] == pytest.approx(2.2)
     assert values["grad_norm"] == 4.0
     assert values["learning_rate"] == pytest.approx(0.1)
+
+
+def test_each_source_has_its_own_loss():
+    of_sources = lambda losses, targets: {"source_losses": losses, "source_target_tokens": targets}
+    steps = [step(1, 1, 1, **of_sources([1.0, 5.0, 0.0], [10, 1, 0])), step(1, 1, 1, **of_sources([2.0, 7.0, 0.0], [30, 3, 0]))]
+    values = summarize(steps, 1.0, ["a.jsonl", "b.json", "never drawn"])
+    found = {name: value for name, value in values.items() if name.startswith("loss/")}
+    assert found == {"loss/a.jsonl": pytest.approx(1.75), "loss/b.json": pytest.approx(6.5)}
 
 
 def test_a_window_starts_anew_after_each_report():

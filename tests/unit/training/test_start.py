@@ -12,11 +12,13 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 import owl3_jax
+from owl3_jax.cli.convert import main as convert
 from owl3_jax.cli.train import main
-from owl3_jax.config import Config, ConfigError, LoraConfig, MeshConfig, SourceConfig, StartConfig
+from owl3_jax.config import Config, ConfigError, LoraConfig, MeshConfig, OptimizerConfig, SourceConfig, StartConfig
 from owl3_jax.convert.load import load_params
 from owl3_jax.data.digits.tokenizer import make_tokenizer
 from owl3_jax.formats.checkpoint import load_config as load_model
+from owl3_jax.formats.weight_files import find_tensors
 from owl3_jax.host.command_line import load_config
 from owl3_jax.models.owl3 import Owl3, apply
 from owl3_jax.sharding import make_mesh
@@ -62,6 +64,9 @@ def finetune(checkpoint: Path, source: Path, **train_fields: object) -> Config:
         optimizer=dataclasses.replace(config.optimizer, learning_rate=1e-2, warmup_steps=0),
         train=dataclasses.replace(config.train, **train_fields),
     )
+
+
+CONSTANT = OptimizerConfig(learning_rate=1e-2, warmup_steps=0, schedule="constant")
 
 
 def params_of(state: TrainState) -> dict[str, np.ndarray]:
@@ -124,6 +129,36 @@ def test_adapters_change_nothing_at_first_then_alone_are_trained_and_merge(check
     assert np.abs(unmerged - logits(base)).max() > 1e-2
     np.testing.assert_allclose(merged, unmerged, rtol=0, atol=2e-5)
     assert isinstance(owl3_jax.from_pretrained(tmp_path).generate("Which digit is red?", max_new_tokens=3), str)
+
+
+@pytest.mark.parametrize("lora", [LoraConfig(), LoraConfig(rank=2, target=("projector",))], ids=["whole", "LoRA"])
+def test_the_moving_average_is_saved_goes_on_and_is_exported_on_request(checkpoint, source, tmp_path, lora):
+    """The parameters after each step are those of runs that end there; the average is computed from them here."""
+    fields = {"trained": () if lora.rank else ("projector",), "ema_decay": 0.75}
+    config = lambda steps: dataclasses.replace(
+        finetune(checkpoint, source, steps=steps, **fields), lora=lora, optimizer=CONSTANT
+    )
+    path = "vision2text_model/linear/" + ("lora_b" if lora.rank else "kernel")
+    expected = params_of(start_state(resolve_start(config(1)), make_mesh(config(1).mesh)))[path]
+    for steps in (1, 2):  # the second is resumed
+        state = train(config(steps), tmp_path / "run")
+        expected = 0.75 * expected + 0.25 * params_of(state)[path]
+    np.testing.assert_allclose(flatten_dict(state.ema, sep="/")[path], expected, atol=1e-7)
+    convert(["--from", str(tmp_path / "run"), "--to", str(tmp_path / "last"), "--to-hf"])
+    convert(["--from", str(tmp_path / "run"), "--to", str(tmp_path / "average"), "--to-hf", "--ema"])
+    last, average = (find_tensors(tmp_path / name) for name in ("last", "average"))
+    differ = {name for name in last if not np.array_equal(last[name].read(), average[name].read())}
+    assert differ == {"vision2text_model.weight"} | (set() if lora.rank else {"vision2text_model.bias"})
+    if not lora.rank:
+        np.testing.assert_array_equal(
+            average["vision2text_model.weight"].read(), np.asarray(state.ema["vision2text_model"]["linear"]["kernel"]).T
+        )
+
+
+def test_a_run_without_a_moving_average_says_so(checkpoint, tmp_path):
+    convert(["--from", str(checkpoint), "--to", str(tmp_path / "converted")])
+    with pytest.raises(SystemExit, match=r"has no moving average of parameters: a run has one with train\.ema_decay"):
+        convert(["--from", str(tmp_path / "converted"), "--to", str(tmp_path / "x"), "--to-hf", "--ema"])
 
 
 def test_a_target_that_matches_no_matrix_is_refused(checkpoint, source):
