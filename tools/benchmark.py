@@ -1,4 +1,4 @@
-"""Measures inference with random weights in the real shapes.
+"""Measures inference with random weights in the real shapes, or how fast training data is read.
 
     python tools/benchmark.py inference --size 1b --images 1 8 64 256 1024 --against-torch --out docs/benchmarks/1b
 
@@ -8,6 +8,11 @@ reads over memory bandwidth measured between the rounds, FLOPs of a prefill over
 With `--against-torch`, the official algorithm in plain PyTorch (`tools/torch_baseline`) runs in turn with ours on the same
 weights and inputs, and ratios are printed. Medians of `--repeats` runs. JSON and a plot go to
 `--out`. docs/inference.md shows the output.
+
+    python tools/benchmark.py data --folder /tmp/data
+
+Images and clips a second of the training iterator beside what Pillow and PyAV do alone in as many processes, the rate of
+`owl3 data check`, and memory over many samples. docs/data.md shows the output.
 """
 
 import dataclasses
@@ -15,6 +20,7 @@ import sys
 from pathlib import Path
 from typing import Literal
 
+import data_benchmark
 import tyro
 from inference_benchmark import (
     Ours,
@@ -52,11 +58,26 @@ class Inference:
     out: Path | None = None  # where to put inference.json and inference.png
 
 
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """Measures how fast training data is read."""
+
+    folder: Path  # where files are written that are read
+    images: int = 640  # JPEGs
+    clips: int = 32  # H.264 files
+    records: int = 10_000  # that `owl3 data check` reads; 0: it is left out
+    samples: int = 20_000  # over which memory is watched; 0: it is left out
+    repeats: int = 3  # runs, of which the median is reported
+
+
 def main() -> None:
     """Runs the benchmark that the command line names."""
-    flags = tyro.extras.subcommand_cli_from_dict({"inference": Inference}, description=__doc__)
+    flags = tyro.extras.subcommand_cli_from_dict({"inference": Inference, "data": Data}, description=__doc__)
     try:
-        inference(flags)
+        if isinstance(flags, Data):
+            print(data_benchmark.describe(data_benchmark.measure(**vars(flags))))
+        else:
+            inference(flags)
     except (ValueError, RuntimeError) as error:
         sys.exit(f"error: {error}")
 

@@ -6,6 +6,7 @@ from owl3_jax.cli.subcommands import run_subcommand
 
 SUBCOMMANDS = {
     "check": "read everything and report what training would trip over",
+    "prepare": "write sources as files that training reads fast",
 }
 
 

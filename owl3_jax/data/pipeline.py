@@ -79,7 +79,9 @@ def iterate_batches(
         if not flags.FLAGS.is_parsed():  # grain's processes read flags of absl, which nobody else here does
             flags.FLAGS(["owl3"])
         options = grain.MultiprocessingOptions(num_workers=config.workers, per_worker_buffer_size=_BUFFERED)
-        samples = samples.mp_prefetch(options)
+        # Small arrays are pickled: a segment of shared memory for each would take longer than the image's.
+        shared = grain.experimental.DatasetOptions(min_shm_size=2**15)
+        samples = grain.experimental.WithOptionsIterDataset(samples, shared).mp_prefetch(options)
     kept = samples.filter(functools.partial(_keep, config=config, skips=skips))
     batches = pack_samples(kept, config, rows)
     return iter(grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=config.prefetch))

@@ -122,6 +122,8 @@ def _as_list(media: object, name: str) -> list[object]:
     """Several media, or the one that was given without a list."""
     if media is None:
         return []
+    if isinstance(media, list | tuple):  # most often; a protocol takes long to look for
+        return list(media)
     if isinstance(media, str | Path | bytes | bytearray | Image.Image) or _is_array_of_one(media, name):
         return [media]
     if isinstance(media, Mapping | SupportsArray) or not isinstance(media, Iterable):

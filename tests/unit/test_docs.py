@@ -31,3 +31,14 @@ def test_every_link_in_the_docs_leads_to_a_file():
     for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
         for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
             assert target.startswith("https://") or (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_every_test_that_the_docs_name_exists():
+    named = {
+        (page.name, *found)
+        for page in (ROOT / "docs").glob("*.md")
+        for found in re.findall(r"(tests/[\w/]+\.py)::(\w+)", page.read_text())
+    }
+    assert len(named) > 20
+    for page, file, test in named:
+        assert re.search(rf"^def {test}\(", (ROOT / file).read_text(), re.MULTILINE), f"{page}: {file}::{test}"

@@ -1,11 +1,9 @@
 """Checks all records of some sources, in several processes; what is done is kept in a file, so that a stopped check goes on."""
 
-import concurrent.futures
+import dataclasses
 import hashlib
 import json
-import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +11,7 @@ from owl3_jax.data.check.record import Checked, Checker
 from owl3_jax.data.readers.records import Problem
 from owl3_jax.host import storage
 from owl3_jax.host.files import write_text
+from owl3_jax.host.workers import WorkerDiedError, map_in_processes
 
 _CHUNK = 32  # records that a process checks at a time
 _FEW = 256  # records that are not worth starting processes for
@@ -50,7 +49,8 @@ def check_records(
             found[chunk.source][chunk.start : chunk.stop] = results
             advance(len(results))
         chunks = [chunk for chunk in _chunks(checkers) if found[chunk.source][chunk.start] is None]
-        for chunk, results in _run(checkers, chunks, workers):
+        few = len(chunks) * _CHUNK <= _FEW
+        for chunk, results in _naming(map_in_processes(_CheckChunk(list(checkers)), chunks, 1 if few else workers)):
             found[chunk.source][chunk.start : chunk.stop] = results
             written.add(chunk, results)
             advance(len(results))
@@ -64,41 +64,23 @@ def _chunks(checkers: Sequence[Checker]) -> Iterator[_Chunk]:
             yield _Chunk(number, start, min(start + _CHUNK, len(checker.records)))
 
 
-def _run(checkers: Sequence[Checker], chunks: Sequence[_Chunk], workers: int) -> Iterator[tuple[_Chunk, list[Checked]]]:
-    """The chunks with their results, as they are done."""
-    if workers == 1 or len(chunks) * _CHUNK <= _FEW:
-        for chunk in chunks:
-            yield chunk, _check_chunk(checkers, chunk)
-        return
-    # Not forked: this process has threads, of jax for one.
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(workers, context, _start_worker, (list(checkers),)) as pool:
-        futures = {pool.submit(_check_in_worker, chunk): chunk for chunk in chunks}
-        try:
-            for future in concurrent.futures.as_completed(futures):
-                yield futures[future], future.result()
-        except BrokenProcessPool as error:
-            raise CheckError(
-                "a process that checks records died: a decoder crashed, or there was not enough memory; "
-                "the same command goes on where it stopped, and --workers 1 shows which record it is"
-            ) from error
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+def _naming(results: Iterator[tuple[_Chunk, list[Checked]]]) -> Iterator[tuple[_Chunk, list[Checked]]]:
+    try:
+        yield from results
+    except WorkerDiedError as error:
+        raise CheckError(
+            f"{error}; the same command goes on where it stopped, and --workers 1 shows which record it is"
+        ) from error
 
 
-_of_this_process: list[Checker] = []  # in a worker
+@dataclasses.dataclass(frozen=True)
+class _CheckChunk:
+    """Checks the records of a chunk. It can be sent to other processes."""
 
+    checkers: Sequence[Checker]
 
-def _start_worker(checkers: list[Checker]) -> None:
-    _of_this_process[:] = checkers
-
-
-def _check_in_worker(chunk: _Chunk) -> list[Checked]:
-    return _check_chunk(_of_this_process, chunk)
-
-
-def _check_chunk(checkers: Sequence[Checker], chunk: _Chunk) -> list[Checked]:
-    return [checkers[chunk.source](index) for index in range(chunk.start, chunk.stop)]
+    def __call__(self, chunk: _Chunk) -> list[Checked]:
+        return [self.checkers[chunk.source](index) for index in range(chunk.start, chunk.stop)]
 
 
 class _Journal:

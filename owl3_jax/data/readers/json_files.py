@@ -1,8 +1,11 @@
 """Trees in JSON: files with one on each line, or with a list of them. Only where each one is is kept in memory."""
 
 import json
+import os
 import re
 from collections.abc import Sequence
+from io import BufferedReader
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int64
@@ -34,15 +37,27 @@ class JsonTrees:
         spans = [_spans(location) for location in locations]
         self._spans = np.concatenate(spans)
         self._files = np.repeat(np.arange(len(spans)), [len(each) for each in spans])
+        self._opened: dict[str, BufferedReader] = {}
 
     def __len__(self) -> int:
         return len(self._spans)
 
     def __getitem__(self, index: int) -> object:
         start, end = map(int, self._spans[index])
-        with storage.open_binary(self._locations[self._files[index]]) as file:
-            file.seek(start)
-            return parse_tree(file.read(end - start), "it")
+        return parse_tree(self._read(self._locations[self._files[index]], start, end), "it")
+
+    def _read(self, location: str, start: int, end: int) -> bytes:
+        if storage.is_url(location):
+            with storage.open_binary(location) as stored:
+                stored.seek(start)
+                return stored.read(end - start)
+        file = self._opened.get(location)
+        if file is None:  # opened once: that takes longer than to read a record
+            file = self._opened.setdefault(location, Path(location).open("rb"))  # noqa: SIM115, closed with this object
+        return os.pread(file.fileno(), end - start, start)  # other threads read there too
+
+    def __getstate__(self) -> dict[str, object]:  # other processes open the files themselves
+        return self.__dict__ | {"_opened": {}}
 
 
 def parse_tree(encoded: bytes, name: str) -> object:

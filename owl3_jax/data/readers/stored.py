@@ -1,10 +1,12 @@
 """Records in the form that TFDS builders store: a conversation as JSON, and its images as encoded bytes."""
 
+import itertools
 import json
 from collections.abc import Sequence
 from typing import NotRequired, Protocol, TypedDict, runtime_checkable
 
 from owl3_jax.data.readers.records import Record
+from owl3_jax.processing.video import VideoSource
 
 
 class StoredRecord(TypedDict):
@@ -12,7 +14,8 @@ class StoredRecord(TypedDict):
 
     messages: str | bytes  # JSON: a list of messages
     images: Sequence[bytes]  # encoded, in text order
-    videos: NotRequired[Sequence[bytes]]  # files
+    videos: NotRequired[Sequence[bytes]]  # files, or encoded frames one after the other
+    frame_counts: NotRequired[Sequence[int]]  # frames of each video; 0: it is a file
     metadata: str | bytes  # JSON: an object
 
 
@@ -38,4 +41,11 @@ class RecordSource:
     def __getitem__(self, index: int) -> Record:
         stored = self._stored[index]
         messages, metadata = json.loads(stored["messages"]), json.loads(stored["metadata"])
-        return Record(f"{self._name}[{index}]", messages, list(stored["images"]), list(stored.get("videos", ())), metadata)
+        return Record(f"{self._name}[{index}]", messages, list(stored["images"]), _videos(stored), metadata)
+
+
+def _videos(stored: StoredRecord) -> list[VideoSource]:
+    """Files, and lists of frames."""
+    stored_parts = stored.get("videos", ())
+    parts, counts = iter(stored_parts), stored.get("frame_counts", [0] * len(stored_parts))
+    return [list(itertools.islice(parts, count)) if count else next(parts) for count in map(int, counts)]

@@ -1,0 +1,154 @@
+"""Prepared data gives the samples of its sources; a stopped preparation goes on, and ends with the same bytes."""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from owl3_jax.cli.data_prepare import main
+from owl3_jax.config import DataConfig, SourceConfig
+from owl3_jax.data import prepare as module
+from owl3_jax.data.digits.tokenizer import make_tokenizer
+from owl3_jax.data.prepare import ShardWriter, shrink
+from owl3_jax.data.samples import Loaded, load
+from owl3_jax.data.sources import open_source
+from owl3_jax.processing.processor import Processor
+from tests.videos import write_video
+
+RECORDS = 23
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two files: text, images, a clip, a clip as frames; and one record with a missing image."""
+    folder = tmp_path_factory.mktemp("sources")
+    rng = np.random.default_rng(0)
+    for number in range(4):
+        pixels = rng.integers(0, 256, (6, 8, 3), np.uint8)
+        Image.fromarray(pixels).resize((80, 60), Image.Resampling.BICUBIC).save(folder / f"{number}.jpg", quality=70 + number)
+    write_video(folder / "clip.mp4", 12)
+    turns = lambda asked, answer: [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
+    kinds = [
+        lambda n: {"messages": turns("How many images?", f"{n}")},
+        lambda n: {"messages": turns("<image>Which digit is red?<image>", f"red {n}"), "images": [f"{n % 4}.jpg", "1.jpg"]},
+        lambda n: {"messages": turns("<video>How many images?", f"{n}"), "videos": ["clip.mp4"]},
+        lambda n: {"messages": turns("<video>How many images?", f"{n}"), "videos": [["2.jpg", "3.jpg"]], "id": n},
+    ]
+    records = [kinds[n % 4](n) for n in range(RECORDS)]
+    missing = {"messages": turns("<image>Which digit is red?", "red 7"), "images": ["gone.jpg"]}
+    for name, part in {"a.jsonl": [*records[:15], missing], "b.jsonl": records[15:]}.items():
+        (folder / name).write_text("".join(json.dumps(record) + "\n" for record in part))
+    return [folder / "a.jsonl", folder / "b.jsonl"]
+
+
+def samples_of(paths: list[Path]) -> list[tuple[np.ndarray, ...]]:
+    """All samples, in an order that does not depend on that of the records."""
+    config = DataConfig(sources=tuple(SourceConfig(str(path)) for path in paths))
+    processor, found = Processor(make_tokenizer(), 28), []
+    for source in config.sources:
+        records = open_source(source, config)
+        loaded = [load(records[index], config, source, processor) for index in range(len(records))]
+        found += [item.sample for item in loaded if isinstance(item, Loaded)]
+    return sorted(found, key=lambda sample: sample.input_ids.tolist())
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def test_prepared_records_give_the_samples_of_their_sources(sources, tmp_path, capsys):
+    main([*map(str, sources), "--to", str(tmp_path / "out"), "--shards", "3", "--workers", "1"])
+    assert "23 of 24 records are in" in capsys.readouterr().out
+    expected, found = samples_of(sources), samples_of([tmp_path / "out"])
+    assert len(found) == RECORDS and sum(len(sample.pixel_values) for sample in found) > RECORDS
+    for sample, other in zip(found, expected, strict=True):
+        for array, wanted in zip(sample, other, strict=True):
+            np.testing.assert_array_equal(array, wanted)
+    (skipped,) = map(json.loads, (tmp_path / "out" / "skipped.jsonl").read_text().splitlines())
+    assert (skipped["record"], skipped["kind"]) == ("record 15 of source 0", "missing-file")
+    assert "gone.jpg" in skipped["detail"]
+
+
+def test_a_stopped_preparation_goes_on_to_the_same_bytes(sources, tmp_path, monkeypatch):
+    command = lambda name, workers: [*map(str, sources), "--to", str(tmp_path / name), "--shards", "5", "--workers", workers]
+    main(command("straight", "1"))
+
+    write, stop_at = ShardWriter.__call__, 3
+
+    def stopping(self: ShardWriter, shard: int) -> object:
+        if shard == stop_at:
+            (self.folder / f".{self.path(shard).name}").write_bytes(b"half of a shard")
+            raise KeyboardInterrupt
+        return write(self, shard)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(ShardWriter, "__call__", stopping)
+        main(command("stopped", "1"))
+    begun = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "stopped").glob("owl3-train*")}
+    assert len(begun) == stop_at and not (tmp_path / "stopped" / "dataset_info.json").exists()
+    with pytest.raises(SystemExit, match="was not begun from these sources and settings"):
+        main([str(sources[0]), "--to", str(tmp_path / "stopped")])
+    main(command("stopped", "2"))
+    assert files_of(tmp_path / "stopped") == files_of(tmp_path / "straight")
+    assert {name: (tmp_path / "stopped" / name).stat().st_mtime_ns for name in begun} == begun, "none is written again"
+    with pytest.raises(SystemExit, match="holds a data set already"):
+        main(command("stopped", "1"))
+
+
+def encoded(size: tuple[int, int], form: str, **options: object) -> bytes:
+    output = io.BytesIO()
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 12, 3), np.uint8)
+    Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC).save(output, form, **options)
+    return output.getvalue()
+
+
+@pytest.mark.parametrize(("form", "options"), [("jpeg", {"quality": 42, "subsampling": 0}), ("png", {}), ("webp", {})])
+def test_large_images_are_shrunk_and_a_jpeg_keeps_its_quality(form, options):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    content = encoded((400, 300), form, exif=exif.tobytes(), **options)
+    before, after = Image.open(io.BytesIO(content)), Image.open(io.BytesIO(shrink(content, 100, "x")))
+    assert after.size == (100, 75) and after.getexif()[0x0112] == 6
+    if form == "jpeg":
+        assert after.quantization == before.quantization and after.format == "JPEG"
+        assert module.JpegImagePlugin.get_sampling(after) == 0
+    expected = before.convert("RGB").resize((100, 75), Image.Resampling.LANCZOS)
+    if form == "jpeg":  # lossy once more, as much as before
+        output = io.BytesIO()
+        expected.save(output, "jpeg", **options)
+        expected = Image.open(output)
+    np.testing.assert_array_equal(np.asarray(after.convert("RGB")), np.asarray(expected))
+
+
+def test_small_images_keep_their_bytes():
+    content = encoded((100, 75), "jpeg")
+    assert shrink(content, 100, "x") == content
+
+
+def test_shrinking_reaches_all_frames_and_names_what_cannot_be_decoded(sources, tmp_path):
+    main([*map(str, sources), "--to", str(tmp_path / "small"), "--shards", "1", "--workers", "1", "--longest", "20"])
+    records = open_source(SourceConfig(str(tmp_path / "small")), DataConfig())
+    media = [
+        image
+        for index in range(len(records))
+        for image in [
+            *records[index].images,
+            *(frame for video in records[index].videos if isinstance(video, list) for frame in video),
+        ]
+    ]
+    assert len(media) > 20 and {Image.open(io.BytesIO(image)).size for image in media} == {(20, 15)}
+    (tmp_path / "bad.jpg").write_bytes(encoded((400, 300), "jpeg")[:500])
+    turns = [{"role": "user", "content": "<image>"}, {"role": "assistant", "content": "a"}]
+    (tmp_path / "bad.jsonl").write_text(json.dumps({"messages": turns, "images": ["bad.jpg"]}) + "\n")
+    main([str(tmp_path / "bad.jsonl"), "--to", str(tmp_path / "none"), "--longest", "20"])
+    assert json.loads((tmp_path / "none" / "skipped.jsonl").read_text())["kind"] == "unreadable-image"
+
+
+@pytest.mark.parametrize("flags", [["--longest", "0"], ["--shards", "-1"], ["--workers", "-2"]])
+def test_impossible_numbers_are_refused(sources, tmp_path, flags):
+    with pytest.raises(SystemExit, match="must be positive"):
+        main([str(sources[0]), "--to", str(tmp_path / "x"), *flags])
+    assert not (tmp_path / "x").exists()
