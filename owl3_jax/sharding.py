@@ -296,6 +296,11 @@ def describe(boxed_params: Params, mesh: AnyMesh, shardings: Params | None = Non
     return ["  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]) for row in rows]
 
 
+def describe_mesh(mesh: AnyMesh) -> str:
+    """The axes and their sizes, such as `data 2 x fsdp 4 x tensor 1 x context 1`."""
+    return " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
+
+
 def device_bytes(tree: object) -> int:
     """Bytes of one device's part of abstract arrays; each device has the whole of an array without a sharding."""
     total = 0

@@ -12,7 +12,7 @@ weights and inputs, and ratios are printed. Medians of `--repeats` runs. JSON an
     python tools/benchmark.py data --folder /tmp/data
 
 Images and clips a second of the training iterator beside what Pillow and PyAV do alone in as many processes, the rate of
-`owl3 data check`, and memory over many samples. docs/data.md shows the output.
+`owl3 data check`, and memory over many samples.
 """
 
 import dataclasses

@@ -33,6 +33,7 @@ from owl3_jax.processing.video_sampling import VideoSampling
 SIDE, SIZE = 384, (640, 480)  # of a view; of the files
 CLIP_FRAMES, CLIP_FPS, FRAMES = 200, 25, 8  # of a clip; of a sample
 _TOKENS, _IMAGES = 512, 8  # of a row
+_SAMPLING = VideoSampling(FRAMES, "middle")
 
 Report = dict[str, Any]
 
@@ -153,7 +154,7 @@ def _only_decode(path: Path) -> int:
 
 def _decode_clip(path: Path) -> int:
     """All frames up to the last that is wanted; those that are wanted become views."""
-    wanted, seen = _middles(CLIP_FRAMES), 0
+    wanted, seen = set(_SAMPLING.indices(CLIP_FRAMES, CLIP_FPS)), 0
     with av.open(str(path)) as container:
         for number, frame in enumerate(container.decode(video=0)):
             if number in wanted:
@@ -162,10 +163,6 @@ def _decode_clip(path: Path) -> int:
             if number == max(wanted):
                 break
     return seen
-
-
-def _middles(frames: int) -> set[int]:
-    return {int((part + 0.5) * frames / FRAMES) for part in range(FRAMES)}
 
 
 def ours(source: Path, samples: int, workers: int) -> float:
@@ -180,7 +177,7 @@ def ours(source: Path, samples: int, workers: int) -> float:
 
 @contextlib.contextmanager
 def _batches(source: Path, workers: int, side: int = SIDE) -> Iterator[Any]:
-    processor = Processor(make_tokenizer(), side, video_sampling=VideoSampling(FRAMES, "middle"))
+    processor = Processor(make_tokenizer(), side, video_sampling=_SAMPLING)
     data = DataConfig(
         sources=(SourceConfig(str(source)),),
         rows=4,

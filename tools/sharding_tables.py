@@ -16,6 +16,7 @@ import jax
 
 from owl3_jax.config import ComputeConfig, ModelConfig
 from owl3_jax.models.owl3 import abstract_params
+from owl3_jax.params import count_params
 from owl3_jax.released import NAMED_SIZES, Size
 from owl3_jax.sharding import MESH_PRESETS, MeshPreset, abstract_mesh, describe, optimizer_shardings, param_shardings
 
@@ -53,7 +54,7 @@ def table(size: Size, preset: MeshPreset) -> str:
     if config.shard_optimizer:
         shardings = optimizer_shardings(shardings, shapes, mesh)
     here = sum(math.prod(s.shard_shape(x.shape)) for x, s in zip(*map(jax.tree.leaves, (shapes, shardings)), strict=True))
-    whole = sum(math.prod(x.shape) for x in jax.tree.leaves(shapes))
+    whole = count_params(shapes)
     axes = " x ".join(f"{name} {devices}" for name, devices in mesh.shape.items())
     what = "optimizer state" if config.shard_optimizer else "parameters"
     head = f"{size}, {what} on {mesh.size} devices: {axes}\n{here / 1e6:.1f} M of {whole / 1e6:.1f} M on each device\n\n"

@@ -7,7 +7,8 @@ makes a small SigLIP and a small Qwen2 directory, trains stage 1 from the two, s
     that stage 1 has left every tensor of SigLIP and Qwen2 as it was, bit for bit,
     that a PyTorch model in float64 computes the export's logits,
     that the export recalls the caption of each crop.
-What is there already is not made again. Exits with 1 when a check fails. docs/data.md shows what it prints.
+Runs and exports that are there already are not made again. Exits with 1 when a check fails. docs/training.md shows what it
+prints.
 """
 
 import dataclasses
@@ -32,6 +33,7 @@ from owl3_jax.formats.weight_files import find_tensors
 from owl3_jax.host import command_line
 from owl3_jax.inference.sampling import Sampling
 from owl3_jax.pretrained import Owl3Checkpoint
+from owl3_jax.processing.processor import Prepared
 
 CONFIG = Path(__file__).parents[1] / "configs" / "photographs.py"
 STAGES = ("1", "2", "3")
@@ -68,7 +70,7 @@ def main() -> None:
     moved = _moved_tensors(flags.to / "export1", siglip, qwen2)
     print(f"tensors of SigLIP and Qwen2 that stage 1 has changed: {len(moved)} {moved[:3] or ''}")
     owl, parts = owl3_jax.from_pretrained(export), crops()
-    difference = max(_logit_difference(owl, export, crop) for crop in parts[:: len(parts) // _LOGITS_COMPARED])
+    difference = _logit_difference(owl, export, parts[:: len(parts) // _LOGITS_COMPARED])
     print(f"logits of the export, ours in float32 against PyTorch in float64: they differ by at most {difference:.1e}")
     answers = _answers(owl, parts)
     right = [answer == crop.caption for answer, crop in zip(answers, parts, strict=True)]
@@ -95,21 +97,28 @@ def _moved_tensors(export: Path, siglip: Path, qwen2: Path) -> list[str]:
     return [name for name, tensor in parts.items() if not same(tensor.read(), after[name].read())]
 
 
-def _logit_difference(owl: Owl3Checkpoint, export: Path, crop: Crop) -> float:
-    sample = owl.processor([{"role": "user", "content": f"<|image|>\n{ASKED}"}], [crop.image])
-    ours = owl.logits(sample)
+def _logit_difference(owl: Owl3Checkpoint, export: Path, parts: Sequence[Crop]) -> float:
+    """The largest one, of the last position's logits."""
     tensors = {name: torch.from_numpy(tensor.read().astype(np.float64)) for name, tensor in find_tensors(export).items()}
     reference = torch_baseline.TorchOwl3(load_config(export), tensors)
-    pixels = torch.from_numpy(sample.pixel_values.transpose(0, 3, 1, 2)).double() / 127.5 - 1
-    starts, ids = torch.from_numpy(sample.image_starts).long(), torch.from_numpy(sample.input_ids)[None].long()
-    logits, _ = reference.prefill(ids, starts, reference.encode_images(pixels))
-    return float(np.abs(ours[-1] - logits[0].numpy()).max())
+
+    def difference(crop: Crop) -> float:
+        sample = _prompt(owl, crop).read()
+        pixels = torch.from_numpy(sample.pixel_values.transpose(0, 3, 1, 2)).double() / 127.5 - 1
+        starts, ids = torch.from_numpy(sample.image_starts).long(), torch.from_numpy(sample.input_ids)[None].long()
+        logits, _ = reference.prefill(ids, starts, reference.encode_images(pixels))
+        return float(np.abs(owl.logits(sample)[-1] - logits[0].numpy()).max())
+
+    return max(map(difference, parts))
 
 
 def _answers(owl: Owl3Checkpoint, parts: Sequence[Crop]) -> list[str]:
-    asked = [{"role": "user", "content": f"<|image|>\n{ASKED}"}]
-    prompts = [owl.processor.prepare(asked, [crop.image], crop=False) for crop in parts]
-    return [answer.text.strip() for (answer,) in owl.engine.generate(prompts, Sampling(max_new_tokens=32))]
+    answers = owl.engine.generate([_prompt(owl, crop) for crop in parts], Sampling(max_new_tokens=32))
+    return [answer.text.strip() for (answer,) in answers]
+
+
+def _prompt(owl: Owl3Checkpoint, crop: Crop) -> Prepared:
+    return owl.processor.prepare([{"role": "user", "content": f"<|image|>\n{ASKED}"}], [crop.image], crop=False)
 
 
 def _draw(path: Path, folder: Path, parts: Sequence[Crop], right: Sequence[bool]) -> None:

@@ -37,10 +37,9 @@ class Card(NamedTuple):
 
 
 def render(template: str, **values: object) -> str:
-    """The HTML of one of the package's templates; they may use those of `data/cards.html`."""
-    loaders = [jinja2.PackageLoader("owl3_jax", folder) for folder in ("data", "data/check", "training")]
+    """The HTML of a template, given by its path in the package; all may use the macros of `data/cards.html`."""
     environment = jinja2.Environment(
-        loader=jinja2.ChoiceLoader(loaders),
+        loader=jinja2.PackageLoader("owl3_jax", "."),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -98,7 +98,7 @@ class ShardWriter:
         return self.folder / f".{shard:05}.json"
 
     def _part(self, shard: int) -> Iterator[tuple[str, Records, int]]:
-        """Every so-manieth record of all sources: shards are alike, whatever the order of a source means."""
+        """Records of all sources at a distance of `shards`: shards are alike, whatever the order of a source means."""
         numbered = 0
         for number, source in enumerate(self.sources):
             first = (shard - numbered) % self.shards
@@ -145,7 +145,7 @@ def prepare(
     described: Sequence[str],
     advance: Callable[[int], object],
 ) -> list[list[str]]:
-    """Writes all records of `sources`, in their order, and returns those that were left out.
+    """Writes all records of `sources`, and returns those that were left out.
 
     Args:
         sources: where they are from.
@@ -169,8 +169,9 @@ def prepare(
     for shard, done in map_in_processes(writer, [shard for shard in range(shards) if shard not in written], workers):
         written[shard] = done
         advance(done.records + len(done.skipped))
-    skipped = [each for shard in range(shards) for each in written[shard].skipped]
-    _finish(folder, [written[shard] for shard in range(shards)], skipped)
+    in_order = [written[shard] for shard in range(shards)]
+    skipped = [each for done in in_order for each in done.skipped]
+    _finish(folder, in_order, skipped)
     return skipped
 
 
@@ -197,19 +198,19 @@ def shrink(content: bytes, longest: int, name: str) -> bytes:
 
 def _read(source: object, name: str) -> bytes:
     """The bytes of a file, wherever it is. Raises BadRecord."""
+    if isinstance(source, bytes):
+        return source
+    if not isinstance(source, str | Path):
+        raise BadRecord(Problem("malformed", f"{name} is of type {type(source).__name__}, which cannot be stored"))
     try:
-        if isinstance(source, bytes):
-            return source
-        place = locate(source) if isinstance(source, str | Path) else None
-        if isinstance(place, Path) and place.is_dir():
-            raise BadRecord(Problem("unreadable-video", f"{name} is a folder of frames: give them as a list, or a file"))
-        if place is None:
-            raise BadRecord(Problem("malformed", f"{name} is of type {type(source).__name__}, which cannot be stored"))
-        return place if isinstance(place, bytes) else storage.read_bytes(place)
+        place = locate(source)
+        if isinstance(place, bytes):
+            return place
+        if not place.is_dir():
+            return storage.read_bytes(place)
     except (OSError, ValueError) as error:
-        if isinstance(error, BadRecord):
-            raise
         raise BadRecord(Problem("missing-file", f"cannot read {name}: {error}")) from error
+    raise BadRecord(Problem("unreadable-video", f"{name} is a folder of frames: give them as a list, or a file"))
 
 
 def _begin(folder: Path, plan: str) -> None:

@@ -18,13 +18,13 @@ from owl3_jax.batch import Batch
 from owl3_jax.config import Config, DataConfig
 from owl3_jax.convert.stored import open_parameters
 from owl3_jax.data.cards import Card, pieces_of, render
-from owl3_jax.data.pipeline import make_train_iterator
 from owl3_jax.data.skipped import Skips
-from owl3_jax.data.sources import open_source, prepare_sources
 from owl3_jax.formats.bundled import find_checkpoint
 from owl3_jax.host.files import write_text
+from owl3_jax.params import count_params
 from owl3_jax.processing.processor import Processor
 from owl3_jax.training.frozen import DTypes, split_params, trained_paths
+from owl3_jax.training.loop import make_iterator
 from owl3_jax.training.lora import abstract_run_params
 from owl3_jax.training.processor import make_processor
 from owl3_jax.training.start import resolve_start
@@ -64,14 +64,13 @@ def _dtypes_at_start(config: Config) -> DTypes:
 
 def _describe_devices(mesh: Mesh) -> Iterator[str]:
     device = mesh.devices.flat[0]
-    axes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
-    yield f"devices: {mesh.size} {device.platform} ({device.device_kind}), mesh {axes}"
+    yield f"devices: {mesh.size} {device.platform} ({device.device_kind}), mesh {sharding.describe_mesh(mesh)}"
 
 
 def _describe_parameters(config: Config, mesh: Mesh, state: TrainState) -> Iterator[str]:
     trained = trained_paths(config)
-    parts = [sum(math.prod(x.shape) for x in jax.tree.leaves(part)) for part in split_params(state.params, trained)]
-    yield f"parameters: {sum(parts):,}, of which {parts[0]:,} are trained"
+    count = count_params(split_params(state.params, trained)[0])
+    yield f"parameters: {count_params(state.params):,}, of which {count:,} are trained"
     leaves = flatten_dict(state.params, sep="/")
     lines = dict(zip(leaves, sharding.describe(abstract_run_params(config), mesh), strict=True))
     largest = sorted(leaves, key=lambda path: -math.prod(leaves[path].shape))[:_PARAMETERS_SHOWN]
@@ -100,18 +99,16 @@ def _describe_memory(config: Config, mesh: Mesh, state: TrainState) -> Iterator[
 
 
 def _describe_data(config: Config, mesh: Mesh, processor: Processor, workdir: Path) -> Iterator[str]:
-    prepare_sources(config.data)
-    index, count = sharding.own_rows(mesh)
     skips, began = Skips(), time.monotonic()
-    iterator = make_train_iterator(config.data, processor, shard_index=index, shard_count=count, skips=skips)
-    with contextlib.closing(iterator):
+    with contextlib.closing(make_iterator(config, mesh, processor, skips)) as iterator:
         batches = list(itertools.islice(iterator, _BATCHES_READ))
     seconds = time.monotonic() - began
-    step = _Step.of(batches, count)
+    _, hosts = sharding.own_rows(mesh)
+    step = _Step.of(batches, hosts)
     yield step.describe(config.data)
     for (source, kind), skipped in skips.by_reason().items():
         yield f"skipped among the first: {skipped} of {source} ({kind})"
-    records = sum(len(open_source(source, config.data)) for source in config.data.sources)
+    records = round(hosts * sum(skips.sizes.values()))
     steps = records / step.samples
     yield (
         f"an epoch: {records:,} records, about {steps:,.1f} steps; the run's {config.train.steps:,} steps are "
@@ -121,12 +118,8 @@ def _describe_data(config: Config, mesh: Mesh, processor: Processor, workdir: Pa
     workers = f"{config.data.workers} worker processes" if config.data.workers else "one thread"
     yield f"reading: {seconds:.1f} s for {len(batches)} batches, {rate:,.0f} images/s by {workers}"
     page = workdir / FIRST_BATCH
-    write_text(
-        page,
-        render(
-            "first_batch.html", summary=step.describe(config.data).capitalize() + ".", cards=list(_cards(batches[0], processor))
-        ),
-    )
+    summary, cards = step.describe(config.data).capitalize() + ".", list(_cards(batches[0], processor))
+    write_text(page, render("training/first_batch.html", summary=summary, cards=cards))
     yield f"the first batch, as the model sees it: {page}"
     yield "no step was taken"
 

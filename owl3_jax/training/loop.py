@@ -24,6 +24,7 @@ from owl3_jax.data.sources import prepare_sources
 from owl3_jax.host.files import write_text
 from owl3_jax.host.progress import Progress
 from owl3_jax.host.signals import StopSignal
+from owl3_jax.params import count_params
 from owl3_jax.processing.processor import Processor
 from owl3_jax.training import compiled_step
 from owl3_jax.training.checkpoint import Checkpoints
@@ -101,7 +102,7 @@ def train(config: Config, workdir: Path, compiled: Path | None = None) -> TrainS
     with Checkpoints(workdir, config) as checkpoints, contextlib.ExitStack() as stack:
         checkpoints.check_same_run()
         processor, skips = make_processor(config), Skips()
-        iterator = stack.enter_context(contextlib.closing(_make_iterator(config, mesh, processor, skips)))
+        iterator = stack.enter_context(contextlib.closing(make_iterator(config, mesh, processor, skips)))
         is_first = jax.process_index() == 0
         if is_first:
             _write_run_files(config, workdir, processor, mesh)
@@ -200,7 +201,7 @@ def _save(run: _Run, state: TrainState, taken: _Taken | None) -> None:
         run.checkpoints.save(taken.step, state, run.iterator, run.skips.seen())
 
 
-def _make_iterator(config: Config, mesh: Mesh, processor: Processor, skips: Skips) -> grain.DatasetIterator:
+def make_iterator(config: Config, mesh: Mesh, processor: Processor, skips: Skips) -> grain.DatasetIterator:
     """Batches of this process's rows, from a data set that is built when it is missing."""
     if jax.process_index() == 0:
         prepare_sources(config.data)
@@ -219,12 +220,13 @@ def _write_run_files(config: Config, workdir: Path, processor: Processor, mesh: 
 
 def _say_what_runs(run: _Run, state: TrainState, start: int) -> None:
     device, steps = jax.devices()[0], run.config.train.steps
-    axes = " x ".join(f"{name} {size}" for name, size in run.mesh.shape.items())
-    count = lambda params: sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
-    frozen = count(split_params(state.params, trained_paths(run.config))[1])
+    axes = sharding.describe_mesh(run.mesh)
+    frozen = count_params(split_params(state.params, trained_paths(run.config))[1])
     kept = f", {frozen:,} of them frozen" if frozen else ""
     run.progress.say(f"{jax.device_count()} {device.platform} device(s) ({device.device_kind}), mesh {axes}")
-    run.progress.say(f"{count(state.params):,} parameters{kept}, listed with their sharding in {run.workdir / 'sharding.txt'}")
+    run.progress.say(
+        f"{count_params(state.params):,} parameters{kept}, listed with their sharding in {run.workdir / 'sharding.txt'}"
+    )
     if start:
         run.progress.say(f"resuming after step {start} of {steps}")
 

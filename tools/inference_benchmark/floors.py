@@ -1,13 +1,12 @@
 """Lower bounds on time on this machine: bytes that must be read, products that must be computed."""
 
-import math
 
-import jax
 import numpy as np
 
 from owl3_jax.config import ComputeConfig, DType, ModelConfig
 from owl3_jax.inference.caches import image_bytes, text_bytes
 from owl3_jax.models.owl3 import abstract_params
+from owl3_jax.params import count_params
 
 
 def decode_bytes(config: ModelConfig, dtype: DType, images: int, tokens: int) -> int:
@@ -19,6 +18,6 @@ def decode_bytes(config: ModelConfig, dtype: DType, images: int, tokens: int) ->
     hyper = {name: value for name, value in decoder.pop("hyper_layers").items() if name != "v_kv_proj"}
     if not config.tie_word_embeddings:
         decoder.pop("embed_tokens")
-    weights = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves((decoder, hyper)))
+    weights = count_params((decoder, hyper))
     compute = ComputeConfig(dtype=dtype)
     return weights * np.dtype(dtype).itemsize + image_bytes(config, compute, 1, images) + text_bytes(config, compute, 1, tokens)

@@ -28,7 +28,7 @@ def render_page(
     config = next(iter(checkers.values())).config
     read = [each for of_source in checked.values() for each in of_source if each.tokens]
     return render(
-        "page.html",
+        "data/check/page.html",
         report=report,
         config=config,
         problems=problems[:_MOST_PROBLEMS],
