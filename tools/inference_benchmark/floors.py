@@ -1,6 +1,5 @@
 """Lower bounds on time on this machine: bytes that must be read, products that must be computed."""
 
-
 import numpy as np
 
 from owl3_jax.config import ComputeConfig, DType, ModelConfig
