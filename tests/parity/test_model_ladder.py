@@ -71,7 +71,7 @@ def test_gradients_of_the_loss(form):
     def loss(params):
         x = Owl3(config, FLOAT32).apply({"params": params}, batch, method="last_hidden_state")
         sums = next_token_sums(x, head_table(params), batch, vocab_size=config.vocab_size, chunk=5)
-        return sums.nll / sums.weights
+        return sums.minimised / sums.weights.sum()
 
     value, grads = jax.jit(jax.value_and_grad(loss))(params)
 

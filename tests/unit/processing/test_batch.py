@@ -45,7 +45,9 @@ def test_padded_rows():
 
 def test_shapes_and_types():
     batch = pad_batch([A, B, C], tokens_per_row=7, images_per_row=5, image_size=SIZE)
-    assert {name: (array.shape, array.dtype) for name, array in batch._asdict().items()} == {
+    arrays = batch._asdict()
+    assert arrays.pop("source_ids") is None
+    assert {name: (array.shape, array.dtype) for name, array in arrays.items()} == {
         "tokens": ((3, 7), np.int32),
         "positions": ((3, 7), np.int32),
         "segment_ids": ((3, 7), np.int32),
