@@ -309,6 +309,7 @@ class DataConfig:
     pack: bool = True  # several samples per row; otherwise one, padded
     too_long: TooLong = "raise"  # a sample that does not fit a row ends the run, is skipped, or loses its last turns
     max_skipped: float = 0.1  # largest share of a source's samples that may be skipped before the run ends
+    jpeg_draft: bool = False  # decode large JPEG files at a fraction of their size: faster, views differ by a few levels
     workers: int = 0  # processes that read and decode; 0: a thread of the training process
     prefetch: int = 4  # batches prepared ahead
     seed: int = 0

@@ -28,6 +28,7 @@ from owl3_jax.tpu.report import Report, describe, make_failure, make_report
 from owl3_jax.tpu.search import HEADING, describe_search, search
 from owl3_jax.tpu.topology import Topology, TopologyError, get_topology
 from owl3_jax.training import compiled_step
+from owl3_jax.training.start import resolve_start
 
 DOES_NOT_FIT = 3
 
@@ -51,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     slices = flags.num_slices or config.mesh.slices
     config = dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, slices=slices))
     try:
-        topology = get_topology(flags.topology, slices)
+        config, topology = resolve_start(config), get_topology(flags.topology, slices)
         mesh = sharding.make_mesh(config.mesh, topology.devices)
         report, fits = _search(config, flags, topology, mesh) if flags.search else _compile(config, flags, topology, mesh)
     except (TopologyError, ConfigError, OSError) as error:

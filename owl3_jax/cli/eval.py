@@ -10,6 +10,7 @@ from owl3_jax.config import Config
 from owl3_jax.convert.load import load_params
 from owl3_jax.evaluation.answering import FailedPrompts
 from owl3_jax.evaluation.run import evaluate
+from owl3_jax.formats.checkpoint import load_config
 from owl3_jax.host import command_line
 from owl3_jax.host.compilation_cache import use_compilation_cache
 from owl3_jax.host.distributed import DistributedError, ProcessFlags, start_processes
@@ -34,6 +35,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     use_compilation_cache()
     try:
         start_processes(flags.distributed)
+        if config.start.inherit:  # the run has taken its model from there; its checkpoint says which
+            config = dataclasses.replace(config, model=load_config(flags.workdir))
         evaluate(config, flags.workdir, functools.partial(load_engine, config, flags.workdir))
     except (*FAILURES, DistributedError, FailedPrompts) as error:
         sys.exit(f"error: {error}")

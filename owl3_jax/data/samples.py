@@ -59,6 +59,7 @@ def load(record: Record | Skipped, config: DataConfig, source: SourceConfig, pro
             problems = size_problems(prepared, config)
         if problems:
             return Skipped(source.label, record.name, *problems[0])
+        prepared = prepared.as_draft() if config.jpeg_draft else prepared
         return Loaded(source.label, prepared.read(), source.loss_weight)
     except ValueError as error:
         return Skipped(source.label, record.name, kind_of(error), str(error))

@@ -32,6 +32,10 @@ ImageSource = Image.Image | Shaped[np.ndarray, "..."] | SupportsArray | bytes | 
 # A small file can unpack to any size. Pillow warns above this number, and refuses twice as many.
 MAX_PIXELS = 89_478_485
 
+# A draft keeps at least so many times the pixels each way of what is made of it. Views of sharp photographs then differ from
+# those of the whole file by 2.0 of 255 levels on average, 99 % of the values by at most 14; at half the margin by 5.7 and 36.
+DRAFT_MARGIN = 2
+
 _SHOWN = 16  # bytes of a file of no known format, which may be a web page's or a Git LFS pointer's
 
 _FORMS = "an image is a path, encoded bytes, a Pillow image, or a uint8 array [height, width, 3]"
@@ -55,21 +59,27 @@ class _UnreadableExif(ValueError):
     """What a picture says about itself is damaged."""
 
 
-def load_image(source: object, name: str) -> Image.Image:
+def load_image(source: object, name: str, draft: tuple[int, int] | None = None) -> Image.Image:
     """One image as an upright RGB image.
 
     Args:
         source: an `ImageSource`: a path, a `file:` or `data:` URI, encoded bytes, a Pillow image, or a uint8 array
             [height, width, 3] of numpy or of a library whose arrays convert to it.
         name: its name in messages.
+        draft: the (width, height) that it is going to be resized to. A JPEG file of at least `2 * DRAFT_MARGIN` times as many
+            pixels each way is then decoded at a half, a quarter or an eighth of its size, which is faster and not quite the same.
 
     Raises:
         UnreadableImage: with `name` and the cause, whatever a decoder raised.
     """
     with _naming(name), _open(source) as image:
         _check(image)
+        orientation = _orientation(image)
+        if draft:
+            width, height = (DRAFT_MARGIN * side for side in draft)
+            image.draft(None, (height, width) if orientation in _EXCHANGES_SIDES else (width, height))
         image.load()
-        turn = _TURNS.get(_orientation(image))
+        turn = _TURNS.get(orientation)
         rgb = to_rgb(image)
         return rgb if turn is None else rgb.transpose(turn)
 

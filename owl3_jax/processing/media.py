@@ -32,6 +32,7 @@ class Picture:
     source: ImageSource
     name: str  # for messages
     grid: Grid | None = None  # of its crops, if it has any
+    draft: bool = False  # whether a large JPEG file is decoded at a fraction of its size (see `load_image`)
 
     @property
     def num_views(self) -> int:
@@ -46,7 +47,9 @@ class Picture:
 
     def views(self, size: int) -> Iterator[UInt8[np.ndarray, "S S 3"]]:
         """The crops row by row, then the whole image, each with S = `size`. Raises UnreadableImage."""
-        return crops.views(load_image(self.source, self.name), self.grid, size)
+        columns, rows = (self.grid.columns, self.grid.rows) if self.grid else (1, 1)
+        draft = (columns * size, rows * size) if self.draft else None
+        return crops.views(load_image(self.source, self.name, draft), self.grid, size)
 
 
 @dataclasses.dataclass(frozen=True)

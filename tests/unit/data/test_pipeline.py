@@ -1,12 +1,15 @@
 """The training iterator over records in memory: packing, resume, sharding, and records that cannot be used."""
 
 import dataclasses
+import io
 import json
 import logging
 
 import jax
 import numpy as np
 import pytest
+from PIL import Image
+from sklearn.datasets import load_sample_images
 
 from owl3_jax.batch import Batch
 from owl3_jax.config import ConfigError, DataConfig, SourceConfig
@@ -19,6 +22,7 @@ from owl3_jax.data.readers.stored import RecordSource
 from owl3_jax.data.samples import load
 from owl3_jax.data.skipped import Skips, TooManySkippedError
 from owl3_jax.processing.batch import pack_batch
+from owl3_jax.processing.images import load_image, squash
 from owl3_jax.processing.processor import Processor, Sample
 
 CONFIG = DataConfig(rows=3, tokens_per_row=211, images_per_row=11, prefetch=2, seed=5)
@@ -295,3 +299,17 @@ def test_crops_are_for_a_share_of_a_source(processor):
     few, many = len(record["images"]), views[1.0][0]
     assert set(views[None]) == set(views[0.0]) == {few} and set(views[1.0]) == {many} and many > few
     assert 15 < views[0.5].count(many) < 45
+
+
+def test_large_jpeg_files_are_decoded_at_a_fraction_of_their_size_where_asked(processor):
+    buffer = io.BytesIO()
+    Image.fromarray(load_sample_images().images[0]).save(buffer, "jpeg")
+    messages = [{"role": "user", "content": "<|image|>"}, {"role": "assistant", "content": "digit"}]
+    stored = {"messages": json.dumps(messages), "images": [buffer.getvalue()], "metadata": "{}"}
+    (record,) = RecordSource([stored], "memory/train")
+    whole, draft = (
+        load(record, dataclasses.replace(CONFIG, jpeg_draft=jpeg_draft), SOURCE, processor).sample for jpeg_draft in (False, True)
+    )
+    expected = squash(load_image(buffer.getvalue(), "photograph", draft=(IMAGE_SIZE, IMAGE_SIZE)), IMAGE_SIZE)
+    np.testing.assert_array_equal(draft.pixel_values[0], expected)
+    assert (draft.pixel_values != whole.pixel_values).any()

@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from sklearn.datasets import load_sample_images
 
 from owl3_jax.processing.images import MAX_PIXELS, UnreadableImage, load_image, squash, upright_size
+from tests.tolerances import DRAFT_LEVELS, DRAFT_MEAN
 
 
 def encode(image: Image.Image, kind: str = "png", **options) -> bytes:
@@ -277,3 +279,35 @@ def test_decompression_bombs_are_refused(read, height, warnings, recwarn):
     assert 10_001 * height > MAX_PIXELS
     with pytest.raises(UnreadableImage, match=r"cannot read image bomb: .* pixels"):
         read(bomb(10_001, height), "bomb")
+
+
+def photograph_file(width: int, height: int, kind: str = "jpeg", **options) -> bytes:
+    (photograph, _) = load_sample_images().images
+    return encode(Image.fromarray(photograph).resize((width, height)), kind, **options)
+
+
+def test_a_draft_has_the_whole_files_pixels_within_the_stated_bound():
+    encoded = photograph_file(640, 427, quality=90)  # its own size
+    draft = load_image(encoded, "photograph", draft=(106, 106))
+    assert draft.size == (320, 214)
+    difference = np.abs(squash(draft, 106).astype(int) - squash(load_image(encoded, "photograph"), 106))
+    assert np.quantile(difference, 0.99) <= DRAFT_LEVELS and 0 < difference.mean() <= DRAFT_MEAN
+
+
+@pytest.mark.parametrize(
+    ("encoded", "target"),
+    [
+        (photograph_file(1600, 1200), (401, 300)),  # two drafts' pixels, less one
+        (photograph_file(1600, 1200, "png"), (20, 20)),
+        (photograph_file(1600, 1200, exif=exif_bytes((ORIENTATION, SHORT, struct.pack("<H", 6)))), (400, 301)),  # lies on its side
+    ],
+    ids=["small", "png", "turned"],
+)
+def test_other_files_are_decoded_whole(encoded, target):
+    whole = load_image(encoded, "photograph")
+    np.testing.assert_array_equal(load_image(encoded, "photograph", draft=target), whole)
+
+
+def test_a_draft_of_a_turned_file_is_upright():
+    turned = photograph_file(1600, 1200, exif=exif_bytes((ORIENTATION, SHORT, struct.pack("<H", 6))))
+    assert load_image(turned, "photograph", draft=(300, 400)).size == (600, 800)
