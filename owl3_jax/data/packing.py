@@ -6,7 +6,7 @@ as the batch form does. With one sample a row at most, the same packer pads.
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import grain
 import numpy as np
@@ -29,7 +29,7 @@ def pack_samples(samples: grain.IterDataset, config: DataConfig, rows: int) -> g
     numbers = {source.label: number for number, source in enumerate(config.sources)} if len(config.sources) > 1 else {}
     lengths |= {"source_ids": tokens} if numbers else {}
     packed = first_fit(samples.map(functools.partial(_to_fields, numbers=numbers)), config, rows, lengths)
-    return packed.batch(rows, drop_remainder=True).map(_to_batch)
+    return packed.batch(rows, drop_remainder=True, batch_fn=_join_rows).map(_to_batch)
 
 
 def first_fit(samples: grain.IterDataset, config: DataConfig, rows: int, lengths: Mapping[str, int]) -> grain.IterDataset:
@@ -53,6 +53,20 @@ def _to_fields(loaded: Loaded, numbers: Mapping[str, int]) -> Fields:
         "pixels": sample.pixel_values,
         "image_positions": sample.image_starts,
     }
+
+
+def _join_rows(rows: Sequence[Fields]) -> Fields:
+    """The rows as arrays with one more dim, which are not copied where the packer has filled them as one array."""
+    return {name: _stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def _stack(rows: Sequence[Shaped[np.ndarray, "..."]]) -> Shaped[np.ndarray, "rows ..."]:
+    whole = rows[0].base
+    if whole is None or whole.shape != (len(rows), *rows[0].shape):
+        return np.stack(rows)
+    address = lambda array: array.__array_interface__["data"]
+    in_order = all(address(row) == address(whole[number]) for number, row in enumerate(rows))
+    return whole if in_order else np.stack(rows)
 
 
 def _to_batch(packed: Fields) -> Batch:

@@ -10,9 +10,10 @@ import jax
 import numpy as np
 import pytest
 
-from owl3_jax.config import Config
+from owl3_jax.config import Config, ConfigError
 from owl3_jax.convert.directories import to_hugging_face
 from owl3_jax.convert.load import load_params
+from owl3_jax.data.sources import open_source, prepare_sources
 from owl3_jax.host.command_line import load_config, parse
 from owl3_jax.models.owl3 import abstract_params
 from owl3_jax.released import NAMED_SIZES
@@ -43,6 +44,32 @@ def test_a_stage_has_the_numbers_of_the_paper(number, size):
     assert config.model == NAMED_SIZES[size]
     shape, rates = (data.rows, data.tokens_per_row, data.images_per_row), (optimizer.learning_rate, optimizer.end_learning_rate)
     assert (*shape, *rates, config.train.steps, optimizer.warmup_steps) == PAPER[number]
+
+
+MIXTURE = {1: (8, 35.2, 26.1), 2: (7, 34.6, 19.3), 3: (8, 58.0, 12.5)}  # sources, and the two largest in per cent: the paper
+
+
+@pytest.mark.parametrize("number", PAPER)
+def test_a_mixture_is_its_stage_on_other_data(number):
+    config, plain = load_config(f"{CONFIGS}/mixtures.py:{number}/7b-240728"), stage(number, "7b-240728")
+    weights = sorted((source.weight for source in config.data.sources), reverse=True)
+    assert (len(weights), *weights[:2]) == MIXTURE[number]
+    assert sum(weights) == pytest.approx(100, abs=0.15)  # the paper rounds
+    assert dataclasses.replace(config, data=plain.data) == plain
+    assert all((source.max_frames or 0) <= config.data.images_per_row for source in config.data.sources)
+
+
+def test_a_mixture_without_its_data_names_the_first_path_that_is_missing(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    config = load_config(f"{CONFIGS}/mixtures.py:3/7b-240728")
+    with pytest.raises(ConfigError, match=r"mixtures/llava-sft-665k"):
+        prepare_sources(config.data)
+        open_source(config.data.sources[0], config.data)
+
+
+def test_an_unknown_stage_is_an_error():
+    with pytest.raises(ConfigError, match="'4/7b-240728' names no stage: give STAGE/SIZE with a stage of 1, 2, 3"):
+        load_config(f"{CONFIGS}/mixtures.py:4/7b-240728")
 
 
 def count(params) -> int:
