@@ -60,7 +60,9 @@ MIXTURES: dict[str, tuple[SourceConfig, ...]] = {
 def get_config(argument: str) -> Config:
     stage, _, size = argument.partition("/")
     if stage not in MIXTURES:
-        raise ConfigError(f"{argument!r} names no stage: give STAGE/SIZE with a stage of {', '.join(MIXTURES)}, such as 3/7b-240728")
+        raise ConfigError(
+            f"{argument!r} names no stage: give STAGE/SIZE with a stage of {', '.join(MIXTURES)}, such as 3/7b-240728"
+        )
     config = load_config(f"{Path(__file__).with_name(f'stage{stage}.py')}:{size}")
     images = 1 if stage == "1" else _ROW_IMAGES
     # Real data has samples that do not fit into a row.

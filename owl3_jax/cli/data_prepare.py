@@ -4,11 +4,15 @@
     owl3 train --config configs/finetune.py ... --config.data.sources prepared
 
 Bytes of images and videos are kept as they are, unless --longest shrinks images. A preparation that is stopped goes on when
-the same command is given again, and ends with the same bytes.
+the same command is given again, and ends with the same bytes. Several machines that share a folder divide the work:
+
+    owl3 data prepare train.jsonl --to prepared --part 0/16     each machine with its own number, in any order
+    owl3 data prepare train.jsonl --to prepared                 at the end, once: completes the folder
 """
 
 import dataclasses
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +21,7 @@ from typing import Annotated
 import tyro
 
 from owl3_jax.config import Config, ConfigError, SourceConfig
-from owl3_jax.data.prepare import SKIPPED, prepare
+from owl3_jax.data.prepare import SKIPPED, Part, prepare
 from owl3_jax.data.sources import open_source, prepare_sources
 from owl3_jax.host import command_line
 from owl3_jax.host.progress import SECONDS_BETWEEN_LINES, Progress
@@ -37,6 +41,7 @@ class Flags:
     sources: tyro.conf.Positional[tuple[SourceConfig, ...]] = ()  # by default those of the config; weights are ignored
     longest: int | None = None  # pixels of an image's longer side, at most: larger ones are shrunk
     shards: Annotated[int, tyro.conf.arg(help_behavior_hint="(default: one for 1,000 records)")] = 0  # files
+    part: str | None = None  # K/N: write the files of machine K (from 0) of N only; without it, complete the folder
     workers: Annotated[int, tyro.conf.arg(help_behavior_hint="(default: all cores)")] = 0  # processes
 
 
@@ -55,22 +60,39 @@ def run(config: Config, flags: Flags) -> None:
     """The preparation itself, under a progress bar."""
     if min(flags.shards, flags.workers) < 0 or (flags.longest is not None and flags.longest < 1):
         raise ConfigError("--shards, --workers and --longest must be positive")
+    part = _part(flags.part)
     chosen = flags.sources or config.data.sources
     data = dataclasses.replace(config.data, sources=tuple(chosen))
     prepare_sources(data)
     sources = [open_source(source, data) for source in chosen]
     total = sum(map(len, sources))
+    shards = flags.shards or -(-total // _RECORDS_PER_SHARD)
+    own = sum(len(range(shard, total, shards)) for shard in (part or Part(0, 1)).shards(shards))
     line = "prepared {done} of {total} records"
-    with Progress(total, "record", file=sys.stderr, lines_every=SECONDS_BETWEEN_LINES, line=line) as bar:
+    with Progress(own, "record", file=sys.stderr, lines_every=SECONDS_BETWEEN_LINES, line=line) as bar:
         skipped = prepare(
             sources,
             flags.to,
-            shards=flags.shards or -(-total // _RECORDS_PER_SHARD),
+            shards=shards,
             longest=flags.longest,
             workers=flags.workers or os.cpu_count() or 1,
             described=[repr(dataclasses.replace(source, weight=None)) for source in chosen],
             advance=bar.advance,
+            part=part,
         )
+    if part:
+        print(f"part {flags.part} is in {flags.to}; when all are, the same command without --part completes it")
+        return
     print(f"{total - len(skipped)} of {total} records are in {flags.to}")
     if skipped:
         print(f"{len(skipped)} could not be stored; {flags.to / SKIPPED} says why")
+
+
+def _part(text: str | None) -> Part | None:
+    if text is None:
+        return None
+    numbers = re.fullmatch(r"(\d+)/(\d+)", text)
+    part = Part(*map(int, numbers.groups())) if numbers else Part(0, 0)
+    if part.index >= part.count:
+        raise ConfigError(f"--part is {text!r}; it must be K/N with K from 0 to N - 1")
+    return part

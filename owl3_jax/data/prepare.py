@@ -47,6 +47,17 @@ _FEATURES = tfds.features.FeaturesDict(
 _SERIALIZER = tfds.core.example_serializer.ExampleSerializer(_FEATURES.get_serialized_info())
 
 
+class Part(NamedTuple):
+    """The shards that one of several machines writes: each `count`th from `index` on."""
+
+    index: int
+    count: int
+
+    def shards(self, shards: int) -> range:
+        """Their numbers, of so many in all."""
+        return range(self.index, shards, self.count)
+
+
 class Written(NamedTuple):
     """What became of the records of a shard."""
 
@@ -144,8 +155,12 @@ def prepare(
     workers: int,
     described: Sequence[str],
     advance: Callable[[int], object],
+    part: Part | None = None,
 ) -> list[list[str]]:
     """Writes all records of `sources`, and returns those that were left out.
+
+    With `part` it writes the shards of one machine among several that share `folder`, and returns what those leave out. A call
+    without it then writes what is missing, and completes the folder.
 
     Args:
         sources: where they are from.
@@ -155,6 +170,7 @@ def prepare(
         workers: processes.
         described: what the sources are; a folder that was begun from others is refused.
         advance: called with the number of records that are done, those of an earlier preparation at once.
+        part: which shards are written; all by default.
 
     Raises:
         ConfigError: the folder is complete, holds something else, or was begun from other sources or settings.
@@ -163,15 +179,17 @@ def prepare(
     writer = ShardWriter(sources, folder, shards, longest)
     plan = hashlib.sha256(repr((list(described), [len(each) for each in sources], shards, longest)).encode()).hexdigest()
     _begin(folder, plan)
-    written = {shard: done for shard in range(shards) if (done := writer.done(shard)) is not None}
+    own = (part or Part(0, 1)).shards(shards)
+    written = {shard: done for shard in own if (done := writer.done(shard)) is not None}
     for done in written.values():
         advance(done.records + len(done.skipped))
-    for shard, done in map_in_processes(writer, [shard for shard in range(shards) if shard not in written], workers):
+    for shard, done in map_in_processes(writer, [shard for shard in own if shard not in written], workers):
         written[shard] = done
         advance(done.records + len(done.skipped))
-    in_order = [written[shard] for shard in range(shards)]
+    in_order = [written[shard] for shard in own]
     skipped = [each for done in in_order for each in done.skipped]
-    _finish(folder, in_order, skipped)
+    if part is None:
+        _finish(folder, in_order, skipped)
     return skipped
 
 

@@ -308,7 +308,8 @@ def test_large_jpeg_files_are_decoded_at_a_fraction_of_their_size_where_asked(pr
     stored = {"messages": json.dumps(messages), "images": [buffer.getvalue()], "metadata": "{}"}
     (record,) = RecordSource([stored], "memory/train")
     whole, draft = (
-        load(record, dataclasses.replace(CONFIG, jpeg_draft=jpeg_draft), SOURCE, processor).sample for jpeg_draft in (False, True)
+        load(record, dataclasses.replace(CONFIG, jpeg_draft=jpeg_draft), SOURCE, processor).sample
+        for jpeg_draft in (False, True)
     )
     expected = squash(load_image(buffer.getvalue(), "photograph", draft=(IMAGE_SIZE, IMAGE_SIZE)), IMAGE_SIZE)
     np.testing.assert_array_equal(draft.pixel_values[0], expected)

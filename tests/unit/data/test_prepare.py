@@ -98,6 +98,26 @@ def test_a_stopped_preparation_goes_on_to_the_same_bytes(sources, tmp_path, monk
         main(command("stopped", "1"))
 
 
+def test_machines_that_share_a_folder_write_the_bytes_of_one(sources, tmp_path, capsys):
+    command = lambda name: [*map(str, sources), "--to", str(tmp_path / name), "--shards", "5", "--workers", "1"]
+    main(command("alone"))
+    for part in ("2/3", "0/3"):
+        main([*command("shared"), "--part", part])
+        assert f"part {part} is in" in capsys.readouterr().out
+    shards = [path.name for path in (tmp_path / "shared").glob("owl3-*")]
+    assert sorted(name.split("-")[2] for name in shards) == ["00000", "00002", "00003"]  # 1 and 4 are those of machine 1
+    main(command("shared"))  # writes what is missing too
+    assert "23 of 24 records are in" in capsys.readouterr().out
+    assert files_of(tmp_path / "shared") == files_of(tmp_path / "alone")
+
+
+@pytest.mark.parametrize("part", ["3/3", "1", "-1/2", "0/0", "a/b"])
+def test_a_part_that_is_none_is_refused(sources, tmp_path, part):
+    with pytest.raises(SystemExit, match="it must be K/N with K from 0 to N - 1"):
+        main([str(sources[0]), "--to", str(tmp_path / "out"), f"--part={part}"])
+    assert not (tmp_path / "out").exists()
+
+
 def encoded(size: tuple[int, int], form: str, **options: object) -> bytes:
     output = io.BytesIO()
     pixels = np.random.default_rng(0).integers(0, 256, (9, 12, 3), np.uint8)

@@ -299,7 +299,10 @@ def test_a_draft_has_the_whole_files_pixels_within_the_stated_bound():
     [
         (photograph_file(1600, 1200), (401, 300)),  # two drafts' pixels, less one
         (photograph_file(1600, 1200, "png"), (20, 20)),
-        (photograph_file(1600, 1200, exif=exif_bytes((ORIENTATION, SHORT, struct.pack("<H", 6)))), (400, 301)),  # lies on its side
+        (
+            photograph_file(1600, 1200, exif=exif_bytes((ORIENTATION, SHORT, struct.pack("<H", 6)))),
+            (400, 301),
+        ),  # lies on its side
     ],
     ids=["small", "png", "turned"],
 )
