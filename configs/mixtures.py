@@ -1,15 +1,18 @@
 """The paper's three stages on its mixtures of data (arXiv 2408.04840), with places for the paths.
 
     owl3 data check --config configs/mixtures.py:3/7b-240728 --config.start.checkpoint runs/stage2 --json report.json
-    owl3 train --config configs/mixtures.py:1/7b-240728 --workdir runs/stage1 --config.start.vision DIR --config.start.language DIR
+    owl3 train --config configs/mixtures.py:1/7b-240728 --workdir runs/stage1 --config.start.vision DIR \\
+        --config.start.language DIR
     owl3 train --config configs/mixtures.py:2/7b-240728 --workdir runs/stage2 --config.start.checkpoint runs/stage1
     owl3 train --config configs/mixtures.py:3/7b-240728 --workdir runs/stage3 --config.start.checkpoint runs/stage2
 
-The argument is the stage and the released size. The stages are those of stage1.py, stage2.py and stage3.py; only the data differs.
+The argument is the stage and the released size. The stages are those of stage1.py, stage2.py and stage3.py; only the data
+differs.
 
 Put your own paths into `MIXTURES`: files, folders or buckets in any form that docs/data.md lists, or links in the folder
-`mixtures/`. The numbers are the paper's percentages of the samples. They add up to about 100, because the paper rounds them; shares
-are relative, so a source that you do not have can be deleted. Several of these collections were never published as they were used.
+`mixtures/`. The numbers are the paper's percentages of the samples. They add up to about 100, because the paper rounds them;
+shares are relative, so a source that you do not have can be deleted. Several of these collections were never published as they
+were used.
 
 Crops: the paper crops all text-rich samples of stage 3, a fifth of its other single images, and neither videos nor samples with
 several images. It does not say which sources count as text-rich, nor what stage 2 crops; the shares below are our choice.

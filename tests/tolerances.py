@@ -62,7 +62,7 @@ LOSS_EQUALITY = 1e-5  # measured 1.5e-6
 # Logits of a trained and exported model, ours in float32 against PyTorch in float64.
 EXPORTED_LOGITS = 1e-4  # measured 3.7e-6 by tools/three_stages.py
 
-# Levels of 255 by which a view of a JPEG file changes that is decoded at a fraction of its size: 99 % of them, and the mean. Sharp
-# photographs at five sizes of view and two qualities.
+# Levels of 255 by which a view of a JPEG file changes that is decoded at a fraction of its size: 99 % of them, and the mean.
+# Sharp photographs at five sizes of view and two qualities.
 DRAFT_LEVELS = 20  # measured 14
 DRAFT_MEAN = 3.0  # measured 2.03

@@ -47,7 +47,8 @@ _FEATURES = tfds.features.FeaturesDict(
 _SERIALIZER = tfds.core.example_serializer.ExampleSerializer(_FEATURES.get_serialized_info())
 
 
-class Part(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Part:
     """The shards that one of several machines writes: each `count`th from `index` on."""
 
     index: int

@@ -67,7 +67,7 @@ def load_image(source: object, name: str, draft: tuple[int, int] | None = None) 
             [height, width, 3] of numpy or of a library whose arrays convert to it.
         name: its name in messages.
         draft: the (width, height) that it is going to be resized to. A JPEG file of at least `2 * DRAFT_MARGIN` times as many
-            pixels each way is then decoded at a half, a quarter or an eighth of its size, which is faster and not quite the same.
+            pixels each way is then decoded at a half, a quarter or an eighth of its size: faster, and not quite the same.
 
     Raises:
         UnreadableImage: with `name` and the cause, whatever a decoder raised.
