@@ -28,9 +28,9 @@ def reason(cause: Exception) -> str:
     """One line that says why, even where the error's own message is empty or has no words."""
     if isinstance(cause, MemoryError):
         return "there is not enough memory for it"
-    if isinstance(cause, OSError) and cause.strerror:
-        is_short = isinstance(cause.filename, str) and len(cause.filename) <= _LONGEST_PATH
-        return f"{cause.strerror}: {cause.filename}" if is_short else cause.strerror
+    strerror, filename = (getattr(cause, name, None) for name in ("strerror", "filename"))  # of OSError, and of PyAV's errors
+    if strerror and isinstance(strerror, str):
+        return f"{strerror}: {filename}" if isinstance(filename, str) and len(filename) <= _LONGEST_PATH else strerror
     text = (str(cause).splitlines() or [""])[0]
     if text and isinstance(cause, _SELF_EXPLANATORY):
         return text

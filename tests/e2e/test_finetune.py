@@ -237,3 +237,12 @@ def test_lora_learns_them_and_merged_and_unmerged_answers_are_equal(place, workd
     assert run_here("convert", "--from", workdir, "--to", tmp_path / "adapter", "--to-hf", "--adapter") == 0
     adapted = owl3_jax.from_pretrained(place.checkpoint, adapter=tmp_path / "adapter")
     assert answers_of(adapted.engine, processor, place) == answers
+
+
+def test_a_run_is_evaluated_with_its_own_config_which_names_no_model(place, workdir, tmp_path, capsys):
+    run = shutil.copytree(workdir, tmp_path / "run")
+    settings = {"exact_match_images": 1, "distractor_images": 1, "questions": 2, "distractor_questions": 1, "max_new_tokens": 2}
+    flags = [f"--config.eval.{name}={value}" for name, value in settings.items()]
+    assert run_here("eval", "--config", ROOT / "configs/finetune.py", "--workdir", run, *flags) == 0
+    assert "Exact match on held-out images: 2 questions a number" in capsys.readouterr().out
+    assert json.loads((run / "eval/report.json").read_text())["exact_match"]["points"][0]["questions"] == 2

@@ -2,6 +2,7 @@
 
 import json
 import runpy
+import shutil
 import sys
 from pathlib import Path
 
@@ -9,6 +10,11 @@ import jax
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from owl3_jax.config import ComputeConfig
+from owl3_jax.data.digits.tokenizer import make_tokenizer
+from owl3_jax.formats.checkpoint import load_config
+from owl3_jax.models.owl3 import abstract_params
+from owl3_jax.params import count_params
 from owl3_jax.sharding import device_bytes
 from owl3_jax.tpu.chips import CHIPS
 from owl3_jax.tpu.compiled import available_bytes
@@ -19,10 +25,10 @@ ROOT = Path(__file__).parents[3]
 GIB = 2**30
 
 
-def compile_tpu(monkeypatch, *arguments: str) -> int | str | None:
-    """What `python tools/compile_tpu.py --config configs/digits.py ...` exits with."""
+def compile_tpu(monkeypatch, *arguments: str, config: str = "configs/digits.py") -> int | str | None:
+    """What `python tools/compile_tpu.py --config CONFIG ...` exits with."""
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(sys, "argv", ["compile_tpu.py", "--config", "configs/digits.py", *arguments])
+    monkeypatch.setattr(sys, "argv", ["compile_tpu.py", "--config", config, *arguments])
     try:
         runpy.run_path("tools/compile_tpu.py", run_name="__main__")
     except SystemExit as stopped:
@@ -53,6 +59,17 @@ def test_the_report_of_a_train_step(monkeypatch, capsys, tmp_path):
     assert report["computed_flops"] > report["model_flops"] > 0  # remat full
     assert report["step_seconds_at_least"] == max(report["seconds_at_least"].values())
     assert capsys.readouterr().out == describe(report) + "\n"
+
+
+def test_the_model_comes_from_the_checkpoint_that_a_run_starts_from(monkeypatch, tmp_path):
+    file, checkpoint = tmp_path / "report.json", shutil.copytree(ROOT / "tests/golden/tiny-240728", tmp_path / "checkpoint")
+    make_tokenizer().save(checkpoint / "tokenizer.json")
+    settings = {"start.checkpoint": checkpoint, "mesh.data": 1, "data.rows": 1, "data.tokens_per_row": 64}
+    flags = ["--topology", "v5e:1x1", "--json", str(file), *(f"--config.{name}={value}" for name, value in settings.items())]
+    assert compile_tpu(monkeypatch, *flags, config="configs/finetune.py") is None
+    expected = 4 * count_params(abstract_params(load_config(checkpoint), ComputeConfig()))
+    assert expected != 4 * 263_040
+    assert json.loads(file.read_text())["memory_gib"]["parameters"] * GIB == pytest.approx(expected, rel=0.1)
 
 
 def test_a_program_that_does_not_fit_exits_with_3(monkeypatch, capsys):

@@ -1,5 +1,6 @@
 import struct
 
+import av
 import pytest
 
 from owl3_jax.host.foreign import foreign_errors
@@ -26,6 +27,7 @@ class PluginError(Exception):
         (FileNotFoundError(2, "No such file or directory", "cat.png"), "No such file or directory: cat.png"),
         (OSError(36, "File name too long", "x" * 5000), "File name too long; get it again"),
         (OSError("truncated file"), "truncated file"),
+        (av.error.InvalidDataError(-1094995529, "Invalid data found", "a.mp4"), "Invalid data found: a.mp4"),
     ],
 )
 def test_whatever_a_library_raises_becomes_one_line_that_names_the_file(cause: Exception, reason: str):
