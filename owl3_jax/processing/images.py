@@ -74,12 +74,11 @@ def load_image(source: object, name: str, draft: tuple[int, int] | None = None) 
     """
     with _naming(name), _open(source) as image:
         _check(image)
-        orientation = _orientation(image)
         if draft:
             width, height = (DRAFT_MARGIN * side for side in draft)
-            image.draft(None, (height, width) if orientation in _EXCHANGES_SIDES else (width, height))
+            image.draft(None, (height, width) if _orientation(image) in _EXCHANGES_SIDES else (width, height))
         image.load()
-        turn = _TURNS.get(orientation)
+        turn = _TURNS.get(_orientation(image))  # after `load`, which turns TIFF files itself
         rgb = to_rgb(image)
         return rgb if turn is None else rgb.transpose(turn)
 

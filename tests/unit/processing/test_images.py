@@ -314,3 +314,29 @@ def test_other_files_are_decoded_whole(encoded, target):
 def test_a_draft_of_a_turned_file_is_upright():
     turned = photograph_file(1600, 1200, exif=exif_bytes((ORIENTATION, SHORT, struct.pack("<H", 6))))
     assert load_image(turned, "photograph", draft=(300, 400)).size == (600, 800)
+
+
+def damaged(encoded: bytes, rng: np.random.Generator) -> bytes:
+    """The file cut off, with bytes changed, or with bytes missing."""
+    place = int(rng.integers(2, len(encoded)))
+    changed = bytearray(encoded)
+    changed[place] ^= 0xFF
+    return [encoded[:place], bytes(changed), encoded[:place] + encoded[place + 40 :]][rng.integers(3)]
+
+
+def outcome(encoded: bytes, draft: tuple[int, int] | None) -> str:
+    try:
+        load_image(encoded, "photograph", draft)
+    except UnreadableImage as error:
+        return str(error)
+    return "read"
+
+
+def test_a_draft_of_a_damaged_file_is_refused_when_the_whole_is():
+    """`owl3 data check` relies on it."""
+    rng = np.random.default_rng(0)
+    kinds = [photograph_file(60 + 8 * n, 80, progressive=n % 3 == 0, subsampling=n % 3, quality=50 + 9 * n) for n in range(5)]
+    files = [damaged(kinds[n % 5], rng) for n in range(300)]
+    whole, draft = ([outcome(file, target) for file in files] for target in (None, (1, 1)))
+    assert draft == whole
+    assert 60 < whole.count("read") < 240
