@@ -28,7 +28,8 @@ $(VENV)/dev: pyproject.toml $(filter-out none,$(CONSTRAINTS)) | $(BIN)/python
 	@touch $(VENV)/run $@
 
 demo: $(VENV)/run
-	$(BIN)/python train.py --config configs/digits.py --workdir $(WORKDIR)
+	$(BIN)/python train.py --config configs/digits_few.py --workdir $(WORKDIR)/few
+	$(BIN)/python train.py --config configs/digits.py --workdir $(WORKDIR) --config.start.checkpoint $(WORKDIR)/few
 	$(BIN)/python eval.py --config configs/digits.py --workdir $(WORKDIR)
 
 test: $(VENV)/dev

@@ -12,8 +12,8 @@ Z_95 = 1.959963984540054  # two-sided 95 % point of the standard normal distribu
 
 
 def is_exact_match(answer: str, expected: str) -> bool:
-    """Whether the whole answer is `expected`, ignoring differences in whitespace."""
-    return answer.split() == expected.split()
+    """Whether the whole answer is `expected`, ignoring whitespace: a tokenizer of words decodes `Image 12: 7` with more of it."""
+    return "".join(answer.split()) == "".join(expected.split())
 
 
 def parse_choice(answer: str, options: Sequence[str]) -> int | None:

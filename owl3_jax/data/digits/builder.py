@@ -5,24 +5,39 @@ Records have the form that all data here takes: `messages` (JSON), `images` (enc
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
 
 from owl3_jax.data.digits.images import Split, encoded_image, split_ids
 from owl3_jax.data.digits.questions import conversation
-from owl3_jax.data.digits.samples import DigitSample, draw_sample
+from owl3_jax.data.digits.samples import FEW_IMAGES, IMAGE_COUNTS, DigitSample, draw_sample
 from owl3_jax.data.readers.stored import StoredRecord
 
-SAMPLES: dict[Split, int] = {"train": 30_000, "test": 300}
 SEED = 0
 
 
-class Digits(tfds.core.GeneratorBasedBuilder):
-    """Train shows 1438 of the pictures, test the other 359."""
+class Part(NamedTuple):
+    """A split of the data set."""
 
-    VERSION = tfds.core.Version("1.0.0")  # raise it when samples change: prepared data of another version is not reused
+    samples: int
+    pictures: Split
+    counts: Mapping[int, int]  # images of a sample -> relative frequency
+
+
+PARTS = {
+    "train": Part(30_000, "train", IMAGE_COUNTS),
+    "test": Part(300, "test", IMAGE_COUNTS),
+    "few": Part(15_000, "train", FEW_IMAGES),  # to begin with
+}
+
+
+class Digits(tfds.core.GeneratorBasedBuilder):
+    """Train and few show 1438 of the pictures, test the other 359."""
+
+    VERSION = tfds.core.Version("2.0.0")  # raise it when samples change: prepared data of another version is not reused
 
     def _info(self) -> tfds.core.DatasetInfo:
         encoded = tfds.features.Scalar(np.object_)
@@ -35,14 +50,15 @@ class Digits(tfds.core.GeneratorBasedBuilder):
             homepage="https://scikit-learn.org/stable/datasets/toy_dataset.html#digits-dataset",
         )
 
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[Split, Iterator[tuple[int, StoredRecord]]]:
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator[tuple[int, StoredRecord]]]:
         del dl_manager  # nothing to download
-        return {split: self._generate_examples(split) for split in SAMPLES}
+        return {split: self._generate_examples(split) for split in PARTS}
 
-    def _generate_examples(self, split: Split) -> Iterator[tuple[int, StoredRecord]]:
-        for key in range(SAMPLES[split]):
-            rng = np.random.default_rng([SEED, list(SAMPLES).index(split), key])
-            yield key, make_record(draw_sample(rng, split_ids(split)))
+    def _generate_examples(self, split: str) -> Iterator[tuple[int, StoredRecord]]:
+        part = PARTS[split]
+        for key in range(part.samples):
+            rng = np.random.default_rng([SEED, list(PARTS).index(split), key])
+            yield key, make_record(draw_sample(rng, split_ids(part.pictures), part.counts))
 
 
 def make_record(sample: DigitSample) -> StoredRecord:
@@ -55,7 +71,7 @@ def make_record(sample: DigitSample) -> StoredRecord:
         "colours": [image.colour for image in sample.images],
     }
     return {
-        "messages": json.dumps(conversation(sample.images, sample.questions)),
+        "messages": json.dumps(conversation(*sample)),
         "images": [encoded_image(image) for image in sample.images],
         "metadata": json.dumps(metadata),
     }

@@ -2,13 +2,15 @@
 
     colour         <|image|><|image|>⏎Which digit is red?                                          red 7
     colour_choice  <|image|><|image|>⏎Which digit is red?⏎A. 3⏎B. 7⏎C. 1⏎D. 9                      red 7 B
-    index          Image 1: <|image|> Image 2: <|image|>. In Image 2, which digit?                 7
-    index_choice   Image 1: <|image|> Image 2: <|image|>. In Image 2, which digit?⏎A. 3⏎ ...       7 B
+    index          Image 1: <|image|> Image 2: <|image|>. In Image 2, which digit?                 Image 2: 7
+    index_choice   Image 1: <|image|> Image 2: <|image|>. In Image 2, which digit?⏎A. 3⏎ ...       Image 2: 7 B
+    colours        <|image|><|image|>⏎Describe the images.                                         red 7 blue 3
+    indices        Image 1: <|image|> Image 2: <|image|>. Describe the images.                     Image 2: 7 Image 1: 3
     count          <|image|><|image|>⏎How many images?                                             2
     caption        <|image|>⏎Describe the image.                                                   a red 7
 
-An answer about a colour repeats it: a tiny model quickly learns the digit right after the colour's name. The index form is the
-paper's (Distractor Resistance).
+An answer repeats the name of its image: a tiny model quickly learns the digit right after the name. The questions by index are
+the paper's (Distractor Resistance).
 """
 
 from collections.abc import Sequence
@@ -20,10 +22,10 @@ from jaxtyping import Int
 from owl3_jax.data.digits.images import COLOURS, DigitImage, digit_image
 from owl3_jax.processing.chat import IMAGE, Message
 
-QuestionKind = Literal["colour", "colour_choice", "index", "index_choice", "count", "caption"]
+QuestionKind = Literal["colour", "colour_choice", "index", "index_choice", "colours", "indices", "count", "caption"]
 
 LETTERS = "ABCD"
-_LABELLED: tuple[QuestionKind, ...] = ("index", "index_choice")
+_LABELLED: tuple[QuestionKind, ...] = ("index", "index_choice", "indices")
 
 
 class Question(NamedTuple):
@@ -51,9 +53,20 @@ def ask_colour(images: Sequence[DigitImage], target: int, options: Sequence[int]
 def ask_index(images: Sequence[DigitImage], target: int, options: Sequence[int] = ()) -> Question:
     """Asks for the digit of `images[target]` by its number, counted from one; else as `ask_colour`."""
     question, digit = f"In Image {target + 1}, which digit?", images[target].digit
+    answer = _by_index(images, target)
     if not options:
-        return Question("index", question, str(digit))
-    return Question("index_choice", question + option_lines(options), f"{digit} {_letter(options, digit)}")
+        return Question("index", question, answer)
+    return Question("index_choice", question + option_lines(options), f"{answer} {_letter(options, digit)}")
+
+
+def describe_by_colour(images: Sequence[DigitImage], order: Sequence[int]) -> Question:
+    """Asks for the digits of `images[k]` for each k of `order`, which the answer keeps; images are named by their colours."""
+    return Question("colours", "Describe the images.", " ".join(f"{images[k].colour} {images[k].digit}" for k in order))
+
+
+def describe_by_index(images: Sequence[DigitImage], order: Sequence[int]) -> Question:
+    """As `describe_by_colour`, by their numbers."""
+    return Question("indices", "Describe the images.", " ".join(_by_index(images, k) for k in order))
 
 
 def ask_count(images: Sequence[DigitImage]) -> Question:
@@ -72,15 +85,18 @@ def option_lines(options: Sequence[int]) -> str:
     return "".join(f"\n{letter}. {digit}" for letter, digit in zip(LETTERS, options, strict=True))
 
 
-def conversation(images: Sequence[DigitImage], questions: Sequence[Question]) -> list[Message]:
-    """User and assistant messages in turn; the first one shows the images, labelled when a question goes by index."""
-    labelled = any(question.kind in _LABELLED for question in questions)
-    prefix = _labelled_images(len(images)) if labelled else IMAGE * len(images) + "\n"
+def conversation(images: Sequence[DigitImage], questions: Sequence[Question], shown: Sequence[int] = ()) -> list[Message]:
+    """User and assistant messages in turn; images are labelled when a question goes by index.
+
+    `shown` is the number of further images that each question shows; by default the first one shows all.
+    """
+    place = _labelled_images if any(question.kind in _LABELLED for question in questions) else _plain_images
     messages: list[Message] = []
-    for question in questions:
-        messages.append({"role": "user", "content": prefix + question.text})
+    start = 0
+    for question, count in zip(questions, shown or [len(images), *[0] * (len(questions) - 1)], strict=True):
+        messages.append({"role": "user", "content": (place(start, count) if count else "") + question.text})
         messages.append({"role": "assistant", "content": question.answer})
-        prefix = ""
+        start += count
     return messages
 
 
@@ -111,8 +127,17 @@ def draw_options(rng: np.random.Generator, digit: int) -> tuple[int, ...]:
     return tuple(int(option) for option in rng.permutation([digit, *wrong]))
 
 
-def _labelled_images(count: int) -> str:
-    return " ".join(f"Image {number}: {IMAGE}" for number in range(1, count + 1)) + ". "
+def _plain_images(start: int, count: int) -> str:
+    del start
+    return IMAGE * count + "\n"
+
+
+def _labelled_images(start: int, count: int) -> str:
+    return " ".join(f"Image {number + 1}: {IMAGE}" for number in range(start, start + count)) + ". "
+
+
+def _by_index(images: Sequence[DigitImage], k: int) -> str:
+    return f"Image {k + 1}: {images[k].digit}"
 
 
 def _letter(options: Sequence[int], digit: int) -> str:

@@ -1,5 +1,11 @@
-"""What the training samples are made of: how many images, how many turns, which questions."""
+"""What the training samples are made of: how many images, how many turns, which questions.
 
+Most samples describe all their images ("red 7 blue 3 ..."): an answer for each image, in an order that can't be guessed, and few
+words around it. The rest ask for one digit at a time, as evaluation does. In some samples the images come a few at a time, each
+group with its description, so that what is near is described before what is far.
+"""
+
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +18,8 @@ from owl3_jax.data.digits.questions import (
     ask_colour,
     ask_count,
     ask_index,
+    describe_by_colour,
+    describe_by_index,
     draw_distractors,
     draw_image,
     draw_options,
@@ -19,8 +27,13 @@ from owl3_jax.data.digits.questions import (
 
 # Images of a sample -> relative frequency. All colours of a sample differ, so eight is the most.
 IMAGE_COUNTS = {1: 1, 2: 2, 3: 1, 4: 2, 5: 1, 6: 3, 7: 1, 8: 2}
+FEW_IMAGES = {1: 2, 2: 1}  # in the first stage
 MOST_QUESTIONS = 4  # of one sample, about different images
-INDEX_SHARE = 0.1  # of the samples; the others ask by colour
+INDEX_SHARE = 0.6  # of the samples; the others name images by colour
+DESCRIBED_SHARE = 0.75  # of the samples: all images are described
+ASKED_AFTER_SHARE = 0.5  # of those: one question follows
+GROUPED_SHARE = 0.3  # of the samples: images come in groups
+LARGEST_GROUP = 3
 CHOICE_SHARE = 0.12  # of the questions for a digit
 COUNT_SHARE = 0.1  # of the samples by colour: one more turn
 CAPTION_SHARE = 0.5  # of the samples by colour with one image: one more turn
@@ -31,33 +44,60 @@ class DigitSample(NamedTuple):
 
     images: list[DigitImage]
     questions: list[Question]
+    shown: list[int]  # how many further images each of the questions shows
 
 
-def draw_sample(rng: np.random.Generator, image_ids: Int[np.ndarray, " n"]) -> DigitSample:
-    """One sample from the pictures `image_ids`, distributed as the constants of this module say."""
-    images = _draw_images(rng, image_ids)
-    ask = ask_index if rng.random() < INDEX_SHARE else ask_colour
-    targets = rng.permutation(len(images))[:MOST_QUESTIONS].tolist()
-    questions = []
-    for target in targets:
+def draw_sample(
+    rng: np.random.Generator, image_ids: Int[np.ndarray, " n"], counts: Mapping[int, int] = IMAGE_COUNTS
+) -> DigitSample:
+    """One sample from the pictures `image_ids`, distributed as `counts` and the constants of this module say."""
+    images = _draw_images(rng, image_ids, counts)
+    by_index = rng.random() < INDEX_SHARE
+    describe, is_described = (describe_by_index if by_index else describe_by_colour), rng.random() < DESCRIBED_SHARE
+    questions: list[Question] = []
+    shown: list[int] = []
+    start = 0
+    for size in _draw_groups(rng, len(images)):
+        stop = start + size
+        if is_described or stop < len(images):  # images that are shown are spoken of before the next ones come
+            questions.append(describe(images, (start + rng.permutation(size)).tolist()))
+            shown.append(size)
+            start = stop
+    asked = int(rng.random() < ASKED_AFTER_SHARE) if is_described else MOST_QUESTIONS
+    for target in rng.permutation(len(images))[:asked].tolist():
         is_choice = rng.random() < CHOICE_SHARE
-        questions.append(ask(images, target, draw_options(rng, images[target].digit) if is_choice else ()))
-    if ask is ask_colour:
-        questions = _with_other_questions(rng, images, questions)
-    return DigitSample(images, questions)
+        options = draw_options(rng, images[target].digit) if is_choice else ()
+        questions.append((ask_index if by_index else ask_colour)(images, target, options))
+    if not by_index:
+        questions += _draw_other_questions(rng, images)
+    shown += [len(images) - start, *[0] * len(questions)]
+    return DigitSample(images, questions, shown[: len(questions)])
 
 
-def _draw_images(rng: np.random.Generator, image_ids: Int[np.ndarray, " n"]) -> list[DigitImage]:
-    frequencies = np.array(list(IMAGE_COUNTS.values())) / sum(IMAGE_COUNTS.values())
-    count = int(rng.choice(list(IMAGE_COUNTS), p=frequencies))
+def _draw_images(
+    rng: np.random.Generator, image_ids: Int[np.ndarray, " n"], counts: Mapping[int, int]
+) -> list[DigitImage]:
+    frequencies = np.array(list(counts.values())) / sum(counts.values())
+    count = int(rng.choice(list(counts), p=frequencies))
     first = draw_image(rng, image_ids)
     return [first, *draw_distractors(rng, image_ids, first, count - 1)]
 
 
-def _with_other_questions(rng: np.random.Generator, images: list[DigitImage], questions: list[Question]) -> list[Question]:
-    questions = list(questions)
+def _draw_groups(rng: np.random.Generator, count: int) -> list[int]:
+    """Sizes of the groups in which images come."""
+    if rng.random() >= GROUPED_SHARE:
+        return [count]
+    groups: list[int] = []
+    while count:
+        groups.append(int(rng.integers(1, min(count, LARGEST_GROUP) + 1)))
+        count -= groups[-1]
+    return groups
+
+
+def _draw_other_questions(rng: np.random.Generator, images: list[DigitImage]) -> list[Question]:
+    questions = []
     if rng.random() < COUNT_SHARE:
-        questions.insert(int(rng.integers(len(questions) + 1)), ask_count(images))
+        questions.append(ask_count(images))
     if len(images) == 1 and rng.random() < CAPTION_SHARE:
-        questions.insert(int(rng.integers(len(questions) + 1)), ask_caption(images))
+        questions.append(ask_caption(images))
     return questions

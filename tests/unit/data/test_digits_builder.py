@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from owl3_jax.config import ConfigError, DataConfig, SourceConfig
-from owl3_jax.data.digits.builder import SAMPLES
+from owl3_jax.data.digits.builder import PARTS
 from owl3_jax.data.digits.images import COLOURS, digit_image, encoded_image, split_ids
 from owl3_jax.data.digits.tokenizer import make_tokenizer
 from owl3_jax.data.readers.records import Record
@@ -27,23 +27,24 @@ def config(tmp_path_factory) -> DataConfig:
 @pytest.fixture(scope="module")
 def records(config) -> dict[str, list[Record]]:
     """All records that were stored."""
-    return {split: list(iterate(open_source(SourceConfig("digits", split=split), config))) for split in SAMPLES}
+    return {split: list(iterate(open_source(SourceConfig("digits", split=split), config))) for split in PARTS}
 
 
 def iterate(source):
     return (source[index] for index in range(len(source)))
 
 
-def test_both_splits_have_their_samples(records):
-    assert {split: len(stored) for split, stored in records.items()} == SAMPLES
+def test_all_splits_have_their_samples(records):
+    assert {split: len(stored) for split, stored in records.items()} == {split: part.samples for split, part in PARTS.items()}
 
 
 def test_no_test_picture_is_in_any_training_record(records):
     """By the ids in the metadata, and by the stored bytes: no held-out picture is there in any colour."""
     held_out = set(split_ids("test").tolist())
     held_out_bytes = {encoded_image(digit_image(image_id, colour)) for image_id in held_out for colour in COLOURS}
-    shown = {encoded for record in records["train"] for encoded in record.images}
-    assert not {image_id for record in records["train"] for image_id in record.metadata["image_ids"]} & held_out
+    training = [*records["train"], *records["few"]]
+    shown = {encoded for record in training for encoded in record.images}
+    assert not {image_id for record in training for image_id in record.metadata["image_ids"]} & held_out
     assert not shown & held_out_bytes
 
 

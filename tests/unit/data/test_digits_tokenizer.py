@@ -54,6 +54,7 @@ def test_answers_decode_with_single_spaces():
     tokenizer = make_tokenizer()
     for answer in ("red 7", "red 7 B", "4", "a red 7"):
         assert tokenizer.decode([*ids_of(answer), *tokenizer.stop_ids]) == answer
+    assert tokenizer.decode(ids_of("Image 12: 7")) == "Image 1 2 : 7"
 
 
 def test_placeholder_and_markers_are_one_id_each_but_not_in_a_users_text():

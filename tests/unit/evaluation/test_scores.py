@@ -43,6 +43,10 @@ def test_exact_match_is_about_the_whole_answer(answer, matches):
     assert is_exact_match(answer, "red 7") is matches
 
 
+def test_exact_match_does_not_depend_on_how_a_tokenizer_spaces_words():
+    assert is_exact_match("Image 1 2 : 7", "Image 12: 7") and not is_exact_match("Image 1 : 7", "Image 12: 7")
+
+
 def test_a_question_counts_only_when_all_its_samples_are_right():
     is_right = np.array(
         [[True, True, True], [True, False, True], [False, False, False], [True, True, True], [True, True, False]]
