@@ -4,7 +4,7 @@
     python train.py --config configs/digits.py --workdir runs/digits --config.start.checkpoint runs/digits/few
     python eval.py --config configs/digits.py --workdir runs/digits
 
-The first stage shows one or two images at a time, this one up to eight. It also learns from random parameters, later. Every number
+The first stage shows one or two images at a time, this one up to 16. It also learns from random parameters, later. Every number
 is our choice. docs/results.md shows the scores it reaches, and what else was tried.
 """
 
@@ -51,10 +51,10 @@ def get_config() -> Config:
         processor=ProcessorConfig(tokenizer="digits"),
         data=DataConfig(
             sources=(SourceConfig("digits"),),
-            rows=16,
-            tokens_per_row=176,
-            images_per_row=12,
-            too_long="truncate",  # one sample in a hundred
+            rows=12,
+            tokens_per_row=240,
+            images_per_row=16,
+            too_long="truncate",  # one sample in a thousand
         ),
         optimizer=OptimizerConfig(
             name="muon",

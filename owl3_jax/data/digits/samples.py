@@ -5,13 +5,14 @@ words around it. The rest ask for one digit at a time, as evaluation does. In so
 group with its description, so that what is near is described before what is far.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int
 
-from owl3_jax.data.digits.images import DigitImage
+from owl3_jax.data.digits.images import COLOURS, DigitImage
 from owl3_jax.data.digits.questions import (
     Question,
     ask_caption,
@@ -25,14 +26,14 @@ from owl3_jax.data.digits.questions import (
     draw_options,
 )
 
-# Images of a sample -> relative frequency. All colours of a sample differ, so eight is the most.
-IMAGE_COUNTS = {1: 1, 2: 2, 3: 1, 4: 2, 5: 1, 6: 3, 7: 1, 8: 2}
+# Images of a sample -> relative frequency. Beyond eight, colours repeat.
+IMAGE_COUNTS = {1: 1, 2: 2, 3: 1, 4: 2, 5: 1, 6: 3, 7: 1, 8: 2, 12: 1, 16: 1}
 FEW_IMAGES = {1: 2, 2: 1}  # in the first stage
 MOST_QUESTIONS = 4  # of one sample, about different images
 INDEX_SHARE = 0.6  # of the samples; the others name images by colour
-DESCRIBED_SHARE = 0.75  # of the samples: all images are described
+DESCRIBED_SHARE = 0.75  # of the samples whose images all have a name: all are described
 ASKED_AFTER_SHARE = 0.5  # of those: one question follows
-GROUPED_SHARE = 0.3  # of the samples: images come in groups
+GROUPED_SHARE = 0.3  # of the samples with at most eight images: they come in groups
 LARGEST_GROUP = 3
 CHOICE_SHARE = 0.12  # of the questions for a digit
 COUNT_SHARE = 0.1  # of the samples by colour: one more turn
@@ -53,7 +54,9 @@ def draw_sample(
     """One sample from the pictures `image_ids`, distributed as `counts` and the constants of this module say."""
     images = _draw_images(rng, image_ids, counts)
     by_index = rng.random() < INDEX_SHARE
-    describe, is_described = (describe_by_index if by_index else describe_by_colour), rng.random() < DESCRIBED_SHARE
+    named = range(len(images)) if by_index else _with_own_colour(images)
+    describe = describe_by_index if by_index else describe_by_colour
+    is_described = rng.random() < DESCRIBED_SHARE and len(named) == len(images)
     questions: list[Question] = []
     shown: list[int] = []
     start = 0
@@ -64,7 +67,7 @@ def draw_sample(
             shown.append(size)
             start = stop
     asked = int(rng.random() < ASKED_AFTER_SHARE) if is_described else MOST_QUESTIONS
-    for target in rng.permutation(len(images))[:asked].tolist():
+    for target in rng.permutation(named)[:asked].tolist():
         is_choice = rng.random() < CHOICE_SHARE
         options = draw_options(rng, images[target].digit) if is_choice else ()
         questions.append((ask_index if by_index else ask_colour)(images, target, options))
@@ -74,18 +77,23 @@ def draw_sample(
     return DigitSample(images, questions, shown[: len(questions)])
 
 
-def _draw_images(
-    rng: np.random.Generator, image_ids: Int[np.ndarray, " n"], counts: Mapping[int, int]
-) -> list[DigitImage]:
+def _draw_images(rng: np.random.Generator, image_ids: Int[np.ndarray, " n"], counts: Mapping[int, int]) -> list[DigitImage]:
     frequencies = np.array(list(counts.values())) / sum(counts.values())
     count = int(rng.choice(list(counts), p=frequencies))
     first = draw_image(rng, image_ids)
-    return [first, *draw_distractors(rng, image_ids, first, count - 1)]
+    images = [first, *draw_distractors(rng, image_ids, first, count - 1)]
+    return [images[place] for place in rng.permutation(count)]
+
+
+def _with_own_colour(images: list[DigitImage]) -> list[int]:
+    """The images whose colour no other one has."""
+    frequencies = Counter(image.colour for image in images)
+    return [place for place, image in enumerate(images) if frequencies[image.colour] == 1]
 
 
 def _draw_groups(rng: np.random.Generator, count: int) -> list[int]:
     """Sizes of the groups in which images come."""
-    if rng.random() >= GROUPED_SHARE:
+    if rng.random() >= GROUPED_SHARE or count > len(COLOURS):
         return [count]
     groups: list[int] = []
     while count:

@@ -159,7 +159,8 @@ def test_every_image_is_shown_once_and_described_after_it_was_shown(drawn):
 
 def test_answers_are_right(drawn):
     for sample in drawn:
-        right = {image.colour: str(image.digit) for image in sample.images}
+        colours = Counter(image.colour for image in sample.images)
+        right = {image.colour: str(image.digit) for image in sample.images if colours[image.colour] == 1}
         right |= {f"Image {number}:": str(image.digit) for number, image in enumerate(sample.images, 1)}
         for question in sample.questions:
             for name, digit in re.findall(rf"(Image \d+:|{'|'.join(COLOURS)}) (\d)", question.answer):
@@ -171,7 +172,7 @@ def test_samples_ask_about_different_images(drawn):
         asked = [question.text.split("\n")[0] for question in sample.questions if not question.kind.endswith("s")]
         assert len(set(asked)) == len(asked) <= MOST_QUESTIONS + 2
         assert sample.questions
-        assert len({image.colour for image in sample.images}) == len(sample.images)
+        assert len({image.colour for image in sample.images}) == min(len(sample.images), len(COLOURS))
 
 
 def test_the_first_stage_shows_few_images():

@@ -106,7 +106,7 @@ def test_the_report_says_what_was_measured_and_how(make_workdir):
         "samples_shown",
         "seed",
     ]
-    assert report["settings"]["seed"] == 0 and report["trained_images"] == list(TRAINED_IMAGES) == [1, 8]
+    assert report["settings"]["seed"] == 0 and report["trained_images"] == list(TRAINED_IMAGES) == [1, 16]
     assert report["exact_match"]["chance"] == 0.1 and report["distractor_resistance"]["plain_chance"] == 0.25
     assert report["exact_match"]["points"][0] == {
         "naming": "colour",

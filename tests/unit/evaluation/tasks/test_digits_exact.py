@@ -27,7 +27,8 @@ def test_both_namings_ask_about_the_same_pictures():
     by_colour, by_index = (make_questions(CONFIG, naming, 7) for naming in ("colour", "index"))
     assert shown(by_colour) == shown(by_index)
     for colour, index in zip(by_colour.prompts, by_index.prompts, strict=True):
-        assert index.question.expected == colour.question.expected.split()[1]
+        digit = colour.question.expected.split()[1]
+        assert index.question.expected == f"Image {index.question.target + 1}: {digit}"
         assert index.images == colour.images
     assert by_colour.prompts[0].question.text != by_index.prompts[0].question.text
 

@@ -80,7 +80,7 @@ def test_a_choice_by_index_as_in_the_paper():
     text = f"In Image 2, which digit?\nA. {wrong[0]}\nB. {wrong[1]}\nC. {BLUE.digit}\nD. {wrong[2]}"
     assert prompt.question.text == text
     assert prompt.messages == [{"role": "user", "content": f"Image 1: <|image|> Image 2: <|image|>. {text}"}]
-    assert prompt.question.expected == f"{BLUE.digit} C"
+    assert prompt.question.expected == f"Image 2: {BLUE.digit} C"
     assert prompt.question.right_option == 2
 
 

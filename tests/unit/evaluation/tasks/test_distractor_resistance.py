@@ -55,7 +55,8 @@ def test_each_question_is_asked_in_all_rotations_with_each_set_of_distractors(na
 def test_options_are_four_digits_with_the_right_one():
     for sample in samples_of(make_questions(CONFIG, "index", 2)):
         assert len(set(sample.options)) == 4 and set(sample.options) <= set("0123456789")
-        digit, letter = sample.expected.split()
+        *named, digit, letter = sample.expected.split()
+        assert named == ["Image", f"{sample.target + 1}:"]
         assert sample.options[sample.right_option] == digit
         assert LETTERS[sample.right_option] == letter
 
