@@ -12,7 +12,7 @@ Z_95 = 1.959963984540054  # two-sided 95 % point of the standard normal distribu
 
 
 def is_exact_match(answer: str, expected: str) -> bool:
-    """Whether the whole answer is `expected`, ignoring whitespace: a tokenizer of words decodes `Image 12: 7` with more of it."""
+    """Whether the whole answer is `expected`, ignoring whitespace: a tokenizer of words decodes `Image 12: 7` with more."""
     return "".join(answer.split()) == "".join(expected.split())
 
 

@@ -1,8 +1,8 @@
 """What the training samples are made of: how many images, how many turns, which questions.
 
-Most samples describe all their images ("red 7 blue 3 ..."): an answer for each image, in an order that can't be guessed, and few
-words around it. The rest ask for one digit at a time, as evaluation does. In some samples the images come a few at a time, each
-group with its description, so that what is near is described before what is far.
+Most samples describe all their images ("red 7 blue 3 ..."): an answer for each image, in an order that can't be guessed, and
+few words around it. The rest ask for one digit at a time, as evaluation does. In some samples the images come a few at a time,
+each group with its description, so that what is near is described before what is far.
 """
 
 from collections import Counter
