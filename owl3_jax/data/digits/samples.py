@@ -35,7 +35,7 @@ DESCRIBED_SHARE = 0.75  # of the samples whose images all have a name: all are d
 ASKED_AFTER_SHARE = 0.5  # of those: one question follows
 GROUPED_SHARE = 0.3  # of the samples with at most eight images: they come in groups
 LARGEST_GROUP = 3
-CHOICE_SHARE = 0.12  # of the questions for a digit
+CHOICE_SHARE = 0.5  # of the questions for a digit
 COUNT_SHARE = 0.1  # of the samples by colour: one more turn
 CAPTION_SHARE = 0.5  # of the samples by colour with one image: one more turn
 
