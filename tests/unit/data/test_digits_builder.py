@@ -19,7 +19,7 @@ from owl3_jax.processing.processor import Processor
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory) -> DataConfig:
-    config = DataConfig(data_dir=str(tmp_path_factory.mktemp("data")))
+    config = DataConfig(data_dir=str(tmp_path_factory.mktemp("data")), images_per_row=16)
     prepare_sources(config)
     return config
 
@@ -76,7 +76,7 @@ def test_colour_answers_are_true(records):
                 assert f"is {colour}?" in user["content"]
                 assert digit_of[colour] == int(digit)
                 checked += 1
-    assert checked > len(records["train"])
+    assert checked > len(records["train"]) / 3
 
 
 def test_records_process_into_samples(config, records):
@@ -96,7 +96,7 @@ def test_a_prepared_data_set_is_not_built_again(config):
 
 def test_it_is_stored_as_array_record_and_small(config):
     files = list(prepare_sources(config)[0].iterdir())
-    assert sum(".array_record-" in file.name for file in files) == len(SAMPLES)
+    assert sum(".array_record-" in file.name for file in files) == len(PARTS)
     assert sum(file.stat().st_size for file in files) < 60e6
     info = json.loads(next(file for file in files if file.name == "dataset_info.json").read_text())
     assert info["name"] == "digits"
