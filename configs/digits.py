@@ -5,7 +5,7 @@
     python eval.py --config configs/digits.py --workdir runs/digits
 
 The first stage shows one or two images at a time, this one up to 16. It also learns from random parameters, later. Every number
-is our choice. docs/results.md shows the scores it reaches, and what else was tried.
+is our choice. docs/results.md shows the scores it reaches.
 """
 
 from owl3_jax.config import (

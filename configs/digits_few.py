@@ -14,7 +14,8 @@ def get_config() -> Config:
     config = load_config(Path(__file__).with_name("digits.py"))
     return dataclasses.replace(
         config,
-        data=dataclasses.replace(config.data, sources=(SourceConfig("digits", split="few"),)),
+        # Few images to a row: its tokens are the first to be full.
+        data=dataclasses.replace(config.data, sources=(SourceConfig("digits", split="few"),), images_per_row=9),
         optimizer=dataclasses.replace(config.optimizer, schedule="constant"),
         train=dataclasses.replace(config.train, steps=300, checkpoint_every=300),
     )
