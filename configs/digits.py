@@ -50,11 +50,10 @@ def get_config() -> Config:
         compute=ComputeConfig(dtype="float32", remat="full", images_per_chunk=16),
         processor=ProcessorConfig(tokenizer="digits"),
         data=DataConfig(
-            sources=(SourceConfig("digits"),),
+            sources=(SourceConfig("digits"), SourceConfig("digits", split="many")),  # up to 8 images, and 12 or 16
             rows=12,
             tokens_per_row=240,
             images_per_row=16,
-            too_long="truncate",  # one sample in a thousand
         ),
         optimizer=OptimizerConfig(
             name="muon",

@@ -13,7 +13,7 @@ import tensorflow_datasets as tfds
 
 from owl3_jax.data.digits.images import Split, encoded_image, split_ids
 from owl3_jax.data.digits.questions import conversation
-from owl3_jax.data.digits.samples import FEW_IMAGES, IMAGE_COUNTS, DigitSample, draw_sample
+from owl3_jax.data.digits.samples import FEW_IMAGES, IMAGE_COUNTS, MANY_IMAGES, DigitSample, draw_sample
 from owl3_jax.data.readers.stored import StoredRecord
 
 SEED = 0
@@ -31,11 +31,12 @@ PARTS = {
     "train": Part(30_000, "train", IMAGE_COUNTS),
     "test": Part(300, "test", IMAGE_COUNTS),
     "few": Part(15_000, "train", FEW_IMAGES),  # to begin with
+    "many": Part(5_000, "train", MANY_IMAGES),
 }
 
 
 class Digits(tfds.core.GeneratorBasedBuilder):
-    """Train and few show 1438 of the pictures, test the other 359."""
+    """Train, few and many show 1438 of the pictures, test the other 359."""
 
     VERSION = tfds.core.Version("2.0.0")  # raise it when samples change: prepared data of another version is not reused
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-from owl3_jax.data.digits.images import COLOURS, DigitImage
+from owl3_jax.data.digits.images import DigitImage
 from owl3_jax.data.digits.questions import (
     Question,
     ask_caption,
@@ -26,16 +26,18 @@ from owl3_jax.data.digits.questions import (
     draw_options,
 )
 
-# Images of a sample -> relative frequency. Beyond eight, colours repeat.
-IMAGE_COUNTS = {1: 1, 2: 2, 3: 1, 4: 2, 5: 1, 6: 3, 7: 1, 8: 2, 12: 1, 16: 1}
+# Images of a sample -> relative frequency. All colours of a sample differ up to eight.
+IMAGE_COUNTS = {1: 1, 2: 2, 3: 1, 4: 2, 5: 1, 6: 3, 7: 1, 8: 2}
 FEW_IMAGES = {1: 2, 2: 1}  # in the first stage
-MOST_QUESTIONS = 4  # of one sample, about different images
+MANY_IMAGES = {12: 1, 16: 1}
+MOST_QUESTIONS = 3  # of one sample, about different images
+MOST_CHOICES = 2  # of them are multiple choice, at most
 INDEX_SHARE = 0.6  # of the samples; the others name images by colour
 DESCRIBED_SHARE = 0.75  # of the samples whose images all have a name: all are described
 ASKED_AFTER_SHARE = 0.5  # of those: one question follows
-GROUPED_SHARE = 0.3  # of the samples with at most eight images: they come in groups
-LARGEST_GROUP = 3
-CHOICE_SHARE = 0.5  # of the questions for a digit
+GROUPED_SHARE = 0.5  # of the samples with 2 to 4 images: they come in groups
+MOST_GROUPED, LARGEST_GROUP = 4, 3
+CHOICE_SHARE = 0.5  # of the questions for a digit, up to `MOST_CHOICES`
 COUNT_SHARE = 0.1  # of the samples by colour: one more turn
 CAPTION_SHARE = 0.5  # of the samples by colour with one image: one more turn
 
@@ -66,9 +68,12 @@ def draw_sample(
             questions.append(describe(images, (start + rng.permutation(size)).tolist()))
             shown.append(size)
             start = stop
-    asked = int(rng.random() < ASKED_AFTER_SHARE) if is_described else MOST_QUESTIONS
-    for target in rng.permutation(named)[:asked].tolist():
-        is_choice = rng.random() < CHOICE_SHARE
+    if is_described:
+        asked = int(rng.random() < ASKED_AFTER_SHARE)
+    else:
+        asked = 1 if questions else MOST_QUESTIONS
+    for number, target in enumerate(rng.permutation(named)[:asked].tolist()):
+        is_choice = rng.random() < CHOICE_SHARE and number < MOST_CHOICES
         options = draw_options(rng, images[target].digit) if is_choice else ()
         questions.append((ask_index if by_index else ask_colour)(images, target, options))
     if not by_index:
@@ -93,7 +98,7 @@ def _with_own_colour(images: list[DigitImage]) -> list[int]:
 
 def _draw_groups(rng: np.random.Generator, count: int) -> list[int]:
     """Sizes of the groups in which images come."""
-    if rng.random() >= GROUPED_SHARE or count > len(COLOURS):
+    if rng.random() >= GROUPED_SHARE or count > MOST_GROUPED:
         return [count]
     groups: list[int] = []
     while count:

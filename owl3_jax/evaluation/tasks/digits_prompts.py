@@ -12,7 +12,7 @@ from PIL import Image
 from owl3_jax.config import ConfigError
 from owl3_jax.data.digits.images import DigitImage, encoded_image, split_ids
 from owl3_jax.data.digits.questions import Question, ask_colour, ask_index, draw_distractors, draw_image, prompt
-from owl3_jax.data.digits.samples import IMAGE_COUNTS
+from owl3_jax.data.digits.samples import IMAGE_COUNTS, MANY_IMAGES
 from owl3_jax.evaluation.contact_sheet import Card
 from owl3_jax.evaluation.task import Prompt, Score, Scored
 from owl3_jax.processing.images import load_image
@@ -20,7 +20,7 @@ from owl3_jax.processing.images import load_image
 Naming = Literal["colour", "index"]  # how a question says which image it means; the paper's way is the index
 NAMINGS: tuple[Naming, ...] = ("colour", "index")
 CURVE_COLOURS: dict[Naming, str] = {"colour": "#1f6fb4", "index": "#d1651b"}
-TRAINED_IMAGES = (min(IMAGE_COUNTS), max(IMAGE_COUNTS))  # images of a training sample, fewest and most
+TRAINED_IMAGES = (min(IMAGE_COUNTS), max(MANY_IMAGES))  # images of a training sample, fewest and most
 
 
 class DigitQuestion(NamedTuple):

@@ -44,6 +44,7 @@ def test_the_report_of_a_train_step(monkeypatch, capsys, tmp_path):
         "--config.data.tokens_per_row=384",
         "--config.data.images_per_row=7",
         "--config.data.rows=20",
+        "--config.optimizer.name=adamw",  # two moments
     ]
     assert compile_tpu(monkeypatch, "--topology", "v5e:2x2", "--json", str(file), *small) is None
     report = json.loads(file.read_text())

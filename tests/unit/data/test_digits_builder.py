@@ -14,6 +14,7 @@ from owl3_jax.data.digits.tokenizer import make_tokenizer
 from owl3_jax.data.readers.records import Record
 from owl3_jax.data.samples import load
 from owl3_jax.data.sources import open_source, prepare_sources
+from owl3_jax.processing.chat import chat_chunks
 from owl3_jax.processing.processor import Processor
 
 
@@ -42,7 +43,7 @@ def test_no_test_picture_is_in_any_training_record(records):
     """By the ids in the metadata, and by the stored bytes: no held-out picture is there in any colour."""
     held_out = set(split_ids("test").tolist())
     held_out_bytes = {encoded_image(digit_image(image_id, colour)) for image_id in held_out for colour in COLOURS}
-    training = [*records["train"], *records["few"]]
+    training = [record for split in ("train", "few", "many") for record in records[split]]
     shown = {encoded for record in training for encoded in record.images}
     assert not {image_id for record in training for image_id in record.metadata["image_ids"]} & held_out
     assert not shown & held_out_bytes
@@ -52,6 +53,14 @@ def test_every_training_picture_is_used_and_test_records_show_held_out_ones_only
     used = {split: {i for record in stored for i in record.metadata["image_ids"]} for split, stored in records.items()}
     assert used["train"] == set(split_ids("train").tolist())
     assert used["test"] <= set(split_ids("test").tolist())
+
+
+def test_records_fit_rows_of_149_tokens_and_8_images_but_those_with_many(records):
+    tokenizer = make_tokenizer()
+    for split, tokens, images in (("train", 149, 8), ("few", 120, 2), ("many", 232, 16)):
+        texts = [chat_chunks(record.messages, training=True) for record in records[split][:5000]]
+        assert tokens - 30 < max(len(tokenizer.encode(text).input_ids) for text in texts) <= tokens
+        assert max(len(record.images) for record in records[split]) == images
 
 
 def test_stored_images_are_those_of_the_metadata(records):
