@@ -68,10 +68,8 @@ def draw_sample(
             questions.append(describe(images, (start + rng.permutation(size)).tolist()))
             shown.append(size)
             start = stop
-    if is_described:
-        asked = int(rng.random() < ASKED_AFTER_SHARE)
-    else:
-        asked = 1 if questions else MOST_QUESTIONS
+    most = 1 if questions else MOST_QUESTIONS
+    asked = int(rng.random() < ASKED_AFTER_SHARE) if is_described else most
     for number, target in enumerate(rng.permutation(named)[:asked].tolist()):
         is_choice = rng.random() < CHOICE_SHARE and number < MOST_CHOICES
         options = draw_options(rng, images[target].digit) if is_choice else ()
