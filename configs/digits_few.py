@@ -1,6 +1,8 @@
 """The first stage of the embedded default: samples with one or two images. configs/digits.py goes on from its checkpoint.
 
-python train.py --config configs/digits_few.py --workdir runs/digits/few
+    python train.py --config configs/digits_few.py --workdir runs/digits/few
+
+`make demo` runs both.
 """
 
 import dataclasses

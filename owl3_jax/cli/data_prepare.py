@@ -67,7 +67,7 @@ def run(config: Config, flags: Flags) -> None:
     sources = [open_source(source, data) for source in chosen]
     total = sum(map(len, sources))
     shards = flags.shards or -(-total // _RECORDS_PER_SHARD)
-    own = sum(len(range(shard, total, shards)) for shard in (part or Part(0, 1)).shards(shards))
+    own = part.num_records(total, shards) if part else total
     line = "prepared {done} of {total} records"
     with Progress(own, "record", file=sys.stderr, lines_every=SECONDS_BETWEEN_LINES, line=line) as bar:
         skipped = prepare(

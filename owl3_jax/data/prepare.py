@@ -58,6 +58,10 @@ class Part:
         """Their numbers, of so many in all."""
         return range(self.index, shards, self.count)
 
+    def num_records(self, records: int, shards: int) -> int:
+        """How many of so many records are in its shards, those that cannot be stored included (see `ShardWriter`)."""
+        return sum(len(range(shard, records, shards)) for shard in self.shards(shards))
+
 
 class Written(NamedTuple):
     """What became of the records of a shard."""

@@ -59,7 +59,7 @@ def test_a_mixture_is_its_stage_on_other_data(number):
     assert all((source.max_frames or 0) <= config.data.images_per_row for source in config.data.sources)
 
 
-def test_a_mixture_without_its_data_names_the_first_path_that_is_missing(tmp_path, monkeypatch, capsys):
+def test_a_mixture_without_its_data_names_the_first_path_that_is_missing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = load_config(f"{CONFIGS}/mixtures.py:3/7b-240728")
     with pytest.raises(ConfigError, match=r"mixtures/llava-sft-665k"):

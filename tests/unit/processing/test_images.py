@@ -281,6 +281,9 @@ def test_decompression_bombs_are_refused(read, height, warnings, recwarn):
         read(bomb(10_001, height), "bomb")
 
 
+ROTATED = exif_bytes((ORIENTATION, SHORT, struct.pack("<H", 6)))  # a viewer shows it turned by 90 degrees
+
+
 def photograph_file(width: int, height: int, kind: str = "jpeg", **options) -> bytes:
     (photograph, _) = load_sample_images().images
     return encode(Image.fromarray(photograph).resize((width, height)), kind, **options)
@@ -299,10 +302,7 @@ def test_a_draft_has_the_whole_files_pixels_within_the_stated_bound():
     [
         (photograph_file(1600, 1200), (401, 300)),  # two drafts' pixels, less one
         (photograph_file(1600, 1200, "png"), (20, 20)),
-        (
-            photograph_file(1600, 1200, exif=exif_bytes((ORIENTATION, SHORT, struct.pack("<H", 6)))),
-            (400, 301),
-        ),  # lies on its side
+        (photograph_file(1600, 1200, exif=ROTATED), (400, 301)),
     ],
     ids=["small", "png", "turned"],
 )
@@ -312,8 +312,8 @@ def test_other_files_are_decoded_whole(encoded, target):
 
 
 def test_a_draft_of_a_turned_file_is_upright():
-    turned = photograph_file(1600, 1200, exif=exif_bytes((ORIENTATION, SHORT, struct.pack("<H", 6))))
-    assert load_image(turned, "photograph", draft=(300, 400)).size == (600, 800)
+    rotated = photograph_file(1600, 1200, exif=ROTATED)
+    assert load_image(rotated, "photograph", draft=(300, 400)).size == (600, 800)
 
 
 def damaged(encoded: bytes, rng: np.random.Generator) -> bytes:
