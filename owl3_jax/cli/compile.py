@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 
 from owl3_jax import sharding
 from owl3_jax.config import Config, ConfigError
+from owl3_jax.formats.errors import CheckpointError
 from owl3_jax.host import command_line
 from owl3_jax.host.files import write_text
 from owl3_jax.tpu.compiled import OutOfMemory, compile_for
@@ -55,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         config, topology = resolve_start(config), get_topology(flags.topology, slices)
         mesh = sharding.make_mesh(config.mesh, topology.devices)
         report, fits = _search(config, flags, topology, mesh) if flags.search else _compile(config, flags, topology, mesh)
-    except (TopologyError, ConfigError, OSError) as error:
+    except (TopologyError, ConfigError, CheckpointError, OSError) as error:
         sys.exit(f"error: {error}")
     if flags.json:
         write_text(flags.json, json.dumps(report, indent=2) + "\n")

@@ -88,6 +88,7 @@ def test_a_program_that_does_not_fit_exits_with_3(monkeypatch, capsys):
         (["--topology", "v5e:2x2", "--config.mesh.fsdp=3"], "needs 3 devices, there are 4"),
         (["--topology", "v5e:2x2", "--program", "decode", "--save", "step"], "--save is for the train step"),
         (["--topology", "v5e:2x2", "--search", "--save", "step"], "leave out --save and --program"),
+        (["--topology", "v5e:2x2", "--config.start.checkpoint", "nowhere"], "nowhere is not a checkpoint that can be loaded"),
     ],
 )
 def test_errors_say_what_to_do(monkeypatch, arguments, message):
