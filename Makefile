@@ -1,4 +1,4 @@
-# make demo    train, evaluate and answer on the embedded digits (15 minutes on 2 shared cores)
+# make demo    train, evaluate and answer on the embedded digits (6 minutes on 2 cores)
 # make test    all tests
 # make check   formatter, linter, type checker, import direction, then all tests
 # make fix     let the formatter and the linter change what they can

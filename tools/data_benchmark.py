@@ -32,6 +32,7 @@ from owl3_jax.processing.video_sampling import VideoSampling
 
 SIDE, SIZE = 384, (640, 480)  # of a view; of the files
 CLIP_FRAMES, CLIP_FPS, FRAMES = 200, 25, 8  # of a clip; of a sample
+_EPOCHS = 4  # how often each file is read in a run
 _TOKENS, _IMAGES = 512, 8  # of a row
 _SAMPLING = VideoSampling(FRAMES, "middle")
 
@@ -87,18 +88,19 @@ def _write_source(path: Path, key: str, media: Sequence[Path]) -> None:
 def measure(folder: Path, images: int, clips: int, records: int, samples: int, repeats: int) -> Report:
     """All rates, as medians of alternated runs."""
     files = write_files(folder, images, clips)
+    pictures, videos = [*files.images] * _EPOCHS, [*files.clips] * _EPOCHS
     print(f"wrote {images} images and {clips} clips", file=sys.stderr, flush=True)
     cores = os.cpu_count() or 1
     rates: dict[str, Callable[[], float]] = {
-        "pillow_1": functools.partial(alone, _decode_image, files.images, 1),
-        "ours_thread": functools.partial(ours, files.image_source, len(files.images), 0),
-        "ours_1": functools.partial(ours, files.image_source, len(files.images), 1),
-        f"pillow_{cores}": functools.partial(alone, _decode_image, files.images, cores),
-        f"ours_{cores}": functools.partial(ours, files.image_source, len(files.images), cores),
-        "pyav_1": functools.partial(alone, _decode_clip, files.clips, 1),
-        "ours_clips_1": functools.partial(ours, files.clip_source, len(files.clips), 1),
-        f"pyav_{cores}": functools.partial(alone, _decode_clip, files.clips, cores),
-        f"ours_clips_{cores}": functools.partial(ours, files.clip_source, len(files.clips), cores),
+        "pillow_1": functools.partial(alone, _decode_image, pictures, 1),
+        "ours_thread": functools.partial(ours, files.image_source, len(pictures), 0),
+        "ours_1": functools.partial(ours, files.image_source, len(pictures), 1),
+        f"pillow_{cores}": functools.partial(alone, _decode_image, pictures, cores),
+        f"ours_{cores}": functools.partial(ours, files.image_source, len(pictures), cores),
+        "pyav_1": functools.partial(alone, _decode_clip, videos, 1),
+        "ours_clips_1": functools.partial(ours, files.clip_source, len(videos), 1),
+        f"pyav_{cores}": functools.partial(alone, _decode_clip, videos, cores),
+        f"ours_clips_{cores}": functools.partial(ours, files.clip_source, len(videos), cores),
     }
     found: dict[str, list[float]] = {name: [] for name in rates}
     for _ in range(repeats):

@@ -5,8 +5,8 @@
 
                        weights      image    KL mean     KL max   top-1   answers
     float32            1.0 MiB   16.0 KiB    0.0e+00    0.0e+00  100.0%     64/64
-    weights            0.3 MiB   16.0 KiB    3.6e-04    1.4e-02  100.0%     64/64
-    caches             1.0 MiB    4.5 KiB    3.1e-06    1.1e-04  100.0%     64/64
+    weights            0.3 MiB   16.0 KiB    4.2e-05    3.9e-03  100.0%     64/64
+    caches             1.0 MiB    4.5 KiB    1.7e-06    1.5e-04  100.0%     64/64
 
 The float32 model answers every prompt greedily. Each variant then reads prompts and answers through its caches, and at each
 token of the answers its distribution of the next one is compared: KL divergence from float32's in nats, mean and largest, and

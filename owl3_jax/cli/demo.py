@@ -3,7 +3,7 @@
     owl3 demo
     owl3 demo --questions 10 --seed 1
 
-The model has 263 k parameters and was trained by an earlier configs/digits.py, which showed it none of the pictures
+The model has 265 k parameters and was trained by `make demo`, which showed it none of the pictures
 that it is asked about here. On a terminal the pictures are drawn, elsewhere they are described.
 """
 

@@ -13,7 +13,7 @@ from absl import flags
 from owl3_jax.config import ConfigError, DataConfig, SourceConfig
 from owl3_jax.data.packing import pack_samples
 from owl3_jax.data.readers.records import Records
-from owl3_jax.data.samples import Guarded, Loaded, for_source, load
+from owl3_jax.data.samples import Group, Guarded, Loaded, for_source, join, load, split
 from owl3_jax.data.skipped import Skipped, Skips
 from owl3_jax.data.sources import open_source
 from owl3_jax.processing.processor import Processor
@@ -21,7 +21,8 @@ from owl3_jax.processing.processor import Processor
 # With its filter, grain appends a note about itself to the message of every error that passes through it.
 grain.config.update("py_traceback_filtering", "off")
 
-_BUFFERED = 16  # samples of each worker process that wait to be packed
+_GROUP = 8  # samples that a worker process sends at a time
+_BUFFERED = 2  # groups of each worker process that wait to be packed
 
 
 def make_train_iterator(
@@ -74,17 +75,30 @@ def iterate_batches(
     ]
     mixed = parts[0] if len(parts) == 1 else grain.MapDataset.mix(parts, weights=mixture_weights(records))
     # Without workers one thread does all (below): the work is short Python calls, which more threads would only interrupt.
-    samples = mixed.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
+    reading = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
     if config.workers:
         if not flags.FLAGS.is_parsed():  # grain's processes read flags of absl, which nobody else here does
             flags.FLAGS(["owl3"])
         options = grain.MultiprocessingOptions(num_workers=config.workers, per_worker_buffer_size=_BUFFERED)
         # Small arrays are pickled: a segment of shared memory for each would take longer than the image's.
         shared = grain.experimental.DatasetOptions(min_shm_size=2**15)
-        samples = grain.experimental.WithOptionsIterDataset(samples, shared).mp_prefetch(options)
+        groups = mixed.batch(_GROUP, batch_fn=join).to_iter_dataset(reading)
+        groups = grain.experimental.WithOptionsIterDataset(groups, shared).mp_prefetch(options)
+        samples = grain.experimental.FlatMapIterDataset(groups, _Ungroup())
+    else:
+        samples = mixed.to_iter_dataset(reading)
     kept = samples.filter(functools.partial(_keep, config=config, skips=skips))
     batches = pack_samples(kept, config, rows)
     return iter(grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=config.prefetch))
+
+
+class _Ungroup(grain.experimental.FlatMapTransform):
+    """The samples of a group, one by one."""
+
+    max_fan_out = _GROUP
+
+    def flat_map(self, group: Group) -> list[Loaded | Skipped]:
+        return split(group)
 
 
 def mixture_weights(records: Mapping[SourceConfig, Sized]) -> list[float]:

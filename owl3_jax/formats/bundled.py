@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-BUNDLED = ("digits",)  # trained by an earlier configs/digits.py; its metrics.json has the scores
+BUNDLED = ("digits",)  # trained by `make demo`; its metrics.json has the scores
 _DIRECTORY = Path(__file__).parents[1] / "bundled"
 
 

@@ -2,8 +2,11 @@
 
 import concurrent.futures
 import multiprocessing
+import pickle
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
 from typing import Any, TypeVar
 
 Item = TypeVar("Item")
@@ -27,7 +30,10 @@ def map_in_processes(function: Callable[[Item], Result], items: Sequence[Item], 
         return
     # Not forked: this process has threads, of jax for one.
     context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(min(workers, len(items)), context, _start, (function,)) as pool:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        concurrent.futures.ProcessPoolExecutor(min(workers, len(items)), context, _start, (_save(function, folder),)) as pool,
+    ):
         futures = {pool.submit(_call, item): item for item in items}
         try:
             for future in concurrent.futures.as_completed(futures):
@@ -41,8 +47,15 @@ def map_in_processes(function: Callable[[Item], Result], items: Sequence[Item], 
 _of_this_process: list[Callable[..., Any]] = []  # Any: each pool has its own function; in a worker
 
 
-def _start(function: Callable[..., Any]) -> None:  # Any: as above
-    _of_this_process[:] = [function]
+def _save(function: Callable[..., Any], folder: str) -> Path:  # Any: as above
+    """A file for `_start`: a large function that is given to a process directly delays the start of the next process."""
+    path = Path(folder) / "function"
+    path.write_bytes(pickle.dumps(function))
+    return path
+
+
+def _start(path: Path) -> None:
+    _of_this_process[:] = [pickle.loads(path.read_bytes())]  # written by the process that started this one, in its own folder
 
 
 def _call(item: Any) -> Any:  # Any: as above

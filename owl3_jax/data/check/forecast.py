@@ -9,7 +9,7 @@ import numpy as np
 from owl3_jax.config import DataConfig
 from owl3_jax.data.packing import first_fit
 
-_MOST = 100_000  # samples that are packed; what they fill is scaled up for more
+_MOST = 20_000  # samples that are packed; what they fill is scaled up for more
 
 
 @dataclasses.dataclass(frozen=True)

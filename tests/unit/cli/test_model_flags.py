@@ -35,7 +35,7 @@ def test_single_options_replace_those_of_named_settings(name, spelling):
 def test_the_penalty_of_the_chat_is_that_of_the_first_checkpoint_alone(checkpoint, penalty):
     argv = ["--checkpoint", str(GOLDEN / checkpoint)]
     assert parse(Flags, sampling="chat", argv=argv)[1].repetition_penalty == penalty
-    assert parse(Flags, sampling="chat", argv=["--checkpoint", "digits"])[1].repetition_penalty == 1.05  # its form is gated
+    assert parse(Flags, sampling="chat", argv=["--checkpoint", "digits"])[1].repetition_penalty == 1.0  # its form is joint
     wanted = [*argv, "--sampling", "beam", "--repetition-penalty", "1.3"]
     assert parse(Flags, sampling="chat", argv=wanted)[1].repetition_penalty == 1.3
 
