@@ -19,8 +19,8 @@ from owl3_jax.data.digits.samples import draw_sample
 from owl3_jax.data.digits.tokenizer import make_tokenizer
 from owl3_jax.data.pipeline import iterate_batches
 from owl3_jax.data.readers.stored import RecordSource
-from owl3_jax.data.samples import load
-from owl3_jax.data.skipped import Skips, TooManySkippedError
+from owl3_jax.data.samples import join, load, split
+from owl3_jax.data.skipped import Skipped, Skips, TooManySkippedError
 from owl3_jax.processing.batch import pack_batch
 from owl3_jax.processing.images import load_image, squash
 from owl3_jax.processing.processor import Processor, Sample
@@ -112,11 +112,12 @@ def test_packed_samples_are_the_processed_records_each_once(processor):
     assert {fingerprint(sample) for sample in packed} == expected
 
 
-@pytest.mark.parametrize("pack", [True, False])
-@pytest.mark.parametrize("done", [0, 1, 4, 9])
-def test_a_restored_iterator_continues_exactly(processor, pack, done):
+@pytest.mark.parametrize(
+    "pack, done, workers", [*((pack, done, 0) for pack in (True, False) for done in (0, 1, 4, 9)), (True, 4, 2)]
+)
+def test_a_restored_iterator_continues_exactly(processor, pack, done, workers):
     """Mid-epoch and, with nine batches, in the second epoch; the state goes through JSON as it does in a checkpoint."""
-    config = dataclasses.replace(CONFIG, pack=pack)
+    config = dataclasses.replace(CONFIG, pack=pack, workers=workers)
     records = stored_records()
     records[7]["images"] = [b"damaged"]
     with Shard(processor, records, config) as straight, Shard(processor, records, config) as resumed:
@@ -259,6 +260,21 @@ def test_sources_are_mixed_by_weight_and_each_has_its_own_epochs(processor, weig
 
 def test_worker_processes_give_the_same_batches(processor):
     assert mixed(processor, (None, None), batches=5, workers=2) == mixed(processor, (None, None), batches=5)
+
+
+def test_a_group_is_its_samples(processor):
+    """With images or without, and records that were skipped; a group of skipped ones alone, too."""
+    source = RecordSource([*stored_records()[:3], *numbered_records(2)], "memory/train")
+    loaded = [load(source[i], CONFIG, SOURCE, processor) for i in range(5)]
+    skipped = Skipped("memory", "record 9", "malformed", "it is empty")
+    items = [loaded[0], skipped, *loaded[1:]]
+    for item, original in zip(split(join(items)), items, strict=True):
+        if isinstance(original, Skipped):
+            assert item == original
+        else:
+            assert fingerprint(item.sample) == fingerprint(original.sample)
+            assert (item.source, item.loss_weight) == (original.source, original.loss_weight)
+    assert split(join([skipped, skipped])) == [skipped, skipped]
 
 
 def long_records() -> list[dict]:
