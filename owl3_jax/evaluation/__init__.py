@@ -2,6 +2,7 @@
 
 task                        the protocol that a benchmark implements
 tasks                       one file for each benchmark
+official                    how the released evaluation reads answers
 run                         one evaluation: answers all prompts, scores them, shows the scores
 answering, answer_file      all prompts through the one batcher; the file from which a later call resumes
 scores                      scores as pure functions of answers
