@@ -4,9 +4,9 @@ import random
 from collections.abc import Iterator
 
 _SHORT = """
-a an the A An one ten none dont let's can't hes somebody'd yall'd've cat Cat 3 1,000 3.5 .5 a.b A B C D E F b (A) (b) A. B: C) D,
-E: a. answer The is are of red sofa bed pizza box yes no Yes No. yes, Answer: Option: 狗 是 è best correct option Best
-this cat's 1,2
+a an the A An one ten none dont let's can't hes somebody'd yall'd've cat Cat 3 1,000 3.5 .5 a.b A B C D E F b (A) (b) A. B: C)
+D, E: a. answer The is are of red sofa bed pizza box yes no Yes No. yes, Answer: Option: 狗 是 è best correct option
+Best this cat's 1,2
 """
 _MARKS = "' \" ( ) - _ / ? ! ; : , . ` @ [x] ... '' \\"
 _WORDS = (_SHORT + _MARKS).split()
