@@ -6,6 +6,7 @@ run. A file in `configs/` builds one `Config`; `owl3_jax.host.command_line` over
 """
 
 import dataclasses
+import math
 import re
 from typing import Any, ClassVar, Literal, Protocol, TypeVar, cast, get_args, runtime_checkable
 
@@ -286,10 +287,13 @@ class SourceConfig:
 
     def __post_init__(self) -> None:
         _require(bool(self.path), "data.sources: a path is empty")
-        _require(self.weight is None or self.weight > 0, f"data.sources: the weight of {self.path} must be positive")
+        _require(
+            self.weight is None or 0 < self.weight < math.inf,
+            f"data.sources: the weight of {self.path} must be positive and finite",
+        )
         _require(self.crop is None or 0 <= self.crop <= 1, f"data.sources: crop of {self.path} must be a share from 0 to 1")
         _require(self.max_frames is None or self.max_frames > 0, f"data.sources: max_frames of {self.path} must be positive")
-        _require(self.loss_weight >= 0, f"data.sources: loss_weight of {self.path} must not be negative")
+        _require(0 <= self.loss_weight < math.inf, f"data.sources: loss_weight of {self.path} must be finite and not negative")
 
     @property
     def label(self) -> str:

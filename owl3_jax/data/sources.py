@@ -21,7 +21,7 @@ from owl3_jax.data.digits.builder import Digits
 from owl3_jax.data.readers.captions import is_medium, suffix_of
 from owl3_jax.data.readers.conversations import ConversationRecords
 from owl3_jax.data.readers.json_files import JsonFileError, JsonTrees
-from owl3_jax.data.readers.media_folder import LISTS, MediaFolderTrees
+from owl3_jax.data.readers.media_folder import LISTS, MediaFolderTrees, MediaListError
 from owl3_jax.data.readers.records import Records, Trees
 from owl3_jax.data.readers.stored import RecordSource, StoredRecords
 from owl3_jax.data.readers.tables import TableError, TableTrees
@@ -115,7 +115,7 @@ def open_source(source: SourceConfig, config: DataConfig) -> Records:
         return NAMED[source.path].open(config, source.path, source.split)
     try:
         records = _open_files(source)
-    except (storage.StorageError, JsonFileError, TableError, TarError) as error:
+    except (storage.StorageError, JsonFileError, MediaListError, TableError, TarError) as error:
         raise ConfigError(f"data.sources: {error}") from error
     if not len(records):
         raise ConfigError(f"data.sources: {source.path} holds no records of the split {source.split!r}")

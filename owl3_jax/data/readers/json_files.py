@@ -14,6 +14,7 @@ from owl3_jax.data.readers.records import BadRecord, Problem
 from owl3_jax.host import storage
 
 _BOM = b"\xef\xbb\xbf"
+_WIDE_BOMS = (b"\xff\xfe", b"\xfe\xff")  # of UTF-16; the first one begins that of UTF-32, too
 _SEPARATOR = re.compile(r"[\s,]*")
 
 Spans = Int64[np.ndarray, "n 2"]  # first byte of each tree, and the byte after it
@@ -31,7 +32,7 @@ class JsonTrees:
 
         Raises:
             StorageError: a file cannot be read.
-            JsonFileError: it is a list, but not of valid JSON, or not in UTF-8.
+            JsonFileError: it is a list, but not of valid JSON; or it is not in UTF-8.
         """
         self._locations = list(locations)
         spans = [_spans(location) for location in locations]
@@ -70,6 +71,8 @@ def parse_tree(encoded: bytes, name: str) -> object:
 
 def _spans(location: str) -> Spans:
     content = storage.read_bytes(location)
+    if content.startswith(_WIDE_BOMS):
+        raise JsonFileError(f"{location} is in UTF-16 or UTF-32; save it as UTF-8")
     is_list = content.removeprefix(_BOM).lstrip()[:1] == b"["
     return _list_spans(content, location) if is_list else _line_spans(content)
 

@@ -8,7 +8,7 @@ import csv
 import io
 from pathlib import PurePath
 
-from owl3_jax.data.readers.captions import VIDEO_SUFFIXES, captioned, is_medium, suffix_of
+from owl3_jax.data.readers.captions import VIDEO_SUFFIXES, captioned, decoded_caption, is_medium, suffix_of
 from owl3_jax.data.readers.json_files import JsonTrees
 from owl3_jax.data.readers.records import BadRecord, Problem, Trees
 from owl3_jax.host import storage
@@ -17,11 +17,15 @@ LISTS = ("metadata.jsonl", "metadata.csv")
 _ANSWERS, _QUESTIONS = ("text", "caption", "answer"), ("question", "prompt")
 
 
+class MediaListError(ValueError):
+    """A list of captions that cannot be read; the message names it."""
+
+
 class MediaFolderTrees:
     """`Trees` of a folder: each file with its caption."""
 
     def __init__(self, folder: str) -> None:
-        """Lists the folder. Raises StorageError."""
+        """Lists the folder. Raises StorageError, and MediaListError or JsonFileError for its list."""
         self._folder = folder
         lists = (storage.join(folder, name) for name in LISTS)
         self._list = next((location for location in lists if storage.exists(location)), None)
@@ -36,6 +40,8 @@ class MediaFolderTrees:
             raise BadRecord(Problem("malformed", "a line of the list must be an object"))
         name = row.get("file_name")
         if not isinstance(name, str) or not name:
+            if "file_name" in row:
+                raise BadRecord(Problem("malformed", f"its 'file_name' must be the name of a file, got {name!r}"))
             raise BadRecord(Problem("malformed", f"it has no 'file_name'; its keys are {', '.join(map(repr, row))}"))
         is_video = suffix_of(name) in VIDEO_SUFFIXES
         tag = "<video>" if is_video else "<image>"
@@ -56,9 +62,13 @@ def _found(folder: str) -> Trees:
 
 
 def _csv_rows(location: str) -> list[dict[str, str]]:
-    return list(csv.DictReader(io.StringIO(storage.read_bytes(location).decode("utf-8-sig"))))
+    try:
+        text = storage.read_bytes(location).decode("utf-8-sig")
+        return list(csv.DictReader(io.StringIO(text, newline=""), strict=True))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise MediaListError(f"{location} is not a table of comma-separated values in UTF-8: {error}") from error
 
 
 def _caption_beside(path: str) -> str:
     beside = path[: -len(suffix_of(path))] + ".txt"
-    return storage.read_bytes(beside).decode("utf-8", "replace").strip() if storage.exists(beside) else ""
+    return decoded_caption(storage.read_bytes(beside), "the .txt beside it") if storage.exists(beside) else ""

@@ -9,7 +9,7 @@ import tarfile
 from collections.abc import Sequence
 from typing import BinaryIO, NamedTuple, cast
 
-from owl3_jax.data.readers.captions import VIDEO_SUFFIXES, captioned, suffix_of
+from owl3_jax.data.readers.captions import VIDEO_SUFFIXES, captioned, decoded_caption, suffix_of
 from owl3_jax.data.readers.json_files import parse_tree
 from owl3_jax.data.readers.records import BadRecord, Problem
 from owl3_jax.host import storage
@@ -59,7 +59,7 @@ class TarTrees:
         if not texts:
             raise BadRecord(Problem("malformed", "it has neither .json nor .txt"))
         tags = "<image>" * len(images) + "<video>" * len(videos)
-        return captioned(tags, texts[0].decode("utf-8", "replace").strip()) | media
+        return captioned(tags, decoded_caption(texts[0], "its text")) | media
 
 
 def _described(encoded: bytes) -> dict[str, object]:

@@ -158,10 +158,15 @@ def test_a_tar_of_pictures_with_captions(tmp_path):
             member = tarfile.TarInfo(name)
             member.size = len(content)
             archive.addfile(member, io.BytesIO(content))
+        member = tarfile.TarInfo("z.txt")
+        member.size = 4
+        archive.addfile(member, io.BytesIO(b"caf\xe9"))
     records = open_path(tmp_path / "captions.tar")
     assert records[0].messages == [{"role": "user", "content": "<|image|>"}, {"role": "assistant", "content": "a gradient"}]
     with pytest.raises(BadRecord, match=r"neither \.json nor \.txt"):
         records[1]
+    with pytest.raises(BadRecord, match="its text is not in UTF-8"):
+        records[2]
 
 
 @pytest.mark.parametrize("listing", ["metadata.jsonl", "metadata.csv", None])
@@ -213,13 +218,35 @@ def test_a_list_that_is_cut_off_is_named(tmp_path):
         ("bad.parquet", b"PAR1 no", r"cannot read the table .*bad\.parquet"),
         ("bad.tar", b"no tar" * 99, r"cannot read the archive .*bad\.tar"),
         ("list.json", b"[1, 2", r"list\.json is not a valid JSON list"),
+        ("wide.jsonl", "{}".encode("utf-16"), r"wide\.jsonl is in UTF-16 or UTF-32; save it as UTF-8"),
+        (
+            "metadata.csv",
+            b"file_name,text\na.png,caf\xe9\n",
+            r"metadata\.csv is not a table of comma-separated values in UTF-8",
+        ),
+        ("metadata.csv", b'file_name,text\na.png,"seven\n', r"metadata\.csv is not a table of comma-separated values"),
     ],
 )
 def test_sources_that_cannot_be_read_are_named(name, content, message, tmp_path):
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(ConfigError, match=r"data\.sources: .*" + message):
-        open_path(tmp_path / name)
+        open_path(tmp_path if name == "metadata.csv" else tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("0.txt", b"caf\xe9", r"the \.txt beside it is not in UTF-8"),
+        ("metadata.jsonl", b'{"file_name": 5}', r"'file_name' must be the name of a file, got 5"),
+        ("metadata.jsonl", b'{"name": "0.png"}', r"no 'file_name'; its keys are 'name'"),
+    ],
+)
+def test_a_caption_that_cannot_be_read_is_a_bad_record(name, content, message, tmp_path):
+    (tmp_path / "0.png").write_bytes(picture(0))
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(BadRecord, match=message):
+        open_path(tmp_path)[0]
 
 
 def test_an_empty_folder_is_named(tmp_path):
