@@ -1,5 +1,6 @@
 """The command `owl3`."""
 
+import io
 import sys
 from collections.abc import Sequence
 
@@ -23,6 +24,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     Without one it lists them. An unknown one exits with code 2, Ctrl-C with 130.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr is: text that is no character ends no command
     arguments = list(sys.argv[1:] if argv is None else argv)
     modules = {name: f"owl3_jax.cli.{name}" for name in SUBCOMMANDS}
     run_subcommand("owl3", "mPLUG-Owl3 in JAX.", SUBCOMMANDS, modules, arguments)

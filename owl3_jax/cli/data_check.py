@@ -7,6 +7,7 @@ A check that is stopped goes on where it was when the same command is given agai
 """
 
 import dataclasses
+import glob
 import json
 import os
 import sys
@@ -63,6 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def check(config: Config, flags: Flags) -> JsonTree:
     """The check itself, under a progress bar; writes the files that are asked for, and returns the report."""
     config = _with_tokenizer(_with_sources(config, flags.sources))
+    _check_outputs(flags, (*config.data.sources, *flags.held_out))
     processor = make_processor(config)
     checkers = {
         source: Checker(open_source(source, config.data), config.data, source, for_source(processor, source))
@@ -82,6 +84,21 @@ def check(config: Config, flags: Flags) -> JsonTree:
     _write(flags, report, {name: checkers[source] for source, name in names.items()}, checked, problems)
     _print(report, problems, flags)
     return report
+
+
+def _check_outputs(flags: Flags, sources: Sequence[SourceConfig]) -> None:
+    """Raises ConfigError where a report could not be written, or would replace what is to be read."""
+    for name, output in (("--json", flags.json), ("--html", flags.html)):
+        if output is None:
+            continue
+        if output.is_dir():
+            raise ConfigError(f"{name} {output} is a folder; give the name of a file")
+        places = (output.resolve(), *output.resolve().parents)
+        for source in sources:
+            if any(Path(read).resolve() in places for read in glob.glob(source.path)):  # noqa: PTH207, Path takes no absolute pattern
+                raise ConfigError(f"{name} {output} is in the source {source.path}; write the report elsewhere")
+    if flags.json and flags.html and flags.json.resolve() == flags.html.resolve():
+        raise ConfigError(f"--json and --html are the same file, {flags.json}")
 
 
 def _with_sources(config: Config, sources: Sequence[SourceConfig]) -> Config:

@@ -131,11 +131,11 @@ class ShardWriter:
             videos += read
             counts.append(len(frames))
         example = {
-            "messages": json.dumps(record.messages, ensure_ascii=False),
+            "messages": _as_json(record.messages),
             "images": images,
             "videos": videos,
             "frame_counts": counts,
-            "metadata": json.dumps(record.metadata, ensure_ascii=False, default=str),
+            "metadata": _as_json(record.metadata),
         }
         # Without `deterministic` the order of the features would be another in each process.
         encoded = _SERIALIZER.get_tf_example(_FEATURES.encode_example(example))
@@ -217,6 +217,17 @@ def shrink(content: bytes, longest: int, name: str) -> bytes:
         output = io.BytesIO()
         image.save(output, **how)
     return output.getvalue()
+
+
+def _as_json(tree: object) -> str:
+    """JSON text. Raises BadRecord for what is no text."""
+    text = json.dumps(tree, ensure_ascii=False, default=str)
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        detail = f"{text[max(0, error.start - 30) : error.end]!r} contains half of a surrogate pair, which is not a character"
+        raise BadRecord(Problem("malformed", detail)) from error
+    return text
 
 
 def _read(source: object, name: str) -> bytes:

@@ -7,8 +7,8 @@ from typing import BinaryIO
 
 
 def write_text(path: Path, text: str) -> Path:
-    """Writes `text` in UTF-8, as `write_atomically` does."""
-    return write_atomically(path, lambda file: file.write(text.encode()))
+    """Writes `text` in UTF-8, as `write_atomically` does. Halves of surrogate pairs are written as JSON's escapes of them."""
+    return write_atomically(path, lambda file: file.write(text.encode("utf-8", "backslashreplace")))
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> Path:

@@ -264,3 +264,35 @@ def test_a_source_that_is_not_there_is_a_sentence(tmp_path):
     with pytest.raises(SystemExit, match=r"error: data\.sources: there is no file or folder"):
         main([str(tmp_path / "none.jsonl"), "--json", str(tmp_path / "out.json")])
     assert not (tmp_path / "out.json").exists()
+
+
+@pytest.mark.parametrize(
+    "source, flags, message",
+    [
+        ("data.jsonl", ["--json", "data.jsonl"], r"--json .*data\.jsonl is in the source .*data\.jsonl"),
+        ("*.jsonl", ["--html", "data.jsonl"], r"--html .*data\.jsonl is in the source"),
+        ("", ["--json", "data.jsonl"], r"--json .*data\.jsonl is in the source"),
+        ("data.jsonl", ["--json", "folder"], r"--json .*folder is a folder"),
+        ("data.jsonl", ["--json", "out", "--html", "folder/../out"], "are the same file"),
+    ],
+)
+def test_a_report_does_not_replace_what_is_read(source, flags, message, tmp_path):
+    text = json.dumps({"messages": [{"role": "user", "content": "digit"}, {"role": "assistant", "content": "7"}]})
+    (tmp_path / "data.jsonl").write_text(text)
+    (tmp_path / "folder").mkdir()
+    paths = [flag if flag.startswith("--") else str(tmp_path / flag) for flag in flags]
+    with pytest.raises(SystemExit, match=message):
+        main([str(tmp_path / source), *paths])
+    assert (tmp_path / "data.jsonl").read_text() == text
+
+
+def test_names_that_are_no_text_are_reported(tmp_path, capsys):
+    """A report can be written and read though a path has half of a surrogate pair."""
+    messages = [{"role": "user", "content": "<image>digit"}, {"role": "assistant", "content": "7"}]
+    (tmp_path / "data.jsonl").write_text(json.dumps({"messages": messages, "images": ["\ud800.png"]}))
+    flags = ["--json", str(tmp_path / "out.json"), "--html", str(tmp_path / "out.html")]
+    with pytest.raises(SystemExit) as raised:
+        main([str(tmp_path / "data.jsonl"), *flags])
+    assert raised.value.code == 1
+    (problem,) = json.loads((tmp_path / "out.json").read_text())["problems"]
+    assert "\ud800.png" in problem["detail"] and "\\ud800.png" in (tmp_path / "out.html").read_text()

@@ -57,7 +57,7 @@ class Checker:
             return Checked([*error.problems, *media.problems])
         media = _Media(record.images, record.videos, self.processor.video_sampling)
         whole = record._replace(images=media.readable_images, videos=media.readable_videos)
-        digest = _digest([json.dumps(record.messages, sort_keys=True).encode(), *map(str.encode, media.digests)])
+        digest = _digest([json.dumps(record.messages, sort_keys=True).encode(), *map(_encoded_name, media.digests)])
         try:
             prepared = prepare(whole, self.config, self.source, self.processor)
         except ValueError as error:
@@ -165,6 +165,10 @@ def _stored(source: object) -> Iterator[bytes]:
             yield from _stored(frame)
     else:
         yield source if isinstance(source, bytes) else np.asarray(source).tobytes()
+
+
+def _encoded_name(name: str) -> bytes:
+    return name.encode("utf-8", "surrogatepass")  # of a file that cannot be read, which may be anything
 
 
 def _digest(pieces: Iterable[bytes]) -> str:

@@ -98,6 +98,21 @@ def test_a_stopped_preparation_goes_on_to_the_same_bytes(sources, tmp_path, monk
         main(command("stopped", "1"))
 
 
+@pytest.mark.parametrize("place", ["answer", "metadata", "image"])
+def test_text_that_cannot_be_stored_is_a_skipped_record(place, tmp_path):
+    half = lambda kind: "\ud800" if place == kind else ""
+    turns = [{"role": "user", "content": "<image>digit"}, {"role": "assistant", "content": f"7{half('answer')}"}]
+    Image.new("RGB", (8, 8)).save(tmp_path / "0.png")
+    bad = {"messages": turns, "images": [f"0.png{half('image')}"], "id": half("metadata")}
+    (tmp_path / "a.jsonl").write_text(
+        json.dumps(bad) + "\n" + json.dumps({"messages": [{**turns[0], "content": "digit"}, turns[1]]})
+    )
+    main([str(tmp_path / "a.jsonl"), "--to", str(tmp_path / "out"), "--workers", "1"])
+    skipped = [json.loads(line) for line in (tmp_path / "out" / "skipped.jsonl").read_text().splitlines()]
+    assert len(skipped) == (2 if place == "answer" else 1)
+    assert "surrogate" in json.dumps(skipped[0])
+
+
 def test_machines_that_share_a_folder_write_the_bytes_of_one(sources, tmp_path, capsys):
     command = lambda name: [*map(str, sources), "--to", str(tmp_path / name), "--shards", "5", "--workers", "1"]
     main(command("alone"))
