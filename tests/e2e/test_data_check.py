@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from owl3_jax.cli import main as owl3
 from owl3_jax.cli.data_check import main
 from tests.videos import write_video
 
@@ -292,7 +293,7 @@ def test_names_that_are_no_text_are_reported(tmp_path, capsys):
     (tmp_path / "data.jsonl").write_text(json.dumps({"messages": messages, "images": ["\ud800.png"]}))
     flags = ["--json", str(tmp_path / "out.json"), "--html", str(tmp_path / "out.html")]
     with pytest.raises(SystemExit) as raised:
-        main([str(tmp_path / "data.jsonl"), *flags])
-    assert raised.value.code == 1
+        owl3(["data", "check", str(tmp_path / "data.jsonl"), *flags])
+    assert raised.value.code == 1 and "\\ud800.png" in capsys.readouterr().out
     (problem,) = json.loads((tmp_path / "out.json").read_text())["problems"]
     assert "\ud800.png" in problem["detail"] and "\\ud800.png" in (tmp_path / "out.html").read_text()
