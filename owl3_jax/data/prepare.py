@@ -27,6 +27,7 @@ from owl3_jax.host import storage
 from owl3_jax.host.files import write_text
 from owl3_jax.host.foreign import foreign_errors
 from owl3_jax.host.workers import map_in_processes
+from owl3_jax.processing.image_modes import to_rgb
 from owl3_jax.processing.location import display_name, locate
 
 NAME, SPLIT = "owl3", "train"
@@ -34,6 +35,7 @@ SKIPPED = "skipped.jsonl"
 
 _FILES = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 _INFO, _PLAN = "dataset_info.json", ".unfinished.json"
+_SHRUNK_MODES = ("L", "LA", "RGB", "RGBA")  # others are shrunk as the model sees them: Pillow would choose pixels of palettes
 _ENCODED = tfds.features.Scalar(np.object_)
 _FEATURES = tfds.features.FeaturesDict(
     {
@@ -146,7 +148,7 @@ class ShardWriter:
         if self.longest is None:
             return content
         try:
-            return shrink(content, self.longest, f"image {index}")
+            return shrink(content, self.longest, f"image {display_name(index, source)}")
         except ValueError as error:
             raise BadRecord(Problem("unreadable-image", str(error))) from error
 
@@ -201,7 +203,8 @@ def prepare(
 def shrink(content: bytes, longest: int, name: str) -> bytes:
     """An encoded image whose longer side is at most `longest`; the same bytes if it is so already.
 
-    A JPEG stays one, with the quantisation and subsampling that it had; other formats become PNG.
+    A JPEG stays one, with the quantisation and subsampling that it had; other formats become PNG, and modes other than 8-bit
+    grey and colour RGB, as the model sees them.
 
     Raises ValueError when it cannot be decoded.
     """
@@ -213,9 +216,12 @@ def shrink(content: bytes, longest: int, name: str) -> bytes:
         if isinstance(image, JpegImagePlugin.JpegImageFile):
             sampling = JpegImagePlugin.get_sampling(image)
             how = {"format": "jpeg", "qtables": image.quantization, "subsampling": sampling, **kept}
-        image.thumbnail((longest, longest), Image.Resampling.LANCZOS, reducing_gap=None)  # from all pixels
+        pixels: Image.Image = image
+        if how["format"] == "png" and (image.mode not in _SHRUNK_MODES or "transparency" in image.info):
+            pixels = to_rgb(image)
+        pixels.thumbnail((longest, longest), Image.Resampling.LANCZOS, reducing_gap=None)  # from all pixels
         output = io.BytesIO()
-        image.save(output, **how)
+        pixels.save(output, **how)
     return output.getvalue()
 
 

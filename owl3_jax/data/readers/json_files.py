@@ -97,6 +97,9 @@ def _list_spans(content: bytes, location: str) -> Spans:
         while True:
             place = _SEPARATOR.match(text, place).end()  # type: ignore[union-attr]  # it matches nothing, too
             if text[place : place + 1] == "]":
+                rest = text[place + 1 :].lstrip()
+                if rest:
+                    raise ValueError(f"its list ends before {rest[:20]!r}, at character {len(text) - len(rest)}")
                 return np.array(spans, np.int64).reshape(-1, 2)
             _, end = decoder.raw_decode(text, place)
             at += len(text[counted:place].encode())

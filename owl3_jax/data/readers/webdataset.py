@@ -16,6 +16,7 @@ from owl3_jax.host import storage
 from owl3_jax.host.foreign import foreign_errors
 from owl3_jax.processing.video import IMAGE_SUFFIXES
 
+_PADDING = 2**20  # bytes after the last member that are looked at
 _TEXT_SUFFIXES = (".txt", ".caption")
 
 
@@ -83,4 +84,9 @@ def _index(location: str) -> list[list[_Member]]:
             if member.isfile() and key:
                 found = _Member(suffix_of(name), member.offset_data, member.size)
                 records.setdefault(folder + slash + key, []).append(found)
+        # tarfile takes a header that is cut off or damaged for the end.
+        file.seek(archive.offset)
+        rest = file.read(_PADDING)
+        if len(rest) < tarfile.BLOCKSIZE or rest.strip(b"\0"):
+            raise TarError(f"the archive {location} is cut off, damaged or followed by another one at byte {archive.offset}")
     return list(records.values())

@@ -113,6 +113,19 @@ def test_text_that_cannot_be_stored_is_a_skipped_record(place, tmp_path):
     assert "surrogate" in json.dumps(skipped[0])
 
 
+@pytest.mark.parametrize(
+    "mode, kind", [("P", "png"), ("P", "gif"), ("1", "png"), ("CMYK", "tiff"), ("YCbCr", "tiff"), ("LA", "png")]
+)
+def test_images_of_all_modes_shrink_to_their_mean(mode, kind):
+    """A fine texture becomes its mean, where choosing pixels would keep its extremes."""
+    grey = np.where(np.add.outer(np.arange(400), np.arange(400)) % 2, 255, 0).astype(np.uint8)
+    output = io.BytesIO()
+    Image.fromarray(grey).convert("RGB").convert(mode).save(output, kind)
+    with Image.open(io.BytesIO(shrink(output.getvalue(), 50, "image 0"))) as image:
+        assert image.size == (50, 50)
+        assert np.abs(np.asarray(image.convert("RGB"), float) - 127.5).max() < 8
+
+
 def test_machines_that_share_a_folder_write_the_bytes_of_one(sources, tmp_path, capsys):
     command = lambda name: [*map(str, sources), "--to", str(tmp_path / name), "--shards", "5", "--workers", "1"]
     main(command("alone"))

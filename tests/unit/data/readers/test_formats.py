@@ -202,6 +202,48 @@ def test_damage_in_one_record_leaves_the_others(tmp_path):
     assert_is(records[3], 3)
 
 
+@pytest.mark.parametrize("content", [b'[{"a": 1}]\n[{"a": 2}]\n', b'[{"a": 1}] end', b"[] []"])
+def test_nothing_may_follow_a_list(content, tmp_path):
+    (tmp_path / "data.jsonl").write_bytes(content)
+    with pytest.raises(
+        JsonFileError, match=r"data\.jsonl is not a valid JSON list: its list ends before '.*', at character \d+"
+    ):
+        JsonTrees([str(tmp_path / "data.jsonl")])
+
+
+def write_tar(path: Path, names: str) -> None:
+    with tarfile.open(path, "w") as archive:
+        for name in names:
+            for suffix, content in (("png", picture(0)), ("txt", b"zero")):
+                member = tarfile.TarInfo(f"{name}.{suffix}")
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+
+
+@pytest.mark.parametrize("damage", ["in a header", "at a member", "a header", "two in one", "one block"])
+def test_a_tar_that_ends_too_early_is_an_error(damage, tmp_path):
+    write_tar(tmp_path / "a.tar", "abc")
+    content = (tmp_path / "a.tar").read_bytes()
+    with tarfile.open(tmp_path / "a.tar") as archive:
+        offsets = [member.offset for member in archive]
+        end = archive.offset
+    flipped = bytearray(content)
+    flipped[offsets[4] + 3] ^= 255
+    damaged = {
+        "in a header": content[: offsets[4] + 300],
+        "at a member": content[: offsets[4]],
+        "a header": bytes(flipped),
+        "two in one": content + content,
+        "one block": content[: end + tarfile.BLOCKSIZE],  # which is enough
+    }
+    (tmp_path / "b.tar").write_bytes(damaged[damage])
+    if damage == "one block":
+        assert len(open_path(tmp_path / "b.tar")) == 3
+        return
+    with pytest.raises(ConfigError, match=r"b\.tar is cut off, damaged or followed by another one at byte \d+"):
+        open_path(tmp_path / "b.tar")
+
+
 def test_a_list_that_is_cut_off_is_named(tmp_path):
     json_list(tmp_path / "data.json")
     (tmp_path / "data.json").write_bytes((tmp_path / "data.json").read_bytes()[:-20])
