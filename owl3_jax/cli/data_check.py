@@ -28,7 +28,7 @@ from owl3_jax.data.samples import for_source
 from owl3_jax.data.sources import open_source
 from owl3_jax.formats.errors import CheckpointError
 from owl3_jax.host import command_line
-from owl3_jax.host.files import write_text
+from owl3_jax.host.files import unwritable, write_text
 from owl3_jax.host.progress import SECONDS_BETWEEN_LINES, Progress
 from owl3_jax.training.processor import make_processor
 from owl3_jax.training.start import resolve_start
@@ -93,6 +93,8 @@ def _check_outputs(flags: Flags, sources: Sequence[SourceConfig]) -> None:
             continue
         if output.is_dir():
             raise ConfigError(f"{name} {output} is a folder; give the name of a file")
+        if problem := unwritable(output):
+            raise ConfigError(f"{name} {output}: {problem}")
         places = (output.resolve(), *output.resolve().parents)
         for source in sources:
             if any(Path(read).resolve() in places for read in glob.glob(source.path)):  # noqa: PTH207, Path takes no absolute pattern

@@ -22,8 +22,9 @@ import tyro
 
 from owl3_jax.config import Config, ConfigError, SourceConfig
 from owl3_jax.data.prepare import SKIPPED, Part, prepare
-from owl3_jax.data.sources import open_source, prepare_sources
+from owl3_jax.data.sources import fingerprint, open_source, prepare_sources
 from owl3_jax.host import command_line
+from owl3_jax.host.files import unwritable
 from owl3_jax.host.progress import SECONDS_BETWEEN_LINES, Progress
 from owl3_jax.host.workers import WorkerDiedError
 
@@ -60,6 +61,8 @@ def run(config: Config, flags: Flags) -> None:
     """The preparation itself, under a progress bar."""
     if min(flags.shards, flags.workers) < 0 or (flags.longest is not None and flags.longest < 1):
         raise ConfigError("--shards, --workers and --longest must be positive")
+    if problem := unwritable(flags.to / "file"):
+        raise ConfigError(f"--to {flags.to}: {problem}")
     part = _part(flags.part)
     chosen = flags.sources or config.data.sources
     data = dataclasses.replace(config.data, sources=tuple(chosen))
@@ -76,7 +79,7 @@ def run(config: Config, flags: Flags) -> None:
             shards=shards,
             longest=flags.longest,
             workers=flags.workers or os.cpu_count() or 1,
-            described=[repr(dataclasses.replace(source, weight=None)) for source in chosen],
+            described=[f"{dataclasses.replace(source, weight=None)!r} {fingerprint(source)}" for source in chosen],
             advance=bar.advance,
             part=part,
         )

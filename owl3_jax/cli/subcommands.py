@@ -2,6 +2,7 @@
 
 import difflib
 import importlib
+import os
 import sys
 from collections.abc import Mapping, Sequence
 
@@ -11,7 +12,7 @@ def run_subcommand(
 ) -> None:
     """Calls `main` of a subcommand's module with the arguments after its name.
 
-    Without arguments it lists the subcommands. An unknown one exits with code 2, Ctrl-C with 130.
+    Without arguments it lists the subcommands. An unknown one exits with code 2, Ctrl-C with 130, a closed pipe with 141.
 
     Args:
         command: what stands before the subcommand.
@@ -34,6 +35,9 @@ def run_subcommand(
         importlib.import_module(modules[name]).main(rest)
     except KeyboardInterrupt:
         sys.exit(130)
+    except BrokenPipeError:  # who read the output has gone, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python writes at its end
+        sys.exit(141)
 
 
 def _help(command: str, about: str, subcommands: Mapping[str, str]) -> str:

@@ -74,16 +74,26 @@ class Skips:
     def skip(self, skipped: Skipped, largest_share: float) -> None:
         """Counts one record and logs its name with the cause.
 
-        Raises TooManySkippedError when more than `largest_share` of its source were skipped (of 100 samples at least).
+        Raises TooManySkippedError when more than `largest_share` of its source were skipped (of 100 samples at least), and when
+        a whole epoch of every source was.
         """
         with self._lock:
             self._skipped[skipped.source, skipped.kind] += 1
             reasons = {kind: count for (source, kind), count in self._skipped.items() if source == skipped.source}
             seen = self._used[skipped.source] + sum(reasons.values())
+            useless = bool(self.sizes) and not self._used and all(self._skips_of(x) >= self.sizes[x] for x in self.sizes)
         _logger.warning("skipped %s: %s", skipped.record, skipped.detail)
+        if useless:
+            raise TooManySkippedError(
+                f"all samples of {', '.join(self.sizes)} were skipped, so there is nothing to train on; the last was "
+                f"{skipped.record}: {skipped.detail}"
+            )
         if sum(reasons.values()) > largest_share * max(seen, _FEW):
             counted = ", ".join(f"{kind} {count}" for kind, count in sorted(reasons.items()))
             raise TooManySkippedError(
                 f"{sum(reasons.values())} of the first {seen} samples of {skipped.source} were skipped ({counted}), more than "
                 f"data.max_skipped {largest_share:g}; the last was {skipped.record}: {skipped.detail}"
             )
+
+    def _skips_of(self, source: str) -> int:
+        return sum(count for (of, _), count in self._skipped.items() if of == source)

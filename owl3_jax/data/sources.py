@@ -10,6 +10,7 @@ A pattern (`part-*.tar`) is all files that match. Everything can be where fsspec
 """
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePath
 from typing import Protocol, runtime_checkable
@@ -23,11 +24,12 @@ from owl3_jax.data.readers.conversations import ConversationRecords
 from owl3_jax.data.readers.json_files import JsonFileError, JsonTrees
 from owl3_jax.data.readers.media_folder import LISTS, MediaFolderTrees, MediaListError
 from owl3_jax.data.readers.records import Records, Trees
-from owl3_jax.data.readers.stored import RecordSource, StoredRecords
+from owl3_jax.data.readers.stored import RecordSource, StoredError, StoredRecords
 from owl3_jax.data.readers.tables import TableError, TableTrees
 from owl3_jax.data.readers.webdataset import TarError, TarTrees
 from owl3_jax.data.synthetic import SyntheticRecords
 from owl3_jax.host import storage
+from owl3_jax.host.foreign import foreign_errors
 
 _FORMATS: dict[str, Callable[[Sequence[str]], Trees]] = {
     ".json": JsonTrees,
@@ -38,6 +40,7 @@ _FORMATS: dict[str, Callable[[Sequence[str]], Trees]] = {
     ".tar": TarTrees,
 }
 _TFDS_FILES = ("dataset_info.json", "features.json")
+_PIECES, _PIECE = 64, 2**20  # of a large file, in a fingerprint; bytes
 _SPLITS = ("train", "validation", "val", "test", "dev")
 
 
@@ -115,7 +118,7 @@ def open_source(source: SourceConfig, config: DataConfig) -> Records:
         return NAMED[source.path].open(config, source.path, source.split)
     try:
         records = _open_files(source)
-    except (storage.StorageError, JsonFileError, MediaListError, TableError, TarError) as error:
+    except (storage.StorageError, JsonFileError, MediaListError, StoredError, TableError, TarError) as error:
         raise ConfigError(f"data.sources: {error}") from error
     if not len(records):
         raise ConfigError(f"data.sources: {source.path} holds no records of the split {source.split!r}")
@@ -146,10 +149,7 @@ def _locations(path: str) -> list[str]:
 
 def _open_folder(folder: str, source: SourceConfig) -> Records:
     if all(storage.exists(storage.join(folder, name)) for name in _TFDS_FILES):
-        builder = tfds.builder_from_directory(folder)
-        if source.split not in builder.info.splits:
-            raise ConfigError(f"data.sources: {folder} has no split {source.split!r}; it has {', '.join(builder.info.splits)}")
-        return RecordSource(builder.as_data_source(split=source.split), f"{source.path}/{source.split}")
+        return _open_stored(folder, source)
     for read, patterns in ((TableTrees, ("**/*.parquet", "**/*.arrow")), (TarTrees, ("*.tar",))):
         files = [path for pattern in patterns for path in storage.find(storage.join(folder, pattern))]
         if files:
@@ -179,3 +179,50 @@ def _of_this_split(paths: list[str], folder: str, split: str) -> list[str]:
 def _format_help(locations: list[str]) -> str:
     known = ", ".join(f"*{suffix}" for suffix in _FORMATS)
     return f"{locations[0]} is in no format that is read: {known}, folders of tables, of TFDS, or of media with captions"
+
+
+def _open_stored(folder: str, source: SourceConfig) -> Records:
+    with foreign_errors(StoredError, f"cannot read the data set in {folder}"):
+        builder = tfds.builder_from_directory(folder)
+        splits, features = {name: split.num_examples for name, split in builder.info.splits.items()}, [*builder.info.features]
+    if missing := [name for name in ("messages", "images", "metadata") if name not in features]:
+        raise ConfigError(
+            f"data.sources: the data set in {folder} has the features {', '.join(features)}, but not {', '.join(missing)}; "
+            "`owl3 data prepare` writes those that are read"
+        )
+    if source.split not in splits:
+        raise ConfigError(f"data.sources: {folder} has no split {source.split!r}; it has {', '.join(splits)}")
+    if not splits[source.split]:
+        raise ConfigError(f"data.sources: {folder} holds no records of the split {source.split!r}")
+    with foreign_errors(StoredError, f"cannot read the data set in {folder}"):
+        stored = builder.as_data_source(split=source.split)
+        len(stored)
+    return RecordSource(stored, f"{source.path}/{source.split}")
+
+
+def fingerprint(source: SourceConfig) -> str:
+    """A digest of what a source's records are read from: the names, sizes and content of its files, but not of media.
+
+    Of a file of more than 64 MiB it takes 64 pieces of 1 MiB, evenly spaced, so that what takes hours to read does not take
+    hours to begin. Raises StorageError.
+    """
+    digest = hashlib.blake2b(repr((source.path, source.split)).encode())
+    if source.path in NAMED:
+        return digest.hexdigest()
+    for location in _locations(source.path):
+        for name, size in storage.sizes(location).items():
+            if is_medium(name):
+                continue
+            digest.update(repr((name, size)).encode())
+            with storage.open_binary(name) as file:
+                for place in _sampled(size):
+                    file.seek(place)
+                    digest.update(file.read(_PIECE))
+    return digest.hexdigest()
+
+
+def _sampled(size: int) -> list[int]:
+    """Where the pieces of a file begin that are read for its fingerprint."""
+    if size <= _PIECES * _PIECE:
+        return list(range(0, size, _PIECE))
+    return [number * (size - _PIECE) // (_PIECES - 1) for number in range(_PIECES)]

@@ -22,3 +22,11 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> Path:
     finally:
         unfinished.unlink(missing_ok=True)
     return path
+
+
+def unwritable(path: Path) -> str | None:
+    """Why no file can be written there, as far as folders tell; None where nothing is in the way."""
+    nearest = next(parent for parent in path.absolute().parents if parent.exists())
+    if not nearest.is_dir():
+        return f"{nearest} is not a folder"
+    return None if os.access(nearest, os.W_OK | os.X_OK) else f"nothing can be written to the folder {nearest}"

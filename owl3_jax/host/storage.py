@@ -77,6 +77,15 @@ def find(pattern: str | Path) -> list[str]:
         return [str(system.unstrip_protocol(name)) for name in found] if is_url(pattern) else found
 
 
+def sizes(location: str | Path) -> dict[str, int]:
+    """Bytes of a file, or of each file of a folder and the folders in it, by location. Raises StorageError."""
+    with _naming(location):
+        system, path = _system(location)
+        found = system.find(path, detail=True)
+        name = system.unstrip_protocol if is_url(location) else str
+        return {str(name(key)): int(info["size"]) for key, info in sorted(found.items())}
+
+
 def join(folder: str | Path, name: str) -> str:
     """`name` within a folder; an absolute path or a URL stays as it is."""
     if is_url(name) or Path(name).is_absolute():

@@ -2,8 +2,10 @@
 
 import concurrent.futures
 import multiprocessing
+import os
 import pickle
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -55,7 +57,16 @@ def _save(function: Callable[..., Any], folder: str) -> Path:  # Any: as above
 
 
 def _start(path: Path) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     _of_this_process[:] = [pickle.loads(path.read_bytes())]  # written by the process that started this one, in its own folder
+
+
+def _end_with_parent() -> None:
+    """Ends this process when the one that started it is killed: it would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _call(item: Any) -> Any:  # Any: as above

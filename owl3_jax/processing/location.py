@@ -14,8 +14,8 @@ _LONGEST_NAME = 200  # characters of a path that a message shows
 def locate(source: str | Path) -> Path | bytes:
     """The path that `source` names, which is not opened; or the bytes that a `data:` URI holds, or that a URL's store has.
 
-    Raises ValueError for an empty path, a URI that is malformed, and one that would have to be fetched from the web;
-    StorageError for a URL that cannot be read.
+    Raises ValueError for an empty path, a URI that is malformed, one that would have to be fetched from the web, and a path of
+    something without an end or an order, such as a named pipe; StorageError for a URL that cannot be read.
     """
     text = str(source)
     if not text:
@@ -24,12 +24,12 @@ def locate(source: str | Path) -> Path | bytes:
     if scheme == "data":
         return _data(text)
     if scheme == "file":
-        return _file(text)
+        return _checked(_file(text))
     if scheme in ("http", "https"):
         raise ValueError("files on the web are not fetched; download it, and give the path of the file")
     if storage.is_url(source):
         return storage.read_bytes(source)
-    return Path(source)
+    return _checked(Path(source))
 
 
 def is_uri(source: str | Path) -> bool:
@@ -47,6 +47,13 @@ def display_name(index: int, source: object) -> str:
     if len(text) > _LONGEST_NAME:
         text = f"{text[: _LONGEST_NAME // 2]}...{text[-_LONGEST_NAME // 2 :]}"
     return f"{index} ({text})"
+
+
+def _checked(path: Path) -> Path:
+    """The path, if it is a file, a folder, or nothing, which whoever opens it says best."""
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise ValueError("it is a pipe, a socket or a device; give the path of a file")
+    return path
 
 
 def _scheme(source: str | Path) -> str | None:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from owl3_jax.data.check.record import Checked, Checker
 from owl3_jax.data.readers.records import Problem
-from owl3_jax.host import storage
+from owl3_jax.data.sources import fingerprint
 from owl3_jax.host.files import write_text
 from owl3_jax.host.workers import WorkerDiedError, map_in_processes
 
@@ -121,18 +121,10 @@ def _as_checked(result: list[object]) -> Checked:
 def _fingerprint(checkers: Sequence[Checker]) -> str:
     """Of all that results depend on, but the media."""
     described = [
-        (repr(checker.config), repr(checker.source), len(checker.records), _file_state(checker.source.path), _settings(checker))
+        (repr(checker.config), repr(checker.source), len(checker.records), fingerprint(checker.source), _settings(checker))
         for checker in checkers
     ]
     return hashlib.sha256(repr(described).encode()).hexdigest()
-
-
-def _file_state(path: str) -> tuple[int, int] | None:
-    """Size and time of a file of this machine."""
-    if storage.is_url(path) or not Path(path).exists():
-        return None
-    state = Path(path).stat()
-    return state.st_size, state.st_mtime_ns
 
 
 def _settings(checker: Checker) -> str:

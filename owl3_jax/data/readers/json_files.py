@@ -74,17 +74,33 @@ def _spans(location: str) -> Spans:
     if content.startswith(_WIDE_BOMS):
         raise JsonFileError(f"{location} is in UTF-16 or UTF-32; save it as UTF-8")
     is_list = content.removeprefix(_BOM).lstrip()[:1] == b"["
-    return _list_spans(content, location) if is_list else _line_spans(content)
+    return _list_spans(content, location) if is_list else _line_spans(content, location)
 
 
-def _line_spans(content: bytes) -> Spans:
+def _line_spans(content: bytes, location: str) -> Spans:
     ends = np.flatnonzero(np.frombuffer(content, np.uint8) == ord("\n"))
     starts = np.concatenate([[0], ends + 1])
     ends = np.concatenate([ends, [len(content)]])
     if content.startswith(_BOM):
         starts[0] = len(_BOM)
     filled = [bool(content[start:end].strip()) for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
-    return np.stack([starts, ends], 1)[np.array(filled, bool)].astype(np.int64)
+    spans = np.stack([starts, ends], 1)[np.array(filled, bool)].astype(np.int64)
+    if len(spans) and not _is_json(content[slice(*spans[0].tolist())]):
+        if b"\n" not in content and b"\r" in content.strip():
+            raise JsonFileError(f"the lines of {location} end with CR alone; save it with LF or CR LF")
+        if len(spans) > 1 and _is_json(content):
+            raise JsonFileError(
+                f"{location} is one JSON object over several lines; write a list of records, or one on each line"
+            )
+    return spans
+
+
+def _is_json(encoded: bytes) -> bool:
+    try:
+        json.loads(encoded)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _list_spans(content: bytes, location: str) -> Spans:

@@ -5,8 +5,13 @@ import json
 from collections.abc import Sequence
 from typing import NotRequired, Protocol, TypedDict, runtime_checkable
 
-from owl3_jax.data.readers.records import Record
+from owl3_jax.data.readers.records import BadRecord, Problem, Record
+from owl3_jax.host.foreign import foreign_errors
 from owl3_jax.processing.video import VideoSource
+
+
+class StoredError(ValueError):
+    """Stored records that cannot be read; the message names them."""
 
 
 class StoredRecord(TypedDict):
@@ -39,9 +44,16 @@ class RecordSource:
         return len(self._stored)
 
     def __getitem__(self, index: int) -> Record:
-        stored = self._stored[index]
-        messages, metadata = json.loads(stored["messages"]), json.loads(stored["metadata"])
-        return Record(f"{self._name}[{index}]", messages, list(stored["images"]), _videos(stored), metadata)
+        if not 0 <= index < len(self):
+            raise IndexError(f"{self._name} has {len(self)} records, not one of index {index}")
+        name = f"{self._name}[{index}]"
+        try:
+            with foreign_errors(StoredError, f"cannot read {name}"):
+                stored = self._stored[index]
+                messages, metadata = json.loads(stored["messages"]), json.loads(stored["metadata"])
+        except StoredError as error:
+            raise BadRecord(Problem("malformed", str(error))) from error
+        return Record(name, messages, list(stored["images"]), _videos(stored), metadata)
 
 
 def _videos(stored: StoredRecord) -> list[VideoSource]:

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import ipc, parquet
 
+from owl3_jax.data.readers.records import BadRecord, Problem
 from owl3_jax.host import storage
 from owl3_jax.host.foreign import foreign_errors
 
@@ -25,6 +26,7 @@ class TableError(ValueError):
 class _Part(NamedTuple):
     """Some rows of a table that are read together."""
 
+    location: str
     rows: int
     read: Callable[[], pa.Table]
 
@@ -43,7 +45,12 @@ class TableTrees:
     def __getitem__(self, index: int) -> object:
         part = int(np.searchsorted(self._starts, index, side="right")) - 1
         row = index - int(self._starts[part])
-        return {name: _by_record(value) for name, value in self._read(part).slice(row, 1).to_pylist()[0].items()}
+        try:
+            with foreign_errors(TableError, f"cannot read row {row} of part {part} of the table {self._parts[part].location}"):
+                columns = self._read(part).slice(row, 1).to_pylist()[0]
+        except TableError as error:
+            raise BadRecord(Problem("malformed", str(error))) from error
+        return {name: _by_record(value) for name, value in columns.items()}
 
     def __getstate__(self) -> list[str]:  # open files stay where they are
         return self._locations
@@ -70,14 +77,14 @@ def _arrow_parts(location: str) -> list[_Part]:
     except pa.ArrowInvalid:  # the other of Arrow's two layouts, which can be told by its end alone
         source.seek(0)
         table = ipc.open_file(source).read_all()
-    return [_Part(table.num_rows, lambda: table)]
+    return [_Part(location, table.num_rows, lambda: table)]
 
 
 def _parquet_parts(location: str) -> list[_Part]:
     file = parquet.ParquetFile(storage.open_binary(location) if storage.is_url(location) else location)
 
     def part(number: int) -> _Part:
-        return _Part(file.metadata.row_group(number).num_rows, lambda: file.read_row_group(number))
+        return _Part(location, file.metadata.row_group(number).num_rows, lambda: file.read_row_group(number))
 
     return [part(number) for number in range(file.num_row_groups)]
 
