@@ -3,6 +3,7 @@
 import base64
 import copy
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from PIL import Image
 
 from owl3_jax.cli import main as owl3
 from owl3_jax.cli.data_check import main
+from owl3_jax.data.check.record import Checked, Checker
 from tests.videos import write_video
 
 RECORDS = 2000
@@ -273,6 +275,7 @@ def test_a_source_that_is_not_there_is_a_sentence(tmp_path):
         ("data.jsonl", ["--json", "data.jsonl"], r"--json .*data\.jsonl is in the source .*data\.jsonl"),
         ("*.jsonl", ["--html", "data.jsonl"], r"--html .*data\.jsonl is in the source"),
         ("", ["--json", "data.jsonl"], r"--json .*data\.jsonl is in the source"),
+        ("data.jsonl", ["--json", "data.jsonl/out"], r"--json .*out: .*data\.jsonl is not a folder"),
         ("data.jsonl", ["--json", "folder"], r"--json .*folder is a folder"),
         ("data.jsonl", ["--json", "out", "--html", "folder/../out"], "are the same file"),
     ],
@@ -297,3 +300,37 @@ def test_names_that_are_no_text_are_reported(tmp_path, capsys):
     assert raised.value.code == 1 and "\\ud800.png" in capsys.readouterr().out
     (problem,) = json.loads((tmp_path / "out.json").read_text())["problems"]
     assert "\ud800.png" in problem["detail"] and "\\ud800.png" in (tmp_path / "out.html").read_text()
+
+
+def test_a_named_pipe_is_no_image(tmp_path):
+    """Reading it would never end."""
+    os.mkfifo(tmp_path / "a.jpg")
+    messages = [{"role": "user", "content": "<image>digit"}, {"role": "assistant", "content": "7"}]
+    (tmp_path / "data.jsonl").write_text(json.dumps({"messages": messages, "images": ["a.jpg"]}))
+    with pytest.raises(SystemExit):
+        main([str(tmp_path / "data.jsonl"), "--json", str(tmp_path / "out.json")])
+    (problem,) = json.loads((tmp_path / "out.json").read_text())["problems"]
+    assert problem["kind"] == "unreadable-image" and "it is a pipe, a socket or a device" in problem["detail"]
+
+
+def test_a_stopped_check_begins_again_when_a_file_of_its_pattern_changed(tmp_path, monkeypatch):
+    text = json.dumps({"messages": [{"role": "user", "content": "digit"}, {"role": "assistant", "content": "7"}]}) + "\n"
+    (tmp_path / "part-0.jsonl").write_text("x" * (len(text) - 1) + "\n" + text * 100)
+    command = [str(tmp_path / "part-*.jsonl"), "--json", str(tmp_path / "out.json"), "--workers", "1"]
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Checker, "__call__", stop_at_record(50))
+        main(command)
+    (tmp_path / "part-0.jsonl").write_text(text * 101)
+    main(command)
+    assert json.loads((tmp_path / "out.json").read_text())["counts"] == {"duplicate": 100}
+
+
+def stop_at_record(last: int) -> Callable[[Checker, int], Checked]:
+    check = Checker.__call__
+
+    def stopping(self: Checker, index: int) -> Checked:
+        if index == last:
+            raise KeyboardInterrupt
+        return check(self, index)
+
+    return stopping

@@ -51,3 +51,9 @@ def test_every_subcommand_has_its_own_help(name, capsys):
     with pytest.raises(SystemExit, match="0"):
         main([*name.split(), "--help"])
     assert f"usage: owl3 {name} [-h]" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_pipe_that_is_closed_ends_it_quietly():
+    command = f"{sys.executable} -m owl3_jax data check --help"
+    read = subprocess.run(f"({command}; echo $? >&2) | true", shell=True, capture_output=True, text=True)
+    assert "Traceback" not in read.stderr and "BrokenPipe" not in read.stderr

@@ -184,6 +184,16 @@ def test_a_data_set_that_is_unreadable_throughout_stops_instead_of_looping(proce
         shard.take(1)
 
 
+def test_training_without_a_usable_record_ends(processor):
+    config = dataclasses.replace(CONFIG, max_skipped=1.0)
+    records = [{**record, "images": [b"damaged"] * len(record["images"])} for record in stored_records()]
+    with (
+        Shard(processor, records, config) as shard,
+        pytest.raises(TooManySkippedError, match="all samples of memory were skipped"),
+    ):
+        shard.take(1)
+
+
 @pytest.mark.parametrize(
     ("field", "size", "complaint"),
     [

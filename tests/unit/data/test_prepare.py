@@ -2,9 +2,13 @@
 
 import io
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
@@ -96,6 +100,37 @@ def test_a_stopped_preparation_goes_on_to_the_same_bytes(sources, tmp_path, monk
     assert {name: (tmp_path / "stopped" / name).stat().st_mtime_ns for name in begun} == begun, "none is written again"
     with pytest.raises(SystemExit, match="holds a data set already"):
         main(command("stopped", "1"))
+
+
+def test_a_source_that_changed_meanwhile_is_refused(sources, tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text(sources[1].read_text())
+    command = [str(path), "--to", str(tmp_path / "out"), "--shards", "2", "--workers", "1"]
+    main([*command, "--part", "0/2"])
+    path.write_text(path.read_text().replace("How many", "How much", 1))
+    with pytest.raises(SystemExit, match="was not begun from these sources and settings"):
+        main(command)
+
+
+def test_workers_end_with_a_killed_parent(tmp_path):
+    """They would wait for work for ever."""
+    command = "from owl3_jax.host.workers import map_in_processes as m; import time; list(m(time.sleep, [0.01] * 100_000, 2))"
+    parent = psutil.Process(subprocess.Popen([sys.executable, "-c", command]).pid)
+    deadline = time.monotonic() + 60
+    while len(workers := parent.children(recursive=True)) < 3 and time.monotonic() < deadline:  # and the resource tracker
+        time.sleep(0.05)
+    time.sleep(2)  # until they have begun
+    parent.kill()
+    parent.wait()
+    assert len(workers) == 3
+    _, alive = psutil.wait_procs(workers, timeout=20)
+    assert not alive
+
+
+def test_a_folder_where_nothing_can_be_written_is_named(sources, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit, match=r"error: --to .*file/out: .*file is not a folder"):
+        main([str(sources[1]), "--to", str(tmp_path / "file" / "out")])
 
 
 @pytest.mark.parametrize("place", ["answer", "metadata", "image"])

@@ -3,6 +3,7 @@
 import io
 import json
 import pickle
+import re
 import tarfile
 from pathlib import Path
 
@@ -12,10 +13,11 @@ import pyarrow as pa
 import pytest
 from pyarrow import ipc, parquet
 
+from owl3_jax.cli.data_prepare import main as prepare_main
 from owl3_jax.config import ConfigError, DataConfig, SourceConfig
 from owl3_jax.data.readers.json_files import JsonFileError, JsonTrees
 from owl3_jax.data.readers.records import BadRecord, Record, Records
-from owl3_jax.data.sources import open_source
+from owl3_jax.data.sources import fingerprint, open_source
 from owl3_jax.processing.images import load_image
 from tests.unit.processing.test_images import encode, gradient
 
@@ -190,6 +192,15 @@ def test_a_folder_of_media_with_captions(listing, tmp_path):
     assert film.messages[0]["content"] == "<|video|>" and film.videos == [str(tmp_path / "clip.mp4")]
 
 
+def first_shard(folder: Path) -> Path:
+    return min(folder.glob("*array_record-00000*"))
+
+
+def rename_features(folder: Path) -> None:
+    path = folder / "features.json"
+    path.write_text(path.read_text().replace('"messages"', '"dialogue"'))
+
+
 def test_damage_in_one_record_leaves_the_others(tmp_path):
     write_images(tmp_path)
     lines(tmp_path / "data.jsonl")
@@ -260,6 +271,8 @@ def test_a_list_that_is_cut_off_is_named(tmp_path):
         ("bad.parquet", b"PAR1 no", r"cannot read the table .*bad\.parquet"),
         ("bad.tar", b"no tar" * 99, r"cannot read the archive .*bad\.tar"),
         ("list.json", b"[1, 2", r"list\.json is not a valid JSON list"),
+        ("object.json", b'{\n "messages": []\n}\n', r"object\.json is one JSON object over several lines; write a list"),
+        ("mac.jsonl", b'{"a": 1}\r{"a": 2}\r', r"the lines of .*mac\.jsonl end with CR alone"),
         ("wide.jsonl", "{}".encode("utf-16"), r"wide\.jsonl is in UTF-16 or UTF-32; save it as UTF-8"),
         (
             "metadata.csv",
@@ -294,3 +307,82 @@ def test_a_caption_that_cannot_be_read_is_a_bad_record(name, content, message, t
 def test_an_empty_folder_is_named(tmp_path):
     with pytest.raises(ConfigError, match="is in no format that is read"):
         open_path(tmp_path)
+
+
+def test_a_damaged_row_group_leaves_the_others(tmp_path):
+    path = tmp_path / "data.parquet"
+    write_parquet(path)
+    content = bytearray(path.read_bytes())
+    file = parquet.ParquetFile(path)
+    start = min(file.metadata.row_group(1).column(number).data_page_offset for number in range(file.metadata.num_columns))
+    content[start : start + 8] = b"\xff" * 8
+    path.write_bytes(content)
+    records = open_path(path)
+    with pytest.raises(BadRecord, match=r"cannot read row 0 of part 1 of the table .*data\.parquet"):
+        records[3]
+    assert_is(records[0], 0)
+    assert_is(records[6], 6)
+
+
+@pytest.fixture
+def stored(tmp_path) -> Path:
+    """A folder that `owl3 data prepare` has written."""
+    write_images(tmp_path)
+    lines(tmp_path / "data.jsonl")
+    prepare_main([str(tmp_path / "data.jsonl"), "--to", str(tmp_path / "stored"), "--shards", "2", "--workers", "1"])
+    return tmp_path / "stored"
+
+
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (lambda folder: (folder / "dataset_info.json").write_text("{"), r"cannot read the data set in .*stored"),
+        (lambda folder: (folder / "features.json").write_text("{"), r"cannot read the data set in .*stored"),
+        (rename_features, r"has the features .*dialogue.*, but not messages; `owl3 data prepare` writes"),
+        (lambda folder: first_shard(folder).unlink(), None),
+        (lambda folder: first_shard(folder).write_bytes(first_shard(folder).read_bytes()[:100]), None),
+    ],
+)
+def test_damage_of_stored_records_is_named(damage, message, stored):
+    """Where the folder can be opened still, each record that cannot be read is a bad one."""
+    damage(stored)
+    try:
+        records = open_path(stored)
+    except ConfigError as error:
+        assert re.search(message or r"cannot read the data set in .*stored", str(error))
+        return
+    assert message is None
+    bad = 0
+    for index in range(len(records)):
+        try:
+            records[index]
+        except BadRecord as error:
+            bad += "cannot read" in str(error)
+    assert bad > 0
+
+
+def test_a_prepared_folder_without_records_is_named(tmp_path):
+    (tmp_path / "data.jsonl").write_text("{}\n")
+    prepare_main([str(tmp_path / "data.jsonl"), "--to", str(tmp_path / "stored"), "--workers", "1"])
+    with pytest.raises(ConfigError, match=r"stored holds no records of the split 'train'"):
+        open_path(tmp_path / "stored")
+
+
+@pytest.mark.parametrize("change", ["one byte", "another file", "a caption"])
+def test_a_fingerprint_is_that_of_the_content(change, tmp_path):
+    folder = tmp_path / "media"
+    folder.mkdir()
+    write_images(folder)
+    (folder / "0.txt").write_text("zero")
+    lines(tmp_path / "part-0.jsonl")
+    source = SourceConfig(str(folder if change == "a caption" else tmp_path / "part-*.jsonl"))
+    before = fingerprint(source)
+    assert fingerprint(source) == before
+    if change == "one byte":
+        content = (tmp_path / "part-0.jsonl").read_bytes()
+        (tmp_path / "part-0.jsonl").write_bytes(content[:-4] + b"#" + content[-3:])
+    elif change == "another file":
+        (tmp_path / "part-1.jsonl").write_text("")
+    else:
+        (folder / "0.txt").write_text("nine")
+    assert fingerprint(source) != before
