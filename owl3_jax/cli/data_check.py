@@ -7,7 +7,6 @@ A check that is stopped goes on where it was when the same command is given agai
 """
 
 import dataclasses
-import glob
 import json
 import os
 import sys
@@ -25,7 +24,7 @@ from owl3_jax.data.check.report import Found, make_report, problems_of
 from owl3_jax.data.check.run import CheckError, check_records
 from owl3_jax.data.pipeline import mixture_weights
 from owl3_jax.data.samples import for_source
-from owl3_jax.data.sources import open_source
+from owl3_jax.data.sources import locations_of, open_source
 from owl3_jax.formats.errors import CheckpointError
 from owl3_jax.host import command_line
 from owl3_jax.host.files import unwritable, write_text
@@ -93,11 +92,11 @@ def _check_outputs(flags: Flags, sources: Sequence[SourceConfig]) -> None:
             continue
         if output.is_dir():
             raise ConfigError(f"{name} {output} is a folder; give the name of a file")
-        if problem := unwritable(output):
+        if problem := unwritable(output.parent):
             raise ConfigError(f"{name} {output}: {problem}")
         places = (output.resolve(), *output.resolve().parents)
         for source in sources:
-            if any(Path(read).resolve() in places for read in glob.glob(source.path)):  # noqa: PTH207, Path takes no absolute pattern
+            if any(Path(read).resolve() in places for read in locations_of(source)):
                 raise ConfigError(f"{name} {output} is in the source {source.path}; write the report elsewhere")
     if flags.json and flags.html and flags.json.resolve() == flags.html.resolve():
         raise ConfigError(f"--json and --html are the same file, {flags.json}")

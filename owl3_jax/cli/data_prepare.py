@@ -61,7 +61,7 @@ def run(config: Config, flags: Flags) -> None:
     """The preparation itself, under a progress bar."""
     if min(flags.shards, flags.workers) < 0 or (flags.longest is not None and flags.longest < 1):
         raise ConfigError("--shards, --workers and --longest must be positive")
-    if problem := unwritable(flags.to / "file"):
+    if problem := unwritable(flags.to):
         raise ConfigError(f"--to {flags.to}: {problem}")
     part = _part(flags.part)
     chosen = flags.sources or config.data.sources

@@ -53,10 +53,7 @@ class Skips:
     def seen(self) -> dict[str, int]:
         """Records read so far, by source, with those of `resume`."""
         with self._lock:
-            skipped: collections.Counter[str] = collections.Counter()
-            for (source, _), count in self._skipped.items():
-                skipped[source] += count
-            return {source: self._before.get(source, 0) + self._used[source] + skipped[source] for source in self.sizes}
+            return {x: self._before.get(x, 0) + self._used[x] + self._skips_of(x) for x in self.sizes}
 
     def epochs(self) -> dict[str, float]:
         """How often each source was read so far."""

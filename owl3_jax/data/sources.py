@@ -126,7 +126,7 @@ def open_source(source: SourceConfig, config: DataConfig) -> Records:
 
 
 def _open_files(source: SourceConfig) -> Records:
-    locations = _locations(source.path)
+    locations = locations_of(source)
     if storage.is_folder(locations[0]):
         return _open_folder(locations[0], source)
     readers = {_FORMATS.get(suffix_of(location)) for location in locations}
@@ -136,8 +136,14 @@ def _open_files(source: SourceConfig) -> Records:
     return _conversations(read(locations), source, storage.parent(locations[0]))
 
 
-def _locations(path: str) -> list[str]:
-    """The files that a pattern matches, or the one file or folder."""
+def locations_of(source: SourceConfig) -> list[str]:
+    """The files that a source's pattern matches, or its one file or folder; none for a named data set.
+
+    Raises ConfigError when there is nothing.
+    """
+    path = source.path
+    if path in NAMED:
+        return []
     if storage.exists(path):
         return [path]
     found = storage.find(path) if any(letter in path for letter in "*?[") else []
@@ -193,7 +199,7 @@ def _open_stored(folder: str, source: SourceConfig) -> Records:
     if source.split not in splits:
         raise ConfigError(f"data.sources: {folder} has no split {source.split!r}; it has {', '.join(splits)}")
     if not splits[source.split]:
-        raise ConfigError(f"data.sources: {folder} holds no records of the split {source.split!r}")
+        return RecordSource((), source.path)  # whose files TFDS does not open
     with foreign_errors(StoredError, f"cannot read the data set in {folder}"):
         stored = builder.as_data_source(split=source.split)
         len(stored)
@@ -207,9 +213,7 @@ def fingerprint(source: SourceConfig) -> str:
     hours to begin. Raises StorageError.
     """
     digest = hashlib.blake2b(repr((source.path, source.split)).encode())
-    if source.path in NAMED:
-        return digest.hexdigest()
-    for location in _locations(source.path):
+    for location in locations_of(source):
         for name, size in storage.sizes(location).items():
             if is_medium(name):
                 continue

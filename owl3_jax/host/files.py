@@ -24,9 +24,9 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> Path:
     return path
 
 
-def unwritable(path: Path) -> str | None:
-    """Why no file can be written there, as far as folders tell; None where nothing is in the way."""
-    nearest = next(parent for parent in path.absolute().parents if parent.exists())
+def unwritable(folder: Path) -> str | None:
+    """Why no file can be written to a folder, which may have to be made first; None where nothing is in the way."""
+    nearest = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
     if not nearest.is_dir():
         return f"{nearest} is not a folder"
     return None if os.access(nearest, os.W_OK | os.X_OK) else f"nothing can be written to the folder {nearest}"

@@ -51,7 +51,7 @@ def display_name(index: int, source: object) -> str:
 
 def _checked(path: Path) -> Path:
     """The path, if it is a file, a folder, or nothing, which whoever opens it says best."""
-    if path.exists() and not (path.is_file() or path.is_dir()):
+    if not path.is_file() and not path.is_dir() and path.exists():
         raise ValueError("it is a pipe, a socket or a device; give the path of a file")
     return path
 

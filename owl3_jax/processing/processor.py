@@ -69,12 +69,9 @@ class Prepared:
 
     def read(self) -> Sample:
         """The sample, with all images decoded. Raises UnreadableImage or UnreadableVideo."""
-        if self.num_images == 1:  # not copied
-            pixels = next(self.views())[None]
-        else:
-            pixels = np.empty((self.num_images, self.image_size, self.image_size, 3), np.uint8)
-            for slot, view in zip(pixels, self.views(), strict=True):
-                slot[...] = view
+        pixels = np.empty((self.num_images, self.image_size, self.image_size, 3), np.uint8)
+        for slot, view in zip(pixels, self.views(), strict=True):
+            slot[...] = view
         return Sample(self.input_ids, self.image_starts, pixels, self.labels)
 
     def as_draft(self) -> "Prepared":

@@ -3,7 +3,8 @@
 import re
 from collections.abc import Sequence
 
-from owl3_jax.evaluation.official.vqa import strip_punctuation
+from owl3_jax.evaluation.official.vqa import one_line, strip_punctuation
+from owl3_jax.evaluation.scores import LETTERS
 
 NO_OPTION = "X"  # what is counted where an answer names none
 _LETTERS = "EDCBA"  # in the order in which they are looked for
@@ -43,7 +44,7 @@ def mmbench(answer: str, options: Sequence[str]) -> str:
     if letter != NO_OPTION:
         return letter
     text = answer.lower()
-    for name, option in zip("ABCDEFGHIJKLMNOPQRSTUVWXYZ", map(str.lower, options), strict=False):
+    for name, option in zip(LETTERS, map(str.lower, options), strict=False):
         if option in text or text in option:
             return name
     return NO_OPTION
@@ -83,7 +84,7 @@ def is_interleave_match(answer: str, gold: str) -> bool:
 
 
 def _trim(text: str) -> str:
-    text = strip_punctuation(text.replace("\n", " ").replace("\t", " ").strip())
+    text = strip_punctuation(one_line(text))
     for mark in ("'", '"', ")", "("):
         text = text.strip(mark)
     return text.strip().lower()

@@ -51,7 +51,7 @@ def normalize_words(text: str) -> str:
 
 def normalize_prediction(answer: str) -> str:
     """An answer as the VQA evaluator compares it."""
-    return normalize_words(strip_punctuation(_one_line(answer)))
+    return normalize_words(strip_punctuation(one_line(answer)))
 
 
 def soft_accuracy(answer: str, annotations: Sequence[Mapping[str, object]]) -> float:
@@ -81,7 +81,7 @@ def soft_accuracy(answer: str, annotations: Sequence[Mapping[str, object]]) -> f
 def evalai(answer: str) -> str:
     """An answer as EvalAI normalises it: the released code's answers to VQAv2, its second score of GQA."""
     text = answer.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
-    return normalize_words(strip_punctuation(_one_line(text)))
+    return normalize_words(strip_punctuation(one_line(text)))
 
 
 def gqa(answer: str) -> str:
@@ -103,5 +103,6 @@ def first_part(text: str, marks: str) -> str:
     return text
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
+    """Line ends and tabs as spaces, none at the ends."""
     return text.replace("\n", " ").replace("\t", " ").strip()

@@ -2,13 +2,9 @@
 
 import io
 import json
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 from PIL import Image
 
@@ -110,21 +106,6 @@ def test_a_source_that_changed_meanwhile_is_refused(sources, tmp_path):
     path.write_text(path.read_text().replace("How many", "How much", 1))
     with pytest.raises(SystemExit, match="was not begun from these sources and settings"):
         main(command)
-
-
-def test_workers_end_with_a_killed_parent(tmp_path):
-    """They would wait for work for ever."""
-    command = "from owl3_jax.host.workers import map_in_processes as m; import time; list(m(time.sleep, [0.01] * 100_000, 2))"
-    parent = psutil.Process(subprocess.Popen([sys.executable, "-c", command]).pid)
-    deadline = time.monotonic() + 60
-    while len(workers := parent.children(recursive=True)) < 3 and time.monotonic() < deadline:  # and the resource tracker
-        time.sleep(0.05)
-    time.sleep(2)  # until they have begun
-    parent.kill()
-    parent.wait()
-    assert len(workers) == 3
-    _, alive = psutil.wait_procs(workers, timeout=20)
-    assert not alive
 
 
 def test_a_folder_where_nothing_can_be_written_is_named(sources, tmp_path):
