@@ -64,5 +64,10 @@ def get_config() -> Config:
             weight_decay=0.05,
         ),
         train=TrainConfig(steps=1200, shift_pixels=1, log_every=50, checkpoint_every=600),
-        eval=EvalConfig(),
+        eval=EvalConfig(
+            tasks=("digits_exact", "digits_distractors"),
+            distractor_images=(1, 2, 5, 10, 20, 50, 100),
+            vision_batch_size=256,
+            feature_cache_gb=0.0,  # encoding a tiny image takes less time than looking it up
+        ),
     )

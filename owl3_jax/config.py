@@ -462,27 +462,37 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
-    """What `owl3 eval` asks about held-out images."""
+    """What `owl3 eval` asks."""
 
-    questions: int = 256  # per number of images, exact match
-    exact_match_images: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128)
-    distractor_questions: int = 64  # per number of images, each asked in all option orders and distractor draws
-    distractor_images: tuple[int, ...] = (1, 2, 5, 10, 20, 50, 100)
+    tasks: tuple[str, ...] = ()  # names, patterns and groups, see owl3_jax.evaluation.tasks
+    questions: int = 256  # of digits_exact, per number of images
+    exact_match_images: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128)  # of digits_exact
+    distractor_questions: int = 0  # of Distractor Resistance, per number of images; 0: all, or 64 about digits
+    distractor_images: tuple[int, ...] = (1, 5, 10, 20, 50, 100, 200, 400)  # N of Distractor Resistance
     distractor_draws: int = 2  # sets of distractors per question
-    max_new_tokens: int = 8
+    needle_images: tuple[int, ...] = (1, 8, 32, 128)  # numbers of images of the task `needles`
+    frames: tuple[int, ...] = ()  # of a video, in place of the benchmark's; several are asked one after the other
+    crop: bool | None = None  # whether images are seen in crops too; None: as the released evaluation does
+    max_new_tokens: int | None = None  # None: as the released evaluation, 100
     images_per_batch: int = 256  # bounds the memory of one generation batch
+    rows_per_batch: int | None = None  # most prompts of a batch; None: as many as images_per_batch allows
+    vision_batch_size: int | None = None  # images that are encoded together; None: as from_pretrained does
     batch_shapes: int = 5  # most shapes of batches; each is compiled once
+    feature_cache_gb: float = 4.0  # features of images that are asked about several times, in memory
     samples_shown: int = 8  # questions on the contact sheet
-    seed: int = 0
-    tasks: tuple[str, ...] = ("exact_match", "distractor_resistance")  # names of tasks, see owl3_jax.evaluation.tasks
+    seed: int = 0  # of all that is drawn
 
     def __post_init__(self) -> None:
-        _require(bool(self.tasks), "eval.tasks is empty: name at least one task")
-        _require_positive(self, "questions", "distractor_questions", "distractor_draws", "max_new_tokens")
-        _require_positive(self, "images_per_batch", "batch_shapes", "samples_shown")
-        for name in ("exact_match_images", "distractor_images"):
+        _require_positive(self, "questions", "distractor_draws", "images_per_batch", "batch_shapes", "samples_shown")
+        _require(self.distractor_questions >= 0, "eval.distractor_questions must not be negative")
+        _require(self.feature_cache_gb >= 0, "eval.feature_cache_gb must not be negative")
+        for name in ("max_new_tokens", "rows_per_batch", "vision_batch_size"):
+            value = getattr(self, name)
+            _require(value is None or value > 0, f"eval.{name} must be positive, got {value}")
+        for name in ("exact_match_images", "distractor_images", "needle_images"):
             counts = getattr(self, name)
             _require(bool(counts) and min(counts) >= 1, f"eval.{name} must name image counts of at least 1, got {counts}")
+        _require(all(count >= 1 for count in self.frames), f"eval.frames must be at least 1, got {self.frames}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -31,7 +31,8 @@ import tyro
 from jaxtyping import Array, Float
 
 from owl3_jax import Owl3Checkpoint, from_pretrained
-from owl3_jax.evaluation.tasks.digits_prompts import draw_scene, draw_target, make_prompt
+from owl3_jax.evaluation.data_root import DataRoot
+from owl3_jax.evaluation.tasks.digits_prompts import draw_scene, draw_target, make_question, open_picture
 from owl3_jax.host.progress import Progress
 from owl3_jax.inference import buckets, programs
 from owl3_jax.inference.caches import image_bytes
@@ -108,8 +109,8 @@ def digit_prompts(flags: Flags, processor: Processor) -> Iterator[Prepared]:
     """Questions about one of several digits, by colour."""
     rng = np.random.default_rng(flags.seed)
     for number in range(flags.questions):
-        prompt = make_prompt(draw_scene(rng, draw_target(rng), flags.images), "colour", name=str(number))
-        yield processor.prepare(prompt.messages, prompt.images)
+        question = make_question(draw_scene(rng, draw_target(rng), flags.images), "colour", name=str(number))
+        yield processor.prepare(question.text, [open_picture(DataRoot(), name) for name in question.images])
 
 
 def measure(

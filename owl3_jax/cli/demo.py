@@ -17,10 +17,19 @@ import tyro
 from jaxtyping import UInt8
 
 import owl3_jax
-from owl3_jax.evaluation.tasks.digits_prompts import DigitPrompt, decoded_image, draw_scene, draw_target, make_prompt
+from owl3_jax.evaluation.data_root import DataRoot
+from owl3_jax.evaluation.question import Question
+from owl3_jax.evaluation.tasks.digits_prompts import (
+    decoded_picture,
+    draw_scene,
+    draw_target,
+    make_question,
+    open_picture,
+    picture_of,
+)
 from owl3_jax.formats.bundled import bundled_checkpoint
 from owl3_jax.host.compilation_cache import use_compilation_cache
-from owl3_jax.inference.sampling import Sampling
+from owl3_jax.processing.chat import IMAGE
 
 _NUMBERS_OF_PICTURES = (1, 2, 4, 8)  # of the questions, in turn
 _HALF_BLOCK = "\033[38;2;{};{};{};48;2;{};{};{}m\N{UPPER HALF BLOCK}\033[0m"  # two pixels, one above the other
@@ -44,31 +53,31 @@ def main(argv: Sequence[str] | None = None) -> None:
     use_compilation_cache()
     began = time.monotonic()
     owl, right = owl3_jax.from_pretrained(bundled_checkpoint("digits")), 0
-    for prompt in draw_prompts(flags.questions, flags.seed):
-        answer = owl.engine.generate([owl.processor.prepare(prompt.messages, prompt.images)], Sampling(max_new_tokens=8))
-        text = answer[0][0].text.strip()
-        right += text == prompt.question.expected
-        print(f"{show(prompt)}\n{prompt.question.text}  {text}\n", flush=True)
+    for question in draw_questions(flags.questions, flags.seed):
+        images = [open_picture(DataRoot(), name) for name in question.images]
+        text = owl.generate(question.text, images, max_new_tokens=8)
+        right += text == question.gold
+        print(f"{show(question)}\n{question.text.rpartition(IMAGE)[2].strip()}  {text}\n", flush=True)
     print(
         f"{right} of {flags.questions} right, {time.monotonic() - began:.0f} s with loading and compiling. For your own digit:"
     )
     print('owl3 generate --checkpoint digits --image FILE --prompt "Which digit is red?"')
 
 
-def draw_prompts(count: int, seed: int) -> list[DigitPrompt]:
+def draw_questions(count: int, seed: int) -> list[Question]:
     """Questions by colour about held-out digits."""
     rng = np.random.default_rng(seed)
     numbers = np.resize(_NUMBERS_OF_PICTURES, count).tolist()
     scenes = [draw_scene(rng, draw_target(rng), number) for number in numbers]
-    return [make_prompt(scene, "colour", name=str(index)) for index, scene in enumerate(scenes)]
+    return [make_question(scene, "colour", name=str(index)) for index, scene in enumerate(scenes)]
 
 
-def show(prompt: DigitPrompt) -> str:
-    """The pictures of a prompt: drawn side by side on a terminal, else in words."""
-    pictures = prompt.question.pictures
+def show(question: Question) -> str:
+    """The pictures of a question: drawn side by side on a terminal, else in words."""
+    pictures = [picture_of(name) for name in question.images]
     if not sys.stdout.isatty():
         return ", ".join(f"{picture.colour} {picture.digit}" for picture in pictures)
-    rows = zip(*(draw(np.asarray(decoded_image(picture))) for picture in pictures), strict=True)
+    rows = zip(*(draw(np.asarray(decoded_picture(picture))) for picture in pictures), strict=True)
     return "\n".join("  ".join(row) for row in rows)
 
 

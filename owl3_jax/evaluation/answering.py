@@ -1,6 +1,6 @@
-"""Answers to the prompts of all tasks, by one engine through one batcher, kept in a file from which a later run resumes."""
+"""Answers to the questions of all tasks, by one engine through one batcher, kept in a file from which a later run resumes."""
 
-import itertools
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -10,60 +10,73 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jaxtyping import Bool
 
-from owl3_jax.config import Config, ConfigError
-from owl3_jax.evaluation.answer_file import answers_path, prompt_digest
-from owl3_jax.evaluation.task import AnyTask
+from owl3_jax.config import JsonTree, ModelConfig
+from owl3_jax.evaluation.answer_file import answer_key
+from owl3_jax.evaluation.asked import Asked, in_order_of_asking, requests
+from owl3_jax.evaluation.data_root import DataRoot
 from owl3_jax.host.progress import SECONDS_BETWEEN_LINES, Progress
 from owl3_jax.inference.batcher import answer_requests, measure
+from owl3_jax.inference.clock import Stage
 from owl3_jax.inference.engine import Engine
-from owl3_jax.inference.prompt_sizes import PromptSize, choose_batch_sizes
-from owl3_jax.inference.requests import Request
+from owl3_jax.inference.prompt_sizes import choose_batch_sizes
 from owl3_jax.inference.results import Record, Results
-from owl3_jax.inference.sampling import Sampling
 from owl3_jax.processing.processor import Processor
 
-_FAILURES_NAMED = 3
+_TIMED, _TIMED_EVERY = 3, 16  # batches whose stages are timed: the second to this one, then every so many
+_FORECAST_AFTER = 3  # batches
 
-Key = tuple[str, str]  # name of a task, id of one of its prompts
-Answers = dict[Key, str]
-
-
-class FailedPrompts(RuntimeError):
-    """Some prompts have no answer; the message names the first ones and says why. All others are answered and saved."""
+Key = tuple[str, str]  # name of a task, id of one of its questions
 
 
-class _Asked(NamedTuple):
-    """All prompts of an evaluation, without their text and images."""
+class Spent(NamedTuple):
+    """What the answers of one run cost. Those of earlier runs are not in it."""
 
-    tasks: Sequence[AnyTask]
-    sampling: Sampling
-    ids: dict[Key, str]  # each prompt's key in the file of answers, task by task
+    seconds: float = 0.0
+    questions: int = 0
+    images: int = 0
+    tokens: int = 0
+    shares: tuple[tuple[Stage, float], ...] = ()  # of the time of batches that were timed
 
-    def requests(self, wanted: Bool[np.ndarray, " prompts"]) -> Iterator[Request]:
-        """The wanted prompts, made one at a time."""
-        prompts = itertools.chain.from_iterable(task.prompts() for task in self.tasks)
-        for name, prompt in itertools.compress(zip(self.ids.values(), prompts, strict=True), wanted):
-            yield Request(name, prompt.messages, prompt.images, prompt.videos, self.sampling)
+    def to_json(self) -> JsonTree:
+        """With rates, for report.json."""
+        rate = lambda count: round(count / self.seconds, 2) if self.seconds else 0.0
+        return {
+            **self._asdict(),
+            "seconds": round(self.seconds, 1),
+            "images_per_second": rate(self.images),
+            "tokens_per_second": rate(self.tokens),
+            "shares": {name: round(share, 3) for name, share in self.shares},
+        }
 
 
-def answer_prompts(
-    config: Config, workdir: Path, tasks: Sequence[AnyTask], processor: Processor, load_engine: Callable[[], Engine]
-) -> Answers:
-    """The answers to all prompts, including those of earlier runs; empty in all processes but the first.
+def answer_questions(
+    asked: Sequence[Asked],
+    data: DataRoot,
+    path: Path,
+    model: ModelConfig,
+    processor: Processor,
+    load_engine: Callable[[], Engine],
+) -> tuple[dict[Key, Record], Spent]:
+    """The records of all questions, with `answers` or `error`, and what the new ones cost. None but in the first process.
 
-    Batches have `config.eval.batch_shapes` different sizes at most, and `config.eval.images_per_batch` images at most, unless
-    the fewest rows that the mesh allows have more.
+    Questions that failed in an earlier run are asked again.
 
-    Raises:
-        ConfigError: a prompt is longer than the model's positions.
-        FailedPrompts: some prompts could not be answered.
+    Args:
+        asked: the questions.
+        data: where their images and videos are, and the settings.
+        path: the file of answers, which is read and added to.
+        model: of the engine.
+        processor: of the same checkpoint.
+        load_engine: called when there is a question without an answer.
     """
-    sampling = Sampling(max_new_tokens=config.eval.max_new_tokens)
-    asked = _Asked(tasks, sampling, _ids(tasks))
-    path = answers_path(workdir / "eval", workdir, config, processor, sampling)
+    ordered = in_order_of_asking(asked)
+    versions: dict[str, str] = {}
+    names = {each.key: answer_key(each, data, versions) for each in ordered}
     results = _open_results(path)
-    waiting = _waiting(list(asked.ids.values()), results)
-    failures = list[Record]()
+    waiting = _waiting(list(names.values()), results)
+    failures: dict[Key, Record] = {}
+    new = [each for each, waits in zip(ordered, waiting, strict=True) if waits]
+    spent = Spent()
     with Progress(
         len(waiting),
         "question",
@@ -74,26 +87,17 @@ def answer_prompts(
     ) as progress:
         if not waiting.all():
             progress.say(f"{(~waiting).sum()} of {len(waiting)} answers are taken from {path}")
-        for records in _records(config, asked, waiting, processor, load_engine):
-            failures += [record for record in records if "error" in record]
+        for records, so_far in _records(new, data, model, processor, load_engine, progress):
+            spent = so_far
+            failures |= {new[record["id"]].key: record for record in records if "error" in record}
+            named = [{**record, "id": names[new[record["id"]].key]} for record in records if "error" not in record]
             if results is not None:
-                results.append([record for record in records if "error" not in record])
+                results.append(named)
             progress.advance(len(records))
-    _require_answers(failures, len(waiting))
-    answered = results.answered() if results else {}
-    return {key: answered[name]["answers"][0]["text"] for key, name in asked.ids.items()} if results else {}
-
-
-def _ids(tasks: Sequence[AnyTask]) -> dict[Key, str]:
-    """The prompts' keys in the file: a prompt that has changed since has a different key."""
-    ids: dict[Key, str] = {}
-    for task in tasks:
-        for prompt in task.prompts():
-            key = task.name, prompt.id
-            if key in ids:
-                raise ValueError(f"task {task.name} has several prompts with the id {prompt.id!r}; ids must differ")
-            ids[key] = f"{task.name}/{prompt.id} {prompt_digest(prompt)}"
-    return ids
+    if results is None:
+        return {}, spent
+    answered = results.answered()
+    return failures | {key: answered[name] for key, name in names.items() if name in answered}, spent
 
 
 def _open_results(path: Path) -> Results | None:
@@ -105,51 +109,59 @@ def _open_results(path: Path) -> Results | None:
     return Results(path)
 
 
-def _waiting(ids: Sequence[str], results: Results | None) -> Bool[np.ndarray, " prompts"]:
-    """Which prompts have no answer yet. All processes follow the first one's file."""
+def _waiting(ids: Sequence[str], results: Results | None) -> Bool[np.ndarray, " questions"]:
+    """Which questions have no answer yet. All processes follow the first one's file."""
     answered = results.answered() if results else {}
-    waiting = np.array([name not in answered for name in ids])
+    waiting = np.array([name not in answered for name in ids], bool)
     return np.asarray(multihost_utils.broadcast_one_to_all(waiting)).astype(bool)
 
 
 def _records(
-    config: Config,
-    asked: _Asked,
-    waiting: Bool[np.ndarray, " prompts"],
+    asked: Sequence[Asked],
+    data: DataRoot,
+    model: ModelConfig,
     processor: Processor,
     load_engine: Callable[[], Engine],
-) -> Iterator[list[Record]]:
-    """The results of the waiting prompts, a batch at a time."""
-    if not waiting.any():
+    progress: Progress,
+) -> Iterator[tuple[list[Record], Spent]]:
+    """The results of the questions, a batch at a time, and what all of them have cost so far."""
+    if not asked:
         return
-    sizes = list(measure(processor, asked.requests(waiting)))
-    _require_positions(sizes, config)
+    settings = data.settings
+    sizes = list(measure(processor, requests(asked, data), model.max_position_embeddings))
     engine = load_engine()
+    clock = engine.runtime.clock
     batches = choose_batch_sizes(
         sizes,
-        shapes=config.eval.batch_shapes,
-        images_per_batch=config.eval.images_per_batch,
-        tokens_per_image=config.model.vision.tokens_per_image,
+        shapes=settings.batch_shapes,
+        images_per_batch=settings.images_per_batch,
+        tokens_per_image=model.vision.tokens_per_image,
         rows_divisor=engine.runtime.rows(1),
+        rows_per_batch=settings.rows_per_batch,
     )
-    yield from answer_requests(engine, processor, asked.requests(waiting), batches)
-
-
-def _require_positions(sizes: Sequence[PromptSize], config: Config) -> None:
-    longest = max((size.tokens for size in sizes), default=0)
-    needed, most = longest + config.eval.max_new_tokens, config.model.max_position_embeddings
-    if needed > most:
-        raise ConfigError(
-            f"the longest question and its answer take {needed} tokens, model.max_position_embeddings is {most}; "
-            f"name fewer images in the settings of the tasks ({', '.join(config.eval.tasks)})"
+    spent, start = Spent(), time.monotonic()
+    for number, records in enumerate(answer_requests(engine, processor, requests(asked, data), batches)):
+        spent = Spent(
+            time.monotonic() - start,
+            spent.questions + len(records),
+            spent.images + sum(_images(asked[record["id"]], record) for record in records),
+            spent.tokens + sum(answer["tokens"] for record in records for answer in record.get("answers", ())),
+            tuple(clock.shares().items()),
         )
+        yield records, spent
+        # The first batch compiles, which is no stage's time.
+        clock.running = number + 1 < _TIMED or (number + 1) % _TIMED_EVERY == 0
+        if number + 1 == _FORECAST_AFTER and spent.questions < len(asked):
+            left = spent.seconds / spent.questions * (len(asked) - spent.questions)
+            progress.say(f"about {_duration(left)} more for {len(asked) - spent.questions} questions")
 
 
-def _require_answers(failures: Sequence[Record], prompts: int) -> None:
-    if failures:
-        named = "; ".join(f"{record['id']}: {record['error']}" for record in failures[:_FAILURES_NAMED])
-        more = "; ..." if len(failures) > _FAILURES_NAMED else ""
-        raise FailedPrompts(
-            f"{len(failures)} of {prompts} prompts failed: {named}{more}. The answers to the others are saved: run the same "
-            "command again to retry only these, and to get the scores"
-        )
+def _images(asked: Asked, record: Record) -> int:
+    """Images and frames of a question, without crops."""
+    return len(asked.question.images) + sum(map(len, record.get("frames", ())))
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,7 +1,7 @@
 """A figure of questions with their images and answers."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +11,16 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
+
+from owl3_jax.evaluation.data_root import DataRoot
+from owl3_jax.evaluation.samples import Sample
+from owl3_jax.evaluation.task import Task
+from owl3_jax.inference.memory import FAILURES
+from owl3_jax.processing.chat import IMAGE
+from owl3_jax.processing.images import load_image
+
+SHEET_NOTE = "One question from each of several sets, chosen without looking at the answers; the image asked about is framed"
+_MOST_IMAGES = 20  # of a question that is shown; more would be too small to see
 
 CARDS_PER_ROW = 4
 CARD_WIDTH, CARD_HEIGHT = 100, 112  # in the card's own units, y downwards
@@ -28,16 +38,43 @@ class Card(NamedTuple):
 
     title: str  # what kind of question
     images: Sequence[Image.Image]
-    image_names: Sequence[str]  # for the report
     target: int | None  # which image is asked about, if it is one
     question: str  # without the images' placeholders; the options of a multiple choice follow on lines of their own
     answer: str
     expected: str
     is_right: bool
-    details: dict[str, str]  # more for the report
 
 
-def draw_contact_sheet(cards: Sequence[Card], note: str) -> Figure:
+def cards_of(samples: Sequence[Sample], data: DataRoot, tasks: Mapping[str, Task], count: int) -> list[Card]:
+    """A question from each of `count` sets, evenly spread over those with few images: the answers have no influence.
+
+    A set is a split of a task with one number of images. Sets may ask about the same images, so the second one shown gives
+    its second question, and so on. Questions on videos, and those whose images cannot be read, are not shown.
+    """
+    sets: dict[tuple[str, str, int], list[Sample]] = {}
+    for sample in samples:
+        question = sample.answered.question
+        if 1 <= len(question.images) <= _MOST_IMAGES and question.gold is not None:
+            sets.setdefault((sample.task, question.split, len(question.images)), []).append(sample)
+    listed = list(sets.values())
+    places = np.linspace(0, len(listed) - 1, min(count, len(listed))).round().astype(int).tolist()
+    chosen = [listed[place][number % len(listed[place])] for number, place in enumerate(places)]
+    cards = (_card(sample, data, tasks) for sample in chosen)
+    return [card for card in cards if card]
+
+
+def _card(sample: Sample, data: DataRoot, tasks: Mapping[str, Task]) -> Card | None:
+    question, answer, judged, _ = sample.answered
+    try:
+        images = [load_image(tasks[sample.task].image(data, name), name) for name in question.images]
+    except FAILURES:
+        return None
+    title = f"{question.split or sample.task} · {len(images)} image{'s' if len(images) > 1 else ''}"
+    *_, text = question.text.split(IMAGE)
+    return Card(title, images, question.target, text.lstrip(". \n"), answer, question.gold or "", judged.official == 1)
+
+
+def draw_contact_sheet(cards: Sequence[Card], note: str = SHEET_NOTE) -> Figure:
     """A figure of `cards`: each has its images (the one asked about framed), the question, and both answers, green or red."""
     columns = min(CARDS_PER_ROW, len(cards))
     rows = math.ceil(len(cards) / columns)

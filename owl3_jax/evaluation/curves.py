@@ -34,15 +34,16 @@ class ChanceLine(NamedTuple):
 
 
 def draw_curves(
-    title: str, note: str, curves: Sequence[Curve], chances: Sequence[ChanceLine], trained_images: tuple[int, int]
+    title: str, note: str, curves: Sequence[Curve], chances: Sequence[ChanceLine], trained_images: tuple[int, int] | None
 ) -> Figure:
-    """`curves` and `chances` over a log axis of N, the trained range of N shaded, `note` small below the title."""
+    """`curves` and `chances` over a log axis of N, a trained range of N shaded, `note` small below the title."""
     figure = Figure(figsize=(8.4, 5.2), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     _write_head(axes, title, note)
     _frame(axes, sorted({n for curve in curves for n in curve.images}))
-    _shade_trained(axes, trained_images)
+    if trained_images:
+        _shade_trained(axes, trained_images)
     for curve in curves:
         _draw_curve(axes, curve)
     for chance in chances:

@@ -1,48 +1,126 @@
-"""Individual questions of an evaluation, for inspection."""
+"""samples.jsonl: one line for each question, with its answer and how it was read. `--rescore` and `owl3 compare` read it."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 from owl3_jax.config import JsonTree
-from owl3_jax.evaluation.answering import Answers
-from owl3_jax.evaluation.contact_sheet import Card
-from owl3_jax.evaluation.task import AnyTask
+from owl3_jax.evaluation.question import Answered, Judged, Question
+from owl3_jax.evaluation.task import Task
+from owl3_jax.host.files import write_text
 
-MOST_IMAGES = 20  # more would be too small to see
+FILE = "samples.jsonl"
+_JUDGED = ("official", "strict", "parsed", "strictly")
+_OTHERS = ("task", "prompt", "answer", "error", "frames", "tokens", *_JUDGED)
+
+WRONG = Judged(0.0, 0.0)  # a question without an answer
+
+
+class SamplesError(ValueError):
+    """A file of samples that cannot be read; the message names it."""
 
 
 class Sample(NamedTuple):
-    """A question with the model's answer."""
+    """A question of a task, with its answer."""
 
     task: str
-    card: Card
+    answered: Answered
+    frames: list[list[int]]  # of each video
+    tokens: int | None  # of the answer; None where it was given
 
 
-def choose(tasks: Sequence[AnyTask], answers: Answers, count: int) -> list[Sample]:
-    """A question from each of `count` groups, evenly spread over those with few images: the answers have no influence.
+def judged(task: Task, question: Question, answer: str | None, error: str = "") -> Answered:
+    """A question with its answer as the task reads it; without one it counts as wrong."""
+    if answer is None:
+        return Answered(question, "", WRONG, error or "no answer")
+    return Answered(question, answer, task.judge(question, answer))
 
-    Groups may ask about the same images, so the second group shown gives its second question, and so on.
-    """
-    groups = [(task, group) for task in tasks for group in task.showcase() if group and len(group[0].images) <= MOST_IMAGES]
-    places = np.linspace(0, len(groups) - 1, min(count, len(groups))).round().astype(int)
+
+def write_samples(folder: Path, samples: Iterable[Sample]) -> Path:
+    """Writes samples.jsonl, in the order of the questions."""
+    return write_text(folder / FILE, "".join(json.dumps(_record(each), ensure_ascii=False) + "\n" for each in samples))
+
+
+def read_samples(folder: Path) -> list[Sample]:
+    """The samples of a run. Raises SamplesError."""
+    path = folder / FILE
+    if not path.is_file():
+        raise SamplesError(f"there is no {path}; give the --output of a finished evaluation")
     samples = []
-    for number, (task, group) in enumerate(groups[place] for place in places):
-        prompt = group[number % len(group)]
-        samples.append(Sample(task.name, task.card(prompt, answers[task.name, prompt.id])))
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            samples.append(_sample(json.loads(line)))
+        except (ValueError, TypeError, KeyError) as error:
+            raise SamplesError(f"line {number} of {path} is not a sample: {error}") from error
     return samples
 
 
-def to_record(sample: Sample) -> JsonTree:
-    """An entry of report.json."""
-    card = sample.card
-    return {
-        "task": sample.task,
-        **card.details,
-        "images": list(card.image_names),
-        "question": card.question,
-        "answer": card.answer,
-        "expected": card.expected,
-        "right": card.is_right,
-    }
+def _record(sample: Sample) -> JsonTree:
+    question, answer, judged, error = sample.answered
+    record: JsonTree = {"task": sample.task, **question.to_json()}
+    record["prompt"] = record.pop("text")
+    record |= {"frames": sample.frames} if sample.frames else {}
+    record |= {"error": error} if error else {"answer": answer}
+    record |= {"tokens": sample.tokens} if sample.tokens is not None else {}
+    return record | judged._asdict()
+
+
+def _sample(record: JsonTree) -> Sample:
+    fields = {name: value for name, value in record.items() if name not in _OTHERS}
+    question = Question.from_json({**fields, "text": record["prompt"]})
+    judged = Judged(**{name: record[name] for name in _JUDGED})
+    answered = Answered(question, record.get("answer", ""), judged, record.get("error", ""))
+    return Sample(record["task"], answered, record.get("frames", []), record.get("tokens"))
+
+
+def by_task(samples: Iterable[Sample]) -> dict[str, list[Sample]]:
+    """The samples of each task, in their order."""
+    tasks: dict[str, list[Sample]] = {}
+    for sample in samples:
+        tasks.setdefault(sample.task, []).append(sample)
+    return tasks
+
+
+def read_answers(path: Path, tasks: Mapping[str, str]) -> dict[tuple[str, str], str]:
+    """The answers that any model has given, by task and id: lines `{"task", "id", "answer"}`.
+
+    Args:
+        path: of the file.
+        tasks: what a line's task may be called, with the name that it has in the result. Lines of other tasks are left out.
+
+    Raises SamplesError, whose message names the line: it is not such an object, or its question has an answer already.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SamplesError(f"cannot read the answers {path}: {error}") from error
+    answers: dict[tuple[str, str], str] = {}
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            tree = json.loads(line)
+        except ValueError as error:
+            raise SamplesError(f"line {number} of {path} is not valid JSON: {error}") from error
+        if not isinstance(tree, dict) or not {"task", "id", "answer"} <= set(tree):
+            raise SamplesError(f'line {number} of {path} must be an object with "task", "id" and "answer": {line[:80]}')
+        task, name, answer = tree["task"], tree["id"], tree["answer"]
+        if (
+            not isinstance(task, str)
+            or isinstance(name, bool)
+            or not isinstance(name, str | int)
+            or not isinstance(answer, str)
+        ):
+            raise SamplesError(
+                f"line {number} of {path}: task and answer must be texts, id a text or a whole number: {line[:80]}"
+            )
+        if task not in tasks:
+            continue
+        key = tasks[task], str(name)
+        if key in answers:
+            raise SamplesError(f"line {number} of {path} is the second answer to question {name} of {task}")
+        answers[key] = answer
+    return answers

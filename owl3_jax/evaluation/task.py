@@ -1,78 +1,46 @@
-"""The protocol that a benchmark implements. Each benchmark is one file in `owl3_jax.evaluation.tasks`."""
+"""What a benchmark is: facts, and functions of its data and of answers. Each is one file in `owl3_jax.evaluation.tasks`."""
 
 import dataclasses
-from collections.abc import Iterable, Sequence
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
-from owl3_jax.config import JsonTree
-from owl3_jax.evaluation.contact_sheet import Card
-from owl3_jax.processing.chat import Message
+from owl3_jax.evaluation.data_root import DataRoot
+from owl3_jax.evaluation.metrics import Scores, accuracy
+from owl3_jax.evaluation.question import Answered, Judged, Question
 from owl3_jax.processing.images import ImageSource
-from owl3_jax.processing.video import VideoSource
 
-Question = TypeVar("Question")
-Score = TypeVar("Score")
+
+class About(NamedTuple):
+    """What `--tasks list` prints of a benchmark."""
+
+    title: str
+    needs: tuple[str, ...] = ()  # patterns of files below the data root; ` | ` separates alternatives
+    source: str = ""  # where to get them
+    paper: str = ""  # its column in the paper's tables (`owl3_jax.evaluation.paper`)
+    metric: str = "accuracy"  # the score that stands in that column; "" where a server or a judge gives it
+    aliases: tuple[str, ...] = ()  # other names, those of the released code and of lmms-eval among them
+
+
+def no_figures(answered: Sequence[Answered]) -> dict[str, Figure]:
+    """Of a task that draws nothing."""
+    return {}
 
 
 @dataclasses.dataclass(frozen=True)
-class Prompt(Generic[Question]):
-    """What the model is asked, and what the task has to know to score the answer."""
+class Task:
+    """A benchmark. Its questions are asked in any order and in any batches; an answer is text without whitespace around it."""
 
-    id: str  # unique within the task
-    messages: list[Message]
-    question: Question
-    images: Sequence[ImageSource] = ()
-    videos: Sequence[VideoSource] = ()
-
-
-@dataclasses.dataclass(frozen=True)
-class Scored(Generic[Question, Score]):
-    """An answer with its score."""
-
-    question: Question
-    answer: str
-    score: Score
-
-
-class Summary(NamedTuple):
-    """What an evaluation shows of a task."""
-
-    report: JsonTree  # blocks of report.json; one that several tasks have is the same in all
-    table: str  # to print, without a newline at the end
-    figures: dict[str, Figure]  # by file name
-
-
-@runtime_checkable
-class Task(Protocol[Question, Score]):
-    """A benchmark. Its prompts are asked in any order and in any batches; an answer is text without surrounding whitespace."""
-
-    @property
-    def name(self) -> str:
-        """Its name in `eval.tasks`."""
-        ...
-
-    def prompts(self) -> Iterable[Prompt[Question]]:
-        """All prompts, the same ones at each call. They are held in memory a few at a time."""
-        ...
-
-    def score(self, question: Question, answer: str) -> Score:
-        """The score of one answer."""
-        ...
-
-    def summarize(self, scored: Sequence[Scored[Question, Score]]) -> Summary:
-        """The scores of all answers, which come in the order of the prompts."""
-        ...
-
-    def showcase(self) -> Sequence[Sequence[Prompt[Question]]]:
-        """Groups of prompts of one kind each, of which the contact sheet shows one or none."""
-        ...
-
-    def card(self, prompt: Prompt[Question], answer: str) -> Card:
-        """A prompt and its answer as the contact sheet and the report show them."""
-        ...
-
-
-AnyTask = Task[Any, Any]  # Any: tasks in one list have questions and scores of different types
-AnyPrompt = Prompt[Any]  # Any: as above
+    name: str
+    about: About
+    questions: Callable[[DataRoot], Sequence[Question]]  # all, the same ones at each call; raises DataError
+    judge: Callable[[Question, str], Judged]  # how an answer is read
+    score: Callable[[Sequence[Answered]], Scores] = accuracy  # of at least one answer, in the order of the questions
+    image: Callable[[DataRoot, str], ImageSource] = DataRoot.image  # of a name that a question has; raises DataError
+    figures: Callable[[Sequence[Answered]], Mapping[str, Figure]] = no_figures  # by the names of their files
+    submission: Callable[[Sequence[Answered]], Mapping[str, bytes]] | None = None  # files for a server or a judge
+    judge_prompt: Callable[[Question, str], str] | None = None  # asks another model for a score from 0 to 1
+    frames: int | None = None  # of each video; None: a task without videos
+    crop: bool | None = False  # whether images are seen in crops too; None: images and videos as the checkpoint was trained
+    max_new_tokens: int = 100

@@ -15,11 +15,12 @@ from typing import NamedTuple
 
 from owl3_jax.inference.answers import Answer
 from owl3_jax.inference.batched import batched
-from owl3_jax.inference.engine import Engine, prompt_size
+from owl3_jax.inference.engine import Engine, check_length, prompt_size
 from owl3_jax.inference.memory import FAILURES, OutOfMemory
 from owl3_jax.inference.prompt_sizes import BatchSize, PromptSize, smallest_fit
 from owl3_jax.inference.requests import Failure, Request
 from owl3_jax.inference.results import Record
+from owl3_jax.processing.media import Clip
 from owl3_jax.processing.processor import Prepared, Processor
 
 _BATCHES_PER_WINDOW = 8  # batches whose prompts are sorted together; results are at most that far out of order
@@ -54,7 +55,7 @@ def answer_requests(
         batches: the most rows of a batch, which is made of the most similar of the next prompts; or the sizes that batches
             are padded to, cheapest first, each for the prompts that fit into no cheaper one.
     """
-    prepared = (_prepare(processor, request) for request in requests)
+    prepared = (_prepare(processor, request, engine.runtime.config.max_position_embeddings) for request in requests)
     grouped = _similar_batches(prepared, batches) if isinstance(batches, int) else _batches_of_sizes(prepared, batches)
     for group in grouped:
         if isinstance(group, _Batch):
@@ -63,10 +64,10 @@ def answer_requests(
             yield [_error_record(failure) for failure in group]
 
 
-def measure(processor: Processor, requests: Iterable[Request]) -> Iterator[PromptSize]:
-    """The sizes of all prompts but those that fail. No image is decoded."""
+def measure(processor: Processor, requests: Iterable[Request | Failure], positions: int) -> Iterator[PromptSize]:
+    """The sizes of all prompts but those that fail, for a model of so many positions. No image is decoded."""
     for request in requests:
-        ready = _prepare(processor, request)
+        ready = _prepare(processor, request, positions)
         if isinstance(ready, Ready):
             yield prompt_size(ready.prompt)
 
@@ -102,11 +103,13 @@ def _batches_of_sizes(prepared: Iterable[Ready | Failure], sizes: Sequence[Batch
         yield _Batch(members, size)
 
 
-def _prepare(processor: Processor, request: Request | Failure) -> Ready | Failure:
+def _prepare(processor: Processor, request: Request | Failure, positions: int) -> Ready | Failure:
     if isinstance(request, Failure):
         return request
     try:
-        return Ready(request, processor.prepare(request.messages, request.images, request.videos))
+        prompt = processor.prepare(request.messages, request.images, request.videos, request.crop)
+        check_length(len(prompt.input_ids), positions, "the prompt")
+        return Ready(request, prompt)
     except FAILURES as error:
         return Failure(request.id, str(error))
 
@@ -116,7 +119,7 @@ def _answer(engine: Engine, batch: Sequence[Ready], size: BatchSize | None) -> l
     prompts, samplings = [each.prompt for each in batch], [each.request.sampling for each in batch]
     try:
         answers = engine.generate(prompts, samplings, size=size)
-        return [_record(each.request, found) for each, found in zip(batch, answers, strict=True)]
+        return [_record(each, found) for each, found in zip(batch, answers, strict=True)]
     except FAILURES as error:
         if len(batch) == 1:
             return [_error_record(Failure(batch[0].request.id, str(error)))]
@@ -127,8 +130,10 @@ def _answer(engine: Engine, batch: Sequence[Ready], size: BatchSize | None) -> l
     return _answer(engine, batch[:middle], size) + _answer(engine, batch[middle:], size)
 
 
-def _record(request: Request, answers: Sequence[Answer]) -> Record:
-    return {"id": request.id, "answers": [_answer_record(answer) for answer in answers]}
+def _record(ready: Ready, answers: Sequence[Answer]) -> Record:
+    record: Record = {"id": ready.request.id, "answers": [_answer_record(answer) for answer in answers]}
+    frames = [list(medium.video.indices) for medium in ready.prompt.media if isinstance(medium, Clip)]
+    return record | {"frames": frames} if frames else record
 
 
 def _answer_record(answer: Answer) -> Record:

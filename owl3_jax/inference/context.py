@@ -94,12 +94,19 @@ class Context:
 
         Raises ValueError when a row has fewer views than positions.
         """
-        for group in batched(self._places(new), self.runtime.vision_batch_size):
-            size = self.runtime.encoder_batch(len(group))
-            features = self.runtime.features([view for _, view in group], size)
-            places = np.full((3, size), self.rows, np.int32)  # a row that does not exist: not stored
-            places[:, : len(group)] = np.array([place for place, _ in group], np.int32).T
-            self._store(features, programs.Places(*places))
+        groups, clock = batched(self._places(new), self.runtime.vision_batch_size), self.runtime.clock
+        while True:
+            with clock.stage("media"):
+                group = next(groups, None)
+            if group is None:
+                return
+            with clock.stage("vision") as computed:
+                size = self.runtime.encoder_batch(len(group))
+                features = self.runtime.features([view for _, view in group], size)
+                places = np.full((3, size), self.rows, np.int32)  # a row that does not exist: not stored
+                places[:, : len(group)] = np.array([place for place, _ in group], np.int32).T
+                self._store(features, programs.Places(*places))
+                computed.append(self.images)
             advance(len(group))
 
     def add_features(self, row: int, positions: Sequence[int], features: Iterable[Float[Array, "_ L E"]]) -> None:

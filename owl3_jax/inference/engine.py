@@ -60,7 +60,9 @@ class Engine:
         if not prompts:
             return []
         with giving_memory_back(self.runtime):
-            answers = self._begin(prompts, samplings, advance, size).run()
+            begun = self._begin(prompts, samplings, advance, size)
+            with self.runtime.clock.stage("decode"):
+                answers = begun.run()
         n = samplings[0].n
         return [answers[row * n : (row + 1) * n] for row in range(len(prompts))]
 
@@ -80,7 +82,7 @@ class Engine:
     ) -> Answers | BeamAnswers:
         """The answers to `prompts`, followed by those of rows of padding."""
         for index, prompt in enumerate(prompts):
-            check_length(len(prompt.input_ids), self.runtime, f"prompt {index}")
+            check_length(len(prompt.input_ids), self.runtime.config.max_position_embeddings, f"prompt {index}")
         ids = [prompt.input_ids.tolist() for prompt in prompts]
         size = self._size(prompts, size)
         padding = size.rows - len(prompts)
@@ -96,7 +98,9 @@ class Engine:
         new = [new_images(row, prompt) for row, prompt in enumerate(prompts)]
         context.add_images(new, lambda images: advance(images, total))
         ids += [[]] * padding
-        context.add_text(ids, size.row.tokens)
+        with self.runtime.clock.stage("prefill") as computed:
+            context.add_text(ids, size.row.tokens)
+            computed.append(context.last)
         return answers_to(context, ids, [*samplings, *samplings[:1] * padding], self._tokenizer)
 
     def _size(self, prompts: Sequence[Prompt], wanted: BatchSize | None) -> BatchSize:
@@ -152,9 +156,8 @@ def new_images(row: int, prompt: Prompt) -> NewImages:
     return NewImages(row, prompt.image_starts.tolist(), views)
 
 
-def check_length(tokens: int, runtime: Runtime, name: str) -> None:
-    """Raises ValueError when a prompt of so many tokens leaves no room for an answer."""
-    most = runtime.config.max_position_embeddings
+def check_length(tokens: int, most: int, name: str) -> None:
+    """Raises ValueError when a prompt of so many tokens leaves no room for an answer in a model of `most` positions."""
     if tokens == 0:
         raise ValueError(f"{name} has no tokens")
     if tokens >= most:

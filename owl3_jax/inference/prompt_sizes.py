@@ -35,7 +35,13 @@ class BatchSize(NamedTuple):
 
 
 def choose_batch_sizes(
-    sizes: Iterable[PromptSize], *, shapes: int, images_per_batch: int, tokens_per_image: int, rows_divisor: int = 1
+    sizes: Iterable[PromptSize],
+    *,
+    shapes: int,
+    images_per_batch: int,
+    tokens_per_image: int,
+    rows_divisor: int = 1,
+    rows_per_batch: int | None = None,
 ) -> list[BatchSize]:
     """At most `shapes` batch sizes, one of which every prompt fits into; the cheapest first.
 
@@ -45,6 +51,7 @@ def choose_batch_sizes(
         images_per_batch: bounds the images and the rows of a batch, unless `rows_divisor` rows have more images already.
         tokens_per_image: positions that an image costs, compared with one of text.
         rows_divisor: the rows of each batch are a multiple of this.
+        rows_per_batch: bounds the rows, too.
 
     Raises ValueError when `shapes` is less than one.
     """
@@ -55,7 +62,7 @@ def choose_batch_sizes(
         prompts[next(row for row in rows if row.fits(size))] += count
 
     def height(row: PromptSize) -> int:
-        allowed = images_per_batch // max(row.images, 1) // rows_divisor
+        allowed = min(images_per_batch // max(row.images, 1), rows_per_batch or images_per_batch) // rows_divisor
         needed = -(-prompts[row] // rows_divisor)
         return max(min(allowed, needed), 1) * rows_divisor
 

@@ -29,6 +29,7 @@ class Request(NamedTuple):
     images: Sequence[ImageSource]
     videos: Sequence[VideoSource]
     sampling: Sampling
+    crop: bool | None = None  # whether images are seen in crops too; None: as the processor says
 
 
 class Failure(NamedTuple):

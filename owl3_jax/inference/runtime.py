@@ -18,6 +18,7 @@ from owl3_jax.batch import AnyArray
 from owl3_jax.config import ComputeConfig, ModelConfig
 from owl3_jax.inference import buckets, programs
 from owl3_jax.inference.caches import image_bytes
+from owl3_jax.inference.clock import Clock
 from owl3_jax.inference.feature_cache import FeatureCache, key_of
 from owl3_jax.models.owl3 import Owl3
 from owl3_jax.params import Params
@@ -45,6 +46,7 @@ class Runtime:
     mesh: Mesh | None = None
     vision_batch_size: int = 8  # images that are encoded together
     feature_cache: FeatureCache = dataclasses.field(default_factory=lambda: FeatureCache(0))
+    clock: Clock = dataclasses.field(default_factory=Clock)
 
     @property
     def devices(self) -> int:

@@ -134,7 +134,7 @@ class Session:
 
     def _read(self, prompt: Prepared, sampling: Sampling, advance: Advance) -> Answers | BeamAnswers:
         """Brings the context up to the end of `prompt` and begins the answer."""
-        check_length(len(prompt.input_ids), self._runtime, "the conversation")
+        check_length(len(prompt.input_ids), self._runtime.config.max_position_embeddings, "the conversation")
         ids = prompt.input_ids.tolist()
         kept = _common_prefix(ids, self._cached)
         starts = prompt.image_starts[self._image_count :].tolist()

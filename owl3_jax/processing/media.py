@@ -66,7 +66,11 @@ class Clip:
     def chunks(self, style: MediaStyle) -> list[Chunk]:
         """What its placeholder becomes, with one image chunk per frame."""
         frames = [_VIEW] * self.video.num_frames
-        return frames if style == "words" else [Chunk(VIDEO_START, "media"), *frames, Chunk(VIDEO_END, "media")]
+        return (
+            frames
+            if style == "words" or self.video.is_bare
+            else [Chunk(VIDEO_START, "media"), *frames, Chunk(VIDEO_END, "media")]
+        )
 
     def views(self, size: int) -> Iterator[UInt8[np.ndarray, "S S 3"]]:
         """The frames in order, each with S = `size`. Raises UnreadableVideo."""

@@ -16,10 +16,20 @@ from owl3_jax.host.foreign import foreign_errors
 from owl3_jax.processing.images import ImageSource, UnreadableImage, load_image, upright_size
 from owl3_jax.processing.location import locate
 from owl3_jax.processing.video_file import UnreadableVideo, decode_frames, read_frame_table
-from owl3_jax.processing.video_sampling import VideoSampling
+from owl3_jax.processing.video_sampling import FrameSampling
+
+
+@dataclasses.dataclass(frozen=True)
+class SampledVideo:
+    """A file or folder whose frames are chosen by a rule of its own."""
+
+    source: str | Path | bytes
+    sampling: FrameSampling
+    is_bare: bool = False  # its frames are images like any others in the text, without marks around them
+
 
 # `open_video` checks that an array is uint8 [frames, height, width, 3].
-VideoSource = str | Path | bytes | Sequence[ImageSource] | Shaped[np.ndarray, "..."]
+VideoSource = str | Path | bytes | Sequence[ImageSource] | Shaped[np.ndarray, "..."] | SampledVideo
 
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 _FOLDER_FPS = 1.0  # a folder of images has no frame rate: every one is a second
@@ -30,11 +40,17 @@ _FORMS = "give a path or a list of frames: videos=[[frame, frame]]"
 class Video:
     """A video whose frames are chosen but not decoded."""
 
-    num_frames: int  # frames that `frames` gives, at least one
+    indices: Sequence[int]  # of the frames that `frames` gives, at least one; they rise, and the last one may be repeated
     frames: Callable[[], Iterator[Image.Image]]  # RGB, from the first one in every call; raises UnreadableVideo on damage
+    is_bare: bool = False  # see `SampledVideo`
+
+    @property
+    def num_frames(self) -> int:
+        """How many frames `frames` gives."""
+        return len(self.indices)
 
 
-def open_video(source: object, sampling: VideoSampling, name: str) -> Video:
+def open_video(source: object, sampling: FrameSampling, name: str) -> Video:
     """Chooses the frames of a video. Files are read, but nothing is decoded yet.
 
     Args:
@@ -48,6 +64,8 @@ def open_video(source: object, sampling: VideoSampling, name: str) -> Video:
         UnreadableVideo: there is no such file, it holds no video or is truncated, there are no frames, a frame of a list is
             not an image, or the source is a single frame. Damage within a file is found when `frames` reaches it.
     """
+    if isinstance(source, SampledVideo):
+        return dataclasses.replace(open_video(source.source, source.sampling, name), is_bare=source.is_bare)
     if isinstance(source, str | Path):
         return _open_path(source, sampling, name)
     if isinstance(source, bytes | bytearray | memoryview):
@@ -55,7 +73,7 @@ def open_video(source: object, sampling: VideoSampling, name: str) -> Video:
     return _open_list(_as_frames(source, name), name)
 
 
-def _open_path(source: str | Path, sampling: VideoSampling, name: str) -> Video:
+def _open_path(source: str | Path, sampling: FrameSampling, name: str) -> Video:
     with foreign_errors(UnreadableVideo, f"cannot read video {name}"):
         place = locate(source)
         is_folder = isinstance(place, Path) and place.is_dir()
@@ -68,11 +86,11 @@ def _open_path(source: str | Path, sampling: VideoSampling, name: str) -> Video:
     return _open_file(place, sampling, name)
 
 
-def _open_file(file: Path | bytes, sampling: VideoSampling, name: str) -> Video:
+def _open_file(file: Path | bytes, sampling: FrameSampling, name: str) -> Video:
     table = read_frame_table(file, name)
     indices = sampling.indices(table.num_frames, table.fps)
     decode = functools.partial(decode_frames, file, table, sorted(set(indices)), name)
-    return Video(len(indices), lambda: _repeated(indices, decode()))
+    return Video(indices, lambda: _repeated(indices, decode()))
 
 
 def _as_frames(source: object, name: str) -> Sequence[object]:
@@ -94,7 +112,7 @@ def _open_list(frames: Sequence[object], name: str) -> Video:
     for index, frame in enumerate(frames):
         with _naming_frame(index, name) as label:
             upright_size(frame, label)
-    return Video(len(frames), lambda: _load_frames(frames, name))
+    return Video(range(len(frames)), lambda: _load_frames(frames, name))
 
 
 def _load_frames(frames: Sequence[object], name: str) -> Iterator[Image.Image]:
@@ -113,14 +131,14 @@ def _naming_frame(index: int, name: str) -> Iterator[str]:
         raise UnreadableVideo(str(error).replace("cannot read image frame", "cannot read frame", 1)) from error
 
 
-def _open_folder(folder: Path, sampling: VideoSampling, name: str) -> Video:
+def _open_folder(folder: Path, sampling: FrameSampling, name: str) -> Video:
     with foreign_errors(UnreadableVideo, f"cannot read video {name}"):
         paths = sorted((path for path in folder.iterdir() if _is_image(path)), key=_natural_order)
     if not paths:
         raise UnreadableVideo(f"cannot read video {name}: folder {folder} has no images ({', '.join(IMAGE_SUFFIXES)})")
     indices = sampling.indices(len(paths), _FOLDER_FPS)
     distinct = [paths[index] for index in sorted(set(indices))]
-    return Video(len(indices), lambda: _repeated(indices, _load_images(distinct, name)))
+    return Video(indices, lambda: _repeated(indices, _load_images(distinct, name)))
 
 
 def _is_image(path: Path) -> bool:

@@ -10,6 +10,18 @@ import numpy as np
 from owl3_jax.config import FrameRule
 
 
+@typing.runtime_checkable
+class FrameSampling(typing.Protocol):
+    """A rule by which frames are chosen."""
+
+    def indices(self, num_frames: int, fps: Fraction | float) -> list[int]:
+        """The frames to take of a video, in rising order; only the last one may be there several times.
+
+        Raises ValueError when there is none to take.
+        """
+        ...
+
+
 @dataclasses.dataclass(frozen=True)
 class VideoSampling:
     """How frames are chosen from a video file or a folder of frames.
@@ -54,13 +66,14 @@ def per_second_indices(num_frames: int, fps: Fraction | float, max_frames: int) 
     return [taken[int(i * gap + gap / 2)] for i in range(max_frames)]
 
 
-def middle_indices(num_frames: int, max_frames: int) -> list[int]:
+def middle_indices(num_frames: int, max_frames: int, first: int = 0) -> list[int]:
     """The middle frames of `max_frames` equal parts (the official evaluation's reader of whole videos).
 
-    The result always has `max_frames` entries: a video with fewer frames gives all of them and repeats its last one.
+    The result always has `max_frames` entries: a video with fewer frames gives all of them and repeats its last one. The
+    video is that of `num_frames` frames from `first` on.
     """
     parts = min(max_frames, num_frames)
     # Truncated floats, as in the official code: exact integers would move an edge where a float is just below one.
-    edges = np.linspace(0, num_frames, parts + 1).astype(int).tolist()
+    edges = np.linspace(first, first + num_frames, parts + 1).astype(int).tolist()
     middles = [(start + stop - 1) // 2 for start, stop in itertools.pairwise(edges)]
     return middles + middles[-1:] * (max_frames - parts)

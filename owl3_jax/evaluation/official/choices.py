@@ -77,13 +77,14 @@ def is_interleave_match(answer: str, gold: str) -> bool:
 
     Both are normalised twice. Where a part of the answer between colons is a single letter a to h, the last such one counts.
     """
-    found, right = _trim(_trim(answer)), _trim(_trim(gold))
+    found, right = trim(trim(answer)), trim(trim(gold))
     parts = [part.strip() for part in found.split(":")] if ":" in found else []
     letters = [part for part in parts if len(part) == 1 and part in "abcdefgh"]
     return (letters[-1] if letters else found) == right
 
 
-def _trim(text: str) -> str:
+def trim(text: str) -> str:
+    """One side of an exact match: without punctuation, quotation marks and brackets around it, in lower case."""
     text = strip_punctuation(one_line(text))
     for mark in ("'", '"', ")", "("):
         text = text.strip(mark)

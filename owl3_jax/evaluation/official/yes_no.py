@@ -12,13 +12,14 @@ def yes_or_no(answer: str) -> str:
 
 
 class YesNo(NamedTuple):
-    """POPE's counts. Answers that are neither are in none of the first four, and so in no score but `yes_ratio`."""
+    """POPE's counts. Officially, answers that are neither are in no score but `yes_ratio`."""
 
     true_positive: int
     false_positive: int
     true_negative: int
     false_negative: int
-    neither: int
+    unclear_yes: int  # neither yes nor no, where yes would be right
+    unclear_no: int
 
     @classmethod
     def of(cls, answers: Iterable[tuple[str, str]]) -> "YesNo":
@@ -29,7 +30,7 @@ class YesNo(NamedTuple):
                 raise ValueError(f"a gold answer must be yes or no, got {gold!r}")
             found = yes_or_no(answer)
             if found not in ("yes", "no"):
-                counts["neither"] += 1
+                counts[f"unclear_{gold}"] += 1
             else:
                 counts[f"{'true' if found == gold else 'false'}_{'positive' if found == 'yes' else 'negative'}"] += 1
         return cls(**counts)
@@ -37,7 +38,7 @@ class YesNo(NamedTuple):
     @property
     def accuracy(self) -> float:
         """Of the answers that are yes or no; 0 where there are none, as for the other scores."""
-        return _ratio(self.true_positive + self.true_negative, sum(self) - self.neither)
+        return _ratio(self.true_positive + self.true_negative, sum(self) - self.unclear_yes - self.unclear_no)
 
     @property
     def strict_accuracy(self) -> float:
@@ -51,19 +52,32 @@ class YesNo(NamedTuple):
 
     @property
     def recall(self) -> float:
-        """Share of answers of yes among those to questions whose gold answer is yes."""
+        """Share of answers of yes among those that are yes or no to questions whose gold answer is yes."""
         return _ratio(self.true_positive, self.true_positive + self.false_negative)
+
+    @property
+    def strict_recall(self) -> float:
+        """Share of answers of yes to all questions whose gold answer is yes."""
+        return _ratio(self.true_positive, self.true_positive + self.false_negative + self.unclear_yes)
 
     @property
     def f1(self) -> float:
         """Harmonic mean of precision and recall."""
-        both = self.precision + self.recall
-        return 2 * self.precision * self.recall / both if both else 0.0
+        return _harmonic_mean(self.precision, self.recall)
+
+    @property
+    def strict_f1(self) -> float:
+        """Harmonic mean of precision and the strict recall."""
+        return _harmonic_mean(self.precision, self.strict_recall)
 
     @property
     def yes_ratio(self) -> float:
         """Share of yes among all answers."""
         return _ratio(self.true_positive + self.false_positive, sum(self))
+
+
+def _harmonic_mean(a: float, b: float) -> float:
+    return 2 * a * b / (a + b) if a + b else 0.0
 
 
 def _ratio(part: int, whole: int) -> float:

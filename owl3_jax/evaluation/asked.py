@@ -1,0 +1,123 @@
+"""The questions of a run: which ones of which tasks, in which order, and as requests of the engine."""
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from owl3_jax.config import ConfigError, EvalConfig
+from owl3_jax.evaluation.data_root import DataRoot
+from owl3_jax.evaluation.frames import sampling_of
+from owl3_jax.evaluation.question import Question
+from owl3_jax.evaluation.task import Task
+from owl3_jax.inference.memory import FAILURES
+from owl3_jax.inference.requests import Failure, Request
+from owl3_jax.inference.sampling import Sampling
+from owl3_jax.processing.video import SampledVideo
+
+
+class Asked(NamedTuple):
+    """A question of a task."""
+
+    task: Task
+    question: Question
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """The names of both."""
+        return self.task.name, self.question.id
+
+
+class Selection(NamedTuple):
+    """Which of a task's questions are asked. Those of one group stay together."""
+
+    limit: int | None = None  # a seeded sample of so many questions or groups of each task
+    part: int = 0  # of `parts`, from 0
+    parts: int = 1
+    seed: int = 0
+
+    def of(self, questions: Sequence[Question]) -> list[Question]:
+        """The chosen ones, in their order."""
+        units: dict[str, list[int]] = {}
+        for number, question in enumerate(questions):
+            units.setdefault(question.group or f"\0{number}", []).append(number)
+        chosen = list(units.values())
+        if self.limit is not None and self.limit < len(chosen):
+            places = np.random.default_rng(self.seed).choice(len(chosen), self.limit, replace=False)
+            chosen = [chosen[place] for place in sorted(places.tolist())]
+        return [questions[number] for number in sorted(itertools.chain.from_iterable(chosen[self.part :: self.parts]))]
+
+
+def parse_shard(text: str | None) -> tuple[int, int]:
+    """`i/n`, the part i of n, from 1, as numbers from 0; (0, 1) for None. Raises ConfigError."""
+    if text is None:
+        return 0, 1
+    part, slash, parts = text.partition("/")
+    if not (slash and part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
+        raise ConfigError(f"--shard must be i/n with i from 1 to n, such as 1/4; got {text!r}")
+    return int(part) - 1, int(parts)
+
+
+def ask_all(tasks: Mapping[str, Task], data: DataRoot, selection: Selection) -> list[Asked]:
+    """The chosen questions of all tasks, task by task.
+
+    Raises DataError where files are missing, and ConfigError when a task has several questions with the same id, or none.
+    """
+    asked = []
+    for name, task in tasks.items():
+        questions = task.questions(data)
+        seen: set[str] = set()
+        for question in questions:
+            if question.id in seen:
+                raise ConfigError(f"task {name} has several questions with the id {question.id!r}; ids must differ")
+            seen.add(question.id)
+        if not questions:
+            raise ConfigError(f"task {name} has no questions")
+        if task.frames is not None and data.settings.frames and not any(question.videos for question in questions):
+            raise ConfigError(f"task {name} has no videos: leave out --frames")
+        asked += [Asked(task, question) for question in selection.of(questions)]
+    return asked
+
+
+def in_order_of_asking(asked: Sequence[Asked]) -> list[Asked]:
+    """Questions that are asked with several numbers of frames follow each other, so that they find their video's features."""
+    families: dict[str, dict[str, list[Asked]]] = {}
+    for each in asked:
+        base = each.task.name.rpartition("@")[0] if any(video.share for video in each.question.videos) else each.task.name
+        families.setdefault(base, {}).setdefault(each.task.name, []).append(each)
+    return [
+        each
+        for family in families.values()
+        # The largest number of frames first: it computes the features for all.
+        for together in itertools.zip_longest(*reversed(family.values()))
+        for each in together
+        if each is not None
+    ]
+
+
+def requests(asked: Sequence[Asked], data: DataRoot) -> Iterator[Request | Failure]:
+    """The requests, numbered from 0 and made one at a time; one whose files are missing becomes a Failure."""
+    for number, each in enumerate(asked):
+        try:
+            yield _request(number, each, data)
+        except FAILURES as error:
+            yield Failure(number, str(error))
+
+
+def most_new_tokens(task: Task, settings: EvalConfig) -> int:
+    """The most tokens of an answer."""
+    return settings.max_new_tokens or task.max_new_tokens
+
+
+def _request(number: int, asked: Asked, data: DataRoot) -> Request:
+    task, question, settings = asked.task, asked.question, data.settings
+    crop = settings.crop if settings.crop is not None else task.crop
+    return Request(
+        number,
+        [{"role": "user", "content": question.text}],
+        [task.image(data, name) for name in question.images],
+        [SampledVideo(data.file(each.file), sampling_of(each), is_bare=task.crop is not None) for each in question.videos],
+        Sampling(max_new_tokens=most_new_tokens(task, settings)),
+        crop,
+    )

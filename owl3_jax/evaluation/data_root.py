@@ -1,0 +1,268 @@
+"""The files of benchmarks below one folder, here or where fsspec reads: `dataset/...` and `images/...`, as released.
+
+A question names its image by a string, which `DataRoot.image` reads:
+
+    images/gqa/images/1.jpg                              a file, below the root unless it is absolute or a URL
+    dataset/ai2d/data/test.parquet#12/image              a column of a row of a table; `image/3` is an entry of its list
+    dataset/mmbench/mmbench_dev_en.tsv#241               base64, in the column `image` of the row with this `index`
+"""
+
+import base64
+import binascii
+import csv
+import dataclasses
+import functools
+import io
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from pyarrow import ipc, parquet
+
+from owl3_jax.config import EvalConfig
+from owl3_jax.data.readers.records import BadRecord
+from owl3_jax.data.readers.tables import TableTrees
+from owl3_jax.host import storage
+from owl3_jax.host.foreign import foreign_errors
+from owl3_jax.processing.images import ImageSource
+
+Row = Mapping[str, Any]  # Any: values of JSON or of a table, or strings
+NAME = "#"  # the key of a row's own name, for `DataRoot.media`
+
+_TABLES, _JSON = (".parquet", ".arrow"), (".json", ".jsonl")
+_LONGEST_INDEX = 64  # what is longer in a column of images is an image, and not the index of the row that has it
+_ENTRY = re.compile(r"(?P<file>.+\.(?:parquet|arrow|tsv))#(?P<row>[^/]+)(?:/(?P<column>[^/]+))?(?:/(?P<place>\d+))?")
+
+
+class DataError(ValueError):
+    """Files of a benchmark that are missing or damaged; the message names them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DataRoot:
+    """Where benchmarks are, and what is asked of them."""
+
+    root: str = "."
+    settings: EvalConfig = dataclasses.field(default_factory=EvalConfig)
+
+    def location(self, name: str) -> str:
+        """Where a file is, given by its path below the root."""
+        return storage.join(self.root, name)
+
+    def find(self, *patterns: str) -> list[str]:
+        """The files that match the first of the patterns that any file matches; below the root, sorted."""
+        for pattern in patterns:
+            if found := self._matching(pattern):
+                return found
+        return []
+
+    def require(self, *patterns: str) -> list[str]:
+        """As `find`. Raises DataError where there is no file."""
+        if found := self.find(*patterns):
+            return found
+        raise DataError(f"there is no {' or '.join(self.location(pattern) for pattern in patterns)}")
+
+    def json(self, *patterns: str) -> Any:  # Any: JSON
+        """The value of a JSON file, the first that is found. Raises DataError."""
+        return _read_json(self.location(self.require(*patterns)[0]))
+
+    def rows(self, *patterns: str) -> list[Row]:
+        """The rows of a file, the first that is found: JSON (a list), JSON Lines, a table, or tab-separated values.
+
+        Each has its own name under `NAME`; large columns of tables (images) and of tab-separated files are not in it. Raises
+        DataError.
+        """
+        return [row for name in self.require(*patterns) for row in self._rows_of(name)]
+
+    def hub_rows(self, folders: Sequence[str], split: str, config: str = "") -> list[Row]:
+        """The rows of a data set of the Hugging Face hub, downloaded or saved to a folder below `dataset/`. Raises DataError.
+
+        Args:
+            folders: its possible names.
+            split: the split, which the names of its files begin with, or of their folder.
+            config: the configuration, a folder or the beginning of files' names, too.
+        """
+        patterns = [f"dataset/{folder}/{pattern}" for folder in folders for pattern in _hub_patterns(split, config)]
+        return self.rows(*patterns)
+
+    def text(self, name: str) -> str:
+        """The content of a file in UTF-8. Raises DataError."""
+        return _text(self.location(name))
+
+    def media(self, row: Row, column: str) -> str:
+        """The name of a row's image or video: a file that the row names, or its entry in a table."""
+        value = row.get(column)
+        if isinstance(value, str):
+            return value if value.startswith(("images/", "dataset/")) else storage.join(storage.parent(row[NAME]), value)
+        return f"{row[NAME]}/{column}"
+
+    def image(self, name: str) -> ImageSource:
+        """The image of a name, not decoded. Raises DataError."""
+        entry = _ENTRY.fullmatch(name)
+        if entry is None:
+            return self.file(name)
+        location = self.location(entry["file"])
+        if location.endswith(".tsv"):
+            return _tsv_image(location, entry["row"])
+        return _table_image(location, int(entry["row"]), entry["column"] or "image", entry["place"])
+
+    def file(self, name: str) -> Path | bytes:
+        """A file that a row names: its path, or what is stored at its URL. Raises DataError."""
+        location = self.location(name)
+        return _read(location) if storage.is_url(location) else Path(location)
+
+    def _matching(self, pattern: str) -> list[str]:
+        location = self.location(pattern)
+        if not re.search(r"[*?\[]", pattern):
+            return [pattern] if storage.exists(location) and not storage.is_folder(location) else []
+        prefix = len(self.location("x")) - 1
+        return [found[prefix:] for found in storage.find(location)]
+
+    def _rows_of(self, name: str) -> Iterator[Row]:
+        location = self.location(name)
+        if name.endswith(_TABLES):
+            yield from ({**row, NAME: f"{name}#{number}"} for number, row in enumerate(_table_rows(location)))
+        elif name.endswith(".tsv"):
+            yield from ({**row, NAME: f"{name}#{row['index']}"} for row in read_tsv(location))
+        else:
+            yield from ({**row, NAME: f"{name}#{number}"} for number, row in enumerate(_json_rows(location)))
+
+
+def hub_files(folders: Sequence[str], split: str, config: str = "") -> str:
+    """What `About.needs` says of `DataRoot.hub_rows`."""
+    return " | ".join(f"dataset/{folder}/{f'{config}/' if config else '**/'}{split}*" for folder in folders)
+
+
+def read_tsv(location: str) -> list[Row]:
+    """The rows of a tab-separated file, in which `image` is a number: equal images have equal ones. Raises DataError."""
+    return list(_read_tsv(location)[0])
+
+
+def _hub_patterns(split: str, config: str) -> Iterator[str]:
+    """Where the files of a split may be, the most exact first."""
+    below = [f"{config}/", f"**/{config}/", f"**/{config}*/"] if config else ["", "data/", "**/"]
+    for folder in below:
+        for suffix in (".parquet", ".arrow", ".jsonl", ".json"):
+            yield from (f"{folder}{split}{suffix}", f"{folder}{split}-*{suffix}", f"{folder}{split}/*{suffix}")
+    if config:
+        for suffix in (".json", ".jsonl", ".parquet", ".arrow"):
+            yield from (f"{config}{suffix}", f"**/{config}{suffix}", f"**/{config}-{split}*{suffix}")
+
+
+def _read(location: str) -> bytes:
+    with foreign_errors(DataError, f"cannot read {location}"):
+        return storage.read_bytes(location)
+
+
+def _text(location: str) -> str:
+    with foreign_errors(DataError, f"{location} is not in UTF-8"):
+        return _read(location).decode("utf-8-sig")
+
+
+def _read_json(location: str) -> Any:  # Any: JSON
+    with foreign_errors(DataError, f"{location} is not valid JSON"):
+        return json.loads(_text(location))
+
+
+def _json_rows(location: str) -> list[Row]:
+    """The objects of a list, or of the lines of a file; a suffix says nothing about which it is."""
+    text = _text(location)
+    if text.lstrip()[:1] == "[":
+        rows = _read_json(location)
+    else:
+        with foreign_errors(DataError, f"{location} is not JSON Lines"):
+            rows = [json.loads(line) for line in text.split("\n") if line.strip()]
+    for number, row in enumerate(rows):
+        if not isinstance(row, dict):
+            raise DataError(f"row {number} of {location} is not an object: {str(row)[:40]}")
+    return list(rows)
+
+
+@functools.lru_cache(8)
+def _table(location: str) -> TableTrees:
+    with foreign_errors(DataError, f"cannot read the table {location}"):
+        return TableTrees([location])
+
+
+def _table_rows(location: str) -> list[Row]:
+    """All rows of a table, without the columns that hold encoded images."""
+    with foreign_errors(DataError, f"cannot read the table {location}"):
+        content: Any = pa.BufferReader(_read(location)) if storage.is_url(location) else pa.memory_map(location)
+        if location.endswith(".parquet"):
+            light = [field.name for field in parquet.read_schema(content) if not _is_heavy(field.type)]
+            content.seek(0)
+            table = parquet.read_table(content, columns=light)
+        else:
+            table = _arrow_table(content)
+            table = table.select([field.name for field in table.schema if not _is_heavy(field.type)])
+        return list(table.to_pylist())
+
+
+def _arrow_table(content: Any) -> pa.Table:  # Any: pyarrow has no types
+    try:
+        return ipc.open_stream(content).read_all()
+    except pa.ArrowInvalid:  # the other of Arrow's two layouts
+        content.seek(0)
+        return ipc.open_file(content).read_all()
+
+
+def _is_heavy(kind: pa.DataType) -> bool:
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return _is_heavy(kind.value_type)
+    if pa.types.is_struct(kind):
+        return any(_is_heavy(kind.field(number).type) for number in range(kind.num_fields))
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
+def _table_image(location: str, row: int, column: str, place: str | None) -> ImageSource:
+    try:
+        value: Any = dict(_table(location)[row])[column]  # type: ignore[call-overload]  # a row is an object
+        value = value[int(place)] if place is not None else value
+    except (BadRecord, KeyError, IndexError, TypeError) as error:
+        raise DataError(f"{location} has no image in column {column} of row {row}: {error}") from error
+    if isinstance(value, Mapping):
+        value = value.get("bytes") or value.get("path")
+    if isinstance(value, str):
+        beside = storage.join(storage.parent(location), value)
+        return _read(beside) if storage.is_url(beside) else Path(beside)
+    if not isinstance(value, bytes):
+        raise DataError(f"{location} has no image in column {column} of row {row}, but {str(value)[:40]}")
+    return value
+
+
+def _tsv_image(location: str, index: str) -> bytes:
+    rows, images = _read_tsv(location)
+    numbers = _tsv_numbers(location)
+    if index not in numbers:
+        raise DataError(f"{location} has no row with the index {index}")
+    try:
+        return base64.b64decode(images[int(rows[numbers[index]]["image"])], validate=False)
+    except binascii.Error as error:
+        raise DataError(f"the image of the row with the index {index} of {location} is not base64: {error}") from error
+
+
+@functools.lru_cache(4)
+def _tsv_numbers(location: str) -> dict[str, int]:
+    return {str(row["index"]): number for number, row in enumerate(read_tsv(location))}
+
+
+@functools.lru_cache(4)
+def _read_tsv(location: str) -> tuple[list[dict[str, Any]], list[str]]:
+    """The rows, and the different images that `image` numbers: circular copies repeat them, or name the row that has it."""
+    csv.field_size_limit(2**31 - 1)
+    with foreign_errors(DataError, f"cannot read the rows of {location}"):
+        rows: list[dict[str, Any]] = list(csv.DictReader(io.StringIO(_text(location), newline=""), delimiter="\t"))
+    for number, row in enumerate(rows):
+        if None in row or None in row.values() or not row.get("index"):
+            raise DataError(f"row {number} of {location} does not have the columns of its first line, or no `index`")
+    own = {row["index"]: row.get("image", "") for row in rows}
+    images: dict[str, int] = {}
+    for row in rows:
+        image = own[row["index"]]
+        if len(image) < _LONGEST_INDEX and image in own:
+            image = own[image]
+        row["image"] = images.setdefault(image, len(images))
+    return rows, list(images)

@@ -1,0 +1,99 @@
+"""MI-Bench: multiple choice about several images. Each question is asked once for every rotation of its options."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from owl3_jax.evaluation.data_root import DataError, DataRoot, Row
+from owl3_jax.evaluation.metrics import Scores, accuracy, by_split, group_shares, mean_metric
+from owl3_jax.evaluation.multiple_choice import LETTER, first_character, judge_letters, letter_of, lettered, require
+from owl3_jax.evaluation.question import READINGS, Answered, Judged, Question
+from owl3_jax.evaluation.scores import LETTERS
+from owl3_jax.evaluation.task import About, Task
+
+_FOLDERS = ("dataset/mi_bench", "dataset/mibench", "dataset/MIBench")
+_NAMES = ("multi_image_instruction", "multimodal_knowledge_seeking")
+
+
+def read(data: DataRoot) -> list[Question]:
+    """Both files, with the rotations of each question: by r places to the left under the id `ITEM/r`."""
+    rows = [(stem, number, row) for stem in _NAMES for number, row in enumerate(_rows(data, stem))]
+    names = [_name(stem, number, row) for stem, number, row in rows]
+    if len(set(names)) < len(names):
+        names = [f"{stem}/{number}" for stem, number, _ in rows]
+    return [question for name, (_, _, row) in zip(names, rows, strict=True) for question in _rotations(data, name, row)]
+
+
+def judge(question: Question, answer: str) -> Judged:
+    """The first character, in either case."""
+    return judge_letters(question, answer, first_character(answer).upper())
+
+
+def score(answered: Sequence[Answered]) -> Scores:
+    """`accuracy`: a question counts when all of its rotations are right, as released; `plain_accuracy` over rotations."""
+    plain = accuracy(answered)
+    scores: Scores = {}
+    for reading in READINGS:
+        scores[reading] = {
+            "accuracy": mean_metric(group_shares(answered, reading)),
+            "plain_accuracy": plain[reading]["accuracy"],
+        }
+        for split, part in by_split(answered).items():
+            scores[reading][f"accuracy ({split})"] = mean_metric(group_shares(part, reading))
+    return scores
+
+
+def _rows(data: DataRoot, stem: str) -> list[Row]:
+    return data.rows(*(f"{folder}/{stem}{suffix}" for suffix in (".json", ".jsonl") for folder in _FOLDERS))
+
+
+def _name(stem: str, number: int, row: Row) -> str:
+    return str(row.get("id", row.get("question_id", f"{stem}/{number}")))
+
+
+def _rotations(data: DataRoot, name: str, row: Row) -> list[Question]:
+    place = f"question {name} of MI-Bench"
+    require(row, place, "question", "answer")
+    options = _options(row, place)
+    right = options[LETTERS.index(letter_of(row["answer"], options, place))]
+    images = tuple(data.media({"#": row["#"], "image": image}, "image") for image in _images(row, place))
+    split = str(row.get("task") or row.get("task_name") or row.get("type") or "")
+    asked = str(row["question"]).replace("<image>", "<|image|>")
+    questions = []
+    for rotation in range(len(options)):
+        turned = (*options[rotation:], *options[:rotation])
+        gold = LETTERS[(options.index(right) - rotation) % len(options)]
+        text = f"{asked}\nOptions: {lettered(turned)}\n{LETTER}"
+        questions.append(Question(f"{name}/{rotation}", text, gold, images, options=turned, split=split, group=name))
+    return questions
+
+
+def _options(row: Row, place: str) -> tuple[str, ...]:
+    options: Any = row.get("options", row.get("choices"))
+    if isinstance(options, dict):
+        options = list(options.values())
+    if not isinstance(options, list) or len(options) < 2:
+        raise DataError(f"{place} has no list of options")
+    return tuple(map(str, options))
+
+
+def _images(row: Row, place: str) -> list[str]:
+    images = row.get("images", row.get("image"))
+    if isinstance(images, str):
+        return [images]
+    if not isinstance(images, list):
+        raise DataError(f"{place} has no list of images")
+    return list(map(str, images))
+
+
+MI_BENCH = Task(
+    "mi_bench",
+    About(
+        "MI-Bench, in all rotations",
+        tuple(" | ".join(f"{folder}/{stem}.json" for folder in _FOLDERS) for stem in _NAMES),
+        "StarBottle/MIBench on the Hugging Face hub, in dataset/mi_bench",
+        aliases=("mibench",),
+    ),
+    read,
+    judge,
+    score,
+)
