@@ -149,7 +149,7 @@ def _score_answers(config: Config, flags: Flags, data: DataRoot) -> str:
 def _given_answers(path: Path, chosen: Chosen, asked: Sequence[Asked]) -> tuple[dict[tuple[str, str], str], list[str]]:
     """The answers of a file to the questions, and ids that no question of the data has.
 
-    A line's task may have any of the task's names, or that of a benchmark of which it is a part.
+    A line's task may have any of the task's names, or that of a benchmark whose tasks have different ids.
     """
     names = {alias: name for name, task in chosen.tasks.items() for alias in task.about.aliases}
     names |= {find_task(name.partition("@")[0]).name: name for name in chosen.tasks} | {name: name for name in chosen.tasks}
@@ -157,8 +157,12 @@ def _given_answers(path: Path, chosen: Chosen, asked: Sequence[Asked]) -> tuple[
     answers = read_answers(path, names)
     for benchmark, members in chosen.benchmarks.items():
         for (_, question), answer in read_answers(path, {benchmark: benchmark}).items():
-            owners = [member for member in members if (member, question) in ids] or list(members[:1])
-            answers.update({(owner, question): answer for owner in owners[:1]})
+            owners = [member for member in members if (member, question) in ids] or [benchmark]
+            if len(owners) > 1:
+                raise SamplesError(
+                    f"{path}: question {question} of {benchmark} is one of {' and '.join(owners)}: name the task"
+                )
+            answers[owners[0], question] = answer
     return answers, [question for task, question in answers if (task, question) not in ids]
 
 
@@ -188,7 +192,7 @@ def _choose(config: Config) -> Chosen:
 
 def _asked(chosen: Chosen, flags: Flags, data: DataRoot) -> list[Asked]:
     part, parts = parse_shard(flags.shard)
-    return ask_all(chosen.tasks, data, Selection(flags.limit, part, parts, data.settings.seed))
+    return ask_all(chosen.tasks.values(), data, Selection(flags.limit, part, parts, data.settings.seed))
 
 
 def _output(flags: Flags, default: Path | None) -> Path:

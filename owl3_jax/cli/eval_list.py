@@ -1,6 +1,7 @@
 """What `owl3 eval --tasks list` and `--list_ids TASK` print."""
 
 from owl3_jax.config import ConfigError
+from owl3_jax.evaluation.asked import questions_of
 from owl3_jax.evaluation.data_root import DataRoot
 from owl3_jax.evaluation.tables import paper_numbers
 from owl3_jax.evaluation.tasks import BENCHMARKS, GROUPS, TASKS, choose
@@ -38,7 +39,10 @@ def list_ids(names: str, data: DataRoot) -> str:
     chosen = choose([names])
     if not chosen.tasks:
         raise ConfigError(f"{names} names no task")
-    return "".join(f"{question.id}\n" for task in chosen.tasks.values() for question in task.questions(data))
+    ids = [question.id for task in chosen.tasks.values() for question in questions_of(task, data)]
+    if len(set(ids)) < len(ids):
+        raise ConfigError(f"{names} is several tasks with the same ids: name one of {', '.join(chosen.tasks)}")
+    return "".join(f"{name}\n" for name in ids)
 
 
 def _is_there(data: DataRoot, need: str) -> bool:

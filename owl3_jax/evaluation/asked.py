@@ -1,7 +1,8 @@
 """The questions of a run: which ones of which tasks, in which order, and as requests of the engine."""
 
+import dataclasses
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -59,25 +60,24 @@ def parse_shard(text: str | None) -> tuple[int, int]:
     return int(part) - 1, int(parts)
 
 
-def ask_all(tasks: Mapping[str, Task], data: DataRoot, selection: Selection) -> list[Asked]:
-    """The chosen questions of all tasks, task by task.
+def questions_of(task: Task, data: DataRoot) -> list[Question]:
+    """All questions of a task; where ids repeat, each has the number of its row, from 0, for its id.
 
-    Raises DataError where files are missing, and ConfigError when a task has several questions with the same id, or none.
+    Raises DataError where files are missing, and ConfigError where there is no question.
     """
-    asked = []
-    for name, task in tasks.items():
-        questions = task.questions(data)
-        seen: set[str] = set()
-        for question in questions:
-            if question.id in seen:
-                raise ConfigError(f"task {name} has several questions with the id {question.id!r}; ids must differ")
-            seen.add(question.id)
-        if not questions:
-            raise ConfigError(f"task {name} has no questions")
-        if task.frames is not None and data.settings.frames and not any(question.videos for question in questions):
-            raise ConfigError(f"task {name} has no videos: leave out --frames")
-        asked += [Asked(task, question) for question in selection.of(questions)]
-    return asked
+    questions = list(task.questions(data))
+    if not questions:
+        raise ConfigError(f"task {task.name} has no questions")
+    if len({question.id for question in questions}) < len(questions):
+        questions = [dataclasses.replace(question, id=str(number)) for number, question in enumerate(questions)]
+    if task.frames is not None and data.settings.frames and not any(question.videos for question in questions):
+        raise ConfigError(f"task {task.name} has no videos: leave out --frames")
+    return questions
+
+
+def ask_all(tasks: Iterable[Task], data: DataRoot, selection: Selection) -> list[Asked]:
+    """The chosen questions of all tasks, task by task. Raises what `questions_of` does."""
+    return [Asked(task, question) for task in tasks for question in selection.of(questions_of(task, data))]
 
 
 def in_order_of_asking(asked: Sequence[Asked]) -> list[Asked]:

@@ -33,6 +33,8 @@ Row = Mapping[str, Any]  # Any: values of JSON or of a table, or strings
 NAME = "#"  # the key of a row's own name, for `DataRoot.media`
 
 _TABLES, _JSON = (".parquet", ".arrow"), (".json", ".jsonl")
+_ABOUT_DATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
+_SPLIT = re.compile(r"train|test|val|dev", re.IGNORECASE)
 _LONGEST_INDEX = 64  # what is longer in a column of images is an image, and not the index of the row that has it
 _ENTRY = re.compile(r"(?P<file>.+\.(?:parquet|arrow|tsv))#(?P<row>[^/]+)(?:/(?P<column>[^/]+))?(?:/(?P<place>\d+))?")
 
@@ -77,16 +79,36 @@ class DataRoot:
         """
         return [row for name in self.require(*patterns) for row in self._rows_of(name)]
 
-    def hub_rows(self, folders: Sequence[str], split: str, config: str = "") -> list[Row]:
-        """The rows of a data set of the Hugging Face hub, downloaded or saved to a folder below `dataset/`. Raises DataError.
+    def hub_rows(self, names: Sequence[str], split: str, config: str = "") -> list[Row]:
+        """The rows of a data set of the Hugging Face hub, downloaded or saved to a folder below `dataset/`.
 
         Args:
-            folders: its possible names.
-            split: the split, which the names of its files begin with, or of their folder.
-            config: the configuration, a folder or the beginning of files' names, too.
+            names: of the data set's folder, which may be in one of its owner's; case and punctuation do not count.
+            split: the split, with which the names of its files begin, or its folder's. It may be left out of them where there
+                is only one.
+            config: the configuration: a folder, or the beginning of the names.
+
+        Raises DataError.
         """
-        patterns = [f"dataset/{folder}/{pattern}" for folder in folders for pattern in _hub_patterns(split, config)]
-        return self.rows(*patterns)
+        folders = self.folders(*names)
+        for folder in folders:
+            for pattern in _hub_patterns(split, config):
+                if found := self.find(f"{folder}/{pattern}"):
+                    return [row for name in found for row in self._rows_of(name)]
+            if not config and (found := self._only_split(folder)):
+                return [row for name in found for row in self._rows_of(name)]
+        what = f"no file of the split {split}{f' of {config}' if config else ''} ({', '.join((*_TABLES, *_JSON))})"
+        if not folders:
+            raise DataError(
+                f"{self.location('dataset')} has no folder {names[0]}, which should have a file of the split {split}"
+            )
+        raise DataError(f"there is {what} in {' or '.join(map(self.location, folders))}")
+
+    def folders(self, *names: str) -> list[str]:
+        """The folders below `dataset/` or one of its folders with one of the names; case and punctuation do not count."""
+        wanted = {_plain(name) for name in names}
+        found = self._matching_folders("dataset/*") + self._matching_folders("dataset/*/*")
+        return [folder for folder in found if _plain(folder.rpartition("/")[2]) in wanted]
 
     def text(self, name: str) -> str:
         """The content of a file in UTF-8. Raises DataError."""
@@ -121,6 +143,16 @@ class DataRoot:
         prefix = len(self.location("x")) - 1
         return [found[prefix:] for found in storage.find(location)]
 
+    def _matching_folders(self, pattern: str) -> list[str]:
+        prefix = len(self.location("x")) - 1
+        return [found[prefix:] for found in storage.find(self.location(pattern)) if storage.is_folder(found)]
+
+    def _only_split(self, folder: str) -> list[str]:
+        """The data files of a folder whose names speak of no split; none where a part of them does."""
+        files = [found for suffix in (*_TABLES, *_JSON) for found in self._matching(f"{folder}/**/*{suffix}")]
+        files = [file for file in files if file.rpartition("/")[2] not in _ABOUT_DATA]
+        return [] if any(_SPLIT.search(file[len(folder) :]) for file in files) else sorted(set(files))
+
     def _rows_of(self, name: str) -> Iterator[Row]:
         location = self.location(name)
         if name.endswith(_TABLES):
@@ -131,9 +163,9 @@ class DataRoot:
             yield from ({**row, NAME: f"{name}#{number}"} for number, row in enumerate(_json_rows(location)))
 
 
-def hub_files(folders: Sequence[str], split: str, config: str = "") -> str:
+def hub_files(names: Sequence[str], split: str, config: str = "") -> str:
     """What `About.needs` says of `DataRoot.hub_rows`."""
-    return " | ".join(f"dataset/{folder}/{f'{config}/' if config else '**/'}{split}*" for folder in folders)
+    return f"dataset/{names[0]}/{f'{config}/' if config else '**/'}{split}*"
 
 
 def read_tsv(location: str) -> list[Row]:
@@ -150,6 +182,10 @@ def _hub_patterns(split: str, config: str) -> Iterator[str]:
     if config:
         for suffix in (".json", ".jsonl", ".parquet", ".arrow"):
             yield from (f"{config}{suffix}", f"**/{config}{suffix}", f"**/{config}-{split}*{suffix}")
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
 def _read(location: str) -> bytes:

@@ -40,17 +40,18 @@ def mean_metric(shares: Sequence[float]) -> Metric:
     return Metric(100 * mean, 100 * low, 100 * high, count)
 
 
-def bootstrap_metric(count: int, score: Callable[[Sequence[int]], float]) -> Metric:
-    """A score that is no mean, such as F1, over `count` samples: a percentile bootstrap with a fixed seed.
+def resampled(counts: Sequence[int]) -> list[list[int]]:
+    """Counts of kinds of answers as they would be in other samples of as many: draws of a bootstrap, with a fixed seed."""
+    total = sum(counts)
+    shares = [count / total for count in counts]
+    drawn: list[list[int]] = np.random.default_rng(0).multinomial(total, shares, _RESAMPLES).tolist()
+    return drawn
 
-    Args:
-        count: of the samples.
-        score: takes numbers of samples, which may repeat; gives a share from 0 to 1.
-    """
-    rng = np.random.default_rng(0)
-    drawn = [score(rng.integers(count, size=count).tolist()) for _ in range(_RESAMPLES)]
+
+def bootstrap_metric(share: float, drawn: Sequence[float], units: int) -> Metric:
+    """A score that is no mean, such as F1, with the percentiles of what it is in a bootstrap's draws."""
     low, high = np.percentile(drawn, (2.5, 97.5)).tolist()
-    return Metric(100 * score(range(count)), 100 * low, 100 * high, count)
+    return Metric(100 * share, 100 * low, 100 * high, units)
 
 
 def accuracy(answered: Sequence[Answered]) -> Scores:

@@ -5,7 +5,7 @@ from owl3_jax.evaluation.multiple_choice import LETTER, first_character, judge_l
 from owl3_jax.evaluation.question import Judged, Question
 from owl3_jax.evaluation.task import About, Task
 
-_FOLDERS = ("ai2d", "AI2D", "lmms-lab/ai2d")
+_FOLDERS = ("ai2d",)
 
 
 def read(data: DataRoot) -> list[Question]:

@@ -10,7 +10,7 @@ from owl3_jax.evaluation.question import READINGS, Answered, Judged, Question
 from owl3_jax.evaluation.scores import LETTERS
 from owl3_jax.evaluation.task import About, Task
 
-_FOLDERS = ("dataset/mi_bench", "dataset/mibench", "dataset/MIBench")
+_FOLDERS = ("mi_bench",)
 _NAMES = ("multi_image_instruction", "multimodal_knowledge_seeking")
 
 
@@ -43,7 +43,8 @@ def score(answered: Sequence[Answered]) -> Scores:
 
 
 def _rows(data: DataRoot, stem: str) -> list[Row]:
-    return data.rows(*(f"{folder}/{stem}{suffix}" for suffix in (".json", ".jsonl") for folder in _FOLDERS))
+    folders = data.folders(*_FOLDERS) or ["dataset/mi_bench"]
+    return data.rows(*(f"{folder}/{stem}{suffix}" for suffix in (".json", ".jsonl") for folder in folders))
 
 
 def _name(stem: str, number: int, row: Row) -> str:
@@ -89,7 +90,7 @@ MI_BENCH = Task(
     "mi_bench",
     About(
         "MI-Bench, in all rotations",
-        tuple(" | ".join(f"{folder}/{stem}.json" for folder in _FOLDERS) for stem in _NAMES),
+        tuple(f"dataset/mi_bench/{stem}.json" for stem in _NAMES),
         "StarBottle/MIBench on the Hugging Face hub, in dataset/mi_bench",
         aliases=("mibench",),
     ),

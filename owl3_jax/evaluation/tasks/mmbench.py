@@ -27,7 +27,7 @@ def files(split: str, language: str) -> tuple[str, ...]:
     return tuple(
         f"dataset/mmbench/{stem}{suffix}"
         for suffix in (".tsv", ".jsonl")
-        for stem in (f"{name}_20231003", name, own, f"{own}_V11")
+        for stem in (f"{name}_20231003", name, own, f"{own}_V11", f"{name}_*")
     )
 
 

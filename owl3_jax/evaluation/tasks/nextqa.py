@@ -9,7 +9,7 @@ from owl3_jax.evaluation.question import READINGS, Answered, Excerpt, Judged, Qu
 from owl3_jax.evaluation.task import About, Task
 
 FRAMES = 8  # the released plan gives no number, and this is its reader's
-_FOLDERS = ("nextqa", "NExTQA", "lmms-lab/NExTQA")
+_FOLDERS = ("nextqa",)
 _GROUPS = {"C": "causal", "T": "temporal", "D": "descriptive"}
 
 

@@ -6,7 +6,7 @@ from owl3_jax.evaluation.official.yes_no import yes_or_no
 from owl3_jax.evaluation.question import Judged, Question
 from owl3_jax.evaluation.task import About, Task
 
-_FOLDERS = ("nlvr2", "NLVR2", "lmms-lab/NLVR2")
+_FOLDERS = ("nlvr2",)
 _SPLIT = "unbalanced_test_public"
 
 

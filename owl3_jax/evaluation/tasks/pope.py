@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from owl3_jax.evaluation.data_root import DataError, DataRoot
-from owl3_jax.evaluation.metrics import Metric, Scores, bootstrap_metric
+from owl3_jax.evaluation.metrics import Scores, bootstrap_metric, resampled
 from owl3_jax.evaluation.official.yes_no import YesNo, yes_or_no
 from owl3_jax.evaluation.question import Answered, Judged, Question, Reading
 from owl3_jax.evaluation.task import About, Task
@@ -43,30 +43,35 @@ def judge(question: Question, answer: str) -> Judged:
     return Judged(float(parsed == question.gold), float(parsed == question.gold), parsed, parsed)
 
 
+_SHARES: dict[Reading, dict[str, Callable[[YesNo], float]]] = {
+    "official": {
+        "accuracy": lambda counts: counts.accuracy,
+        "precision": lambda counts: counts.precision,
+        "recall": lambda counts: counts.recall,
+        "f1": lambda counts: counts.f1,
+        "yes_ratio": lambda counts: counts.yes_ratio,
+    },
+    "strict": {
+        "accuracy": lambda counts: counts.strict_accuracy,
+        "precision": lambda counts: counts.precision,
+        "recall": lambda counts: counts.strict_recall,
+        "f1": lambda counts: counts.strict_f1,
+        "yes_ratio": lambda counts: counts.yes_ratio,
+    },
+}
+
+
 def score(answered: Sequence[Answered]) -> Scores:
     """Officially, answers that are neither yes nor no are in `yes_ratio` alone; strictly, they are wrong."""
-    pairs = [(each.judged.parsed if not each.error else "", each.question.gold or "") for each in answered]
-
-    def metric(share: Callable[[YesNo], float]) -> Metric:
-        return bootstrap_metric(len(pairs), lambda chosen: share(YesNo.of(pairs[number] for number in chosen)))
-
-    shares: dict[Reading, dict[str, Callable[[YesNo], float]]] = {
-        "official": {
-            "accuracy": lambda counts: counts.accuracy,
-            "precision": lambda counts: counts.precision,
-            "recall": lambda counts: counts.recall,
-            "f1": lambda counts: counts.f1,
-            "yes_ratio": lambda counts: counts.yes_ratio,
-        },
-        "strict": {
-            "accuracy": lambda counts: counts.strict_accuracy,
-            "precision": lambda counts: counts.precision,
-            "recall": lambda counts: counts.strict_recall,
-            "f1": lambda counts: counts.strict_f1,
-            "yes_ratio": lambda counts: counts.yes_ratio,
-        },
+    counts = YesNo.of(("" if each.error else each.judged.parsed, each.question.gold or "") for each in answered)
+    drawn = [YesNo(*row) for row in resampled(counts)]
+    return {
+        reading: {
+            name: bootstrap_metric(share(counts), [share(each) for each in drawn], len(answered))
+            for name, share in shares.items()
+        }
+        for reading, shares in _SHARES.items()
     }
-    return {reading: {name: metric(share) for name, share in each.items()} for reading, each in shares.items()}
 
 
 POPE = tuple(map(make_task, SETS))

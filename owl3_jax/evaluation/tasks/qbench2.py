@@ -7,7 +7,7 @@ from owl3_jax.evaluation.question import Judged, Question
 from owl3_jax.evaluation.scores import LETTERS
 from owl3_jax.evaluation.task import About, Task
 
-_FOLDERS = ("qbench2", "q_bench2", "Q-Bench2-HF", "q-future/Q-Bench2-HF", "Q-Bench2")
+_FOLDERS = ("qbench2", "qbench2hf")
 
 
 def read(data: DataRoot) -> list[Question]:

@@ -9,7 +9,7 @@ from owl3_jax.evaluation.question import Excerpt, Judged, Question
 from owl3_jax.evaluation.task import About, Task
 
 FRAMES = 128
-_FOLDERS = ("videomme", "Video-MME", "lmms-lab/Video-MME")
+_FOLDERS = ("videomme",)
 _VIDEOS = "dataset/videomme/data/{}.mp4"
 _SUBTITLES = "dataset/videomme/subtitle/{}.srt"
 

@@ -27,9 +27,10 @@ def read_val(data: DataRoot) -> list[Question]:
     """The validation questions with ten answers each."""
     questions = []
     for row in data.rows(*files("val")):
-        if not row.get("answers"):
+        answers = row.get("answers", row.get("answer"))
+        if not answers or isinstance(answers, str):
             raise DataError(f"a row of vizwiz_val has no answers: {str(dict(row))[:80]}")
-        given = vqa_rows.with_numbers(row["answers"])
+        given = vqa_rows.with_numbers(answers)
         facts = {"annotations": given, **({"answer_type": row["answer_type"]} if row.get("answer_type") else {})}
         gold = vqa_rows.most_given(given)
         questions.append(vqa_rows.vqa_question(row, task="vizwiz_val", instruction=_INSTRUCTION, gold=gold, facts=facts))

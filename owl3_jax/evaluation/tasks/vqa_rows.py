@@ -61,7 +61,7 @@ def rows_or_questions(data: DataRoot, rows: Sequence[str], questions: str, image
 
 def annotated(data: DataRoot, questions: Sequence[Question], pattern: str) -> list[Question]:
     """The questions with the annotations of a file, which all of them must have. Raises DataError."""
-    location = data.require(pattern)[0]
+    location = data.location(data.require(pattern)[0])
     try:
         by_id = {str(each["question_id"]): each for each in data.json(pattern)["annotations"]}
     except (KeyError, TypeError) as error:
