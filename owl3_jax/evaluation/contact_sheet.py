@@ -48,12 +48,17 @@ class Card(NamedTuple):
 def cards_of(samples: Sequence[Sample], data: DataRoot, tasks: Mapping[str, Task], count: int) -> list[Card]:
     """A question from each of `count` sets, evenly spread over those with few images: the answers have no influence.
 
-    A set is a split of a task with one number of images. Sets may ask about the same images, so the second one shown gives
-    its second question, and so on. Questions on videos, and those whose images cannot be read, are not shown.
+    A set is a split of a task with one number of images; of a group of questions, its first is in it. Sets may ask about the
+    same images, so the second one shown gives its second question, and so on. Questions on videos, and those whose images cannot be read, are not shown.
     """
     sets: dict[tuple[str, str, int], list[Sample]] = {}
+    groups: set[tuple[str, str]] = set()
     for sample in samples:
         question = sample.answered.question
+        group = sample.task, question.group
+        if question.group and group in groups:
+            continue
+        groups.add(group)
         if 1 <= len(question.images) <= _MOST_IMAGES and question.gold is not None:
             sets.setdefault((sample.task, question.split, len(question.images)), []).append(sample)
     listed = list(sets.values())

@@ -13,6 +13,7 @@ from sklearn.model_selection import train_test_split
 Split = Literal["train", "test"]
 
 IMAGE_SIZE = 8  # pixels
+NUM_IMAGES = 1797
 TEST_IMAGES = 359  # a fifth; no sample of the train split shows any of them
 SPLIT_SEED = 0
 COLOURS: dict[str, tuple[int, int, int]] = {

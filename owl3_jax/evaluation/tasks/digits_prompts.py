@@ -12,7 +12,7 @@ from jaxtyping import Int
 from PIL import Image
 
 from owl3_jax.config import ConfigError
-from owl3_jax.data.digits.images import COLOURS, DigitImage, digit_image, encoded_image, split_ids
+from owl3_jax.data.digits.images import COLOURS, NUM_IMAGES, DigitImage, digit_image, encoded_image, split_ids
 from owl3_jax.data.digits.questions import ask_colour, ask_index, draw_distractors, draw_image, prompt
 from owl3_jax.data.digits.samples import IMAGE_COUNTS, MANY_IMAGES
 from owl3_jax.evaluation.data_root import DataError, DataRoot
@@ -80,9 +80,9 @@ def picture_name(image: DigitImage) -> str:
 def picture_of(name: str) -> DigitImage:
     """The picture of a name. Raises DataError."""
     match name.split("/"):
-        case ["digits", number, colour] if number.isdecimal() and int(number) in held_out_ids() and colour in COLOURS:
+        case ["digits", number, colour] if number.isdecimal() and int(number) < NUM_IMAGES and colour in COLOURS:
             return digit_image(int(number), colour)
-    raise DataError(f"there is no held-out digit {name!r}")
+    raise DataError(f"there is no digit {name!r}")
 
 
 def open_picture(data: DataRoot, name: str) -> ImageSource:

@@ -1,29 +1,26 @@
-"""The name of the answers' file changes with all that answers depend on; a prompt's digest with what is asked."""
+"""The name of the answers' file changes with all that answers depend on; a question's key with what is asked."""
 
 import dataclasses
 import os
 from pathlib import Path
 
-import numpy as np
-import pytest
-from PIL import Image
+import tokenizers
 
-from owl3_jax.config import Config
-from owl3_jax.evaluation.answer_file import answers_path, prompt_digest, weight_files
-from owl3_jax.evaluation.task import Prompt
-from owl3_jax.inference.sampling import Sampling
+from owl3_jax.config import EvalConfig, ModelConfig
+from owl3_jax.evaluation.answer_file import answer_key, answers_path, weight_files
+from owl3_jax.evaluation.asked import Asked
+from owl3_jax.evaluation.data_root import DataRoot
+from owl3_jax.evaluation.question import Excerpt, Question
 from owl3_jax.processing.processor import Processor
 from owl3_jax.processing.tokenizer import ChatTokenizer
-from tests.unit.evaluation.toys import CONFIG, PROCESSOR, make_workdir, save_image
+from tests.unit.evaluation.toys import MODEL, PROCESSOR, counting, make_workdir, save_image
 
 
-def path_of(checkpoint: Path, config: Config = CONFIG, processor: Processor = PROCESSOR, **sampling: object) -> Path:
-    return answers_path(Path("there"), checkpoint, config, processor, Sampling().with_options(**sampling))
+def path_of(checkpoint: Path, model: ModelConfig = MODEL, dtype: str = "None", processor: Processor = PROCESSOR) -> Path:
+    return answers_path(Path("there"), checkpoint, model, dtype, processor)
 
 
 def other_tokenizer() -> ChatTokenizer:
-    import tokenizers
-
     tokenizer = tokenizers.Tokenizer.from_str(PROCESSOR.tokenizer.to_json())
     tokenizer.add_tokens(["mauve"])
     return ChatTokenizer(tokenizer)
@@ -31,13 +28,10 @@ def other_tokenizer() -> ChatTokenizer:
 
 def test_the_name_changes_with_all_that_answers_depend_on(tmp_path):
     checkpoint = make_workdir(tmp_path)
-    model, compute = CONFIG.model, CONFIG.compute
     paths = [
         path_of(checkpoint),
-        path_of(checkpoint, max_new_tokens=9),
-        path_of(checkpoint, config=dataclasses.replace(CONFIG, model=dataclasses.replace(model, rms_norm_eps=1e-5))),
-        path_of(checkpoint, config=dataclasses.replace(CONFIG, compute=dataclasses.replace(compute, dtype="float32"))),
-        path_of(checkpoint, config=dataclasses.replace(CONFIG, compute=dataclasses.replace(compute, param_dtype="bfloat16"))),
+        path_of(checkpoint, model=dataclasses.replace(MODEL, rms_norm_eps=1e-5)),
+        path_of(checkpoint, dtype="float32"),
         path_of(checkpoint, processor=dataclasses.replace(PROCESSOR, crop=True)),
         path_of(checkpoint, processor=dataclasses.replace(PROCESSOR, tokenizer=other_tokenizer())),
     ]
@@ -54,9 +48,7 @@ def test_the_name_does_not_change_with_anything_else(tmp_path):
     before = path_of(checkpoint)
     (checkpoint / "eval").mkdir()
     (checkpoint / "eval" / "report.json").write_text("{}")
-    compute = dataclasses.replace(CONFIG.compute, remat="none", images_per_chunk=3)
-    config = dataclasses.replace(CONFIG, compute=compute, eval=dataclasses.replace(CONFIG.eval, batch_shapes=1, questions=7))
-    assert path_of(checkpoint, config=config, processor=Processor.from_pretrained(checkpoint)) == before
+    assert path_of(checkpoint, processor=Processor.from_pretrained(checkpoint)) == before
 
 
 def test_of_a_training_run_the_last_checkpoint_counts(tmp_path):
@@ -75,35 +67,34 @@ def test_of_a_converted_checkpoint_the_parameters_count(tmp_path):
     assert found == ["params/d/0", "params/manifest", "unused.safetensors"]
 
 
-def digest(text: str, *images: object, videos: tuple[object, ...] = ()) -> str:
-    return prompt_digest(Prompt("any", [{"role": "user", "content": text}], None, images, videos))
+def key(root: Path, text: str, *images: str, videos: tuple[Excerpt, ...] = (), **settings: object) -> str:
+    text = "<|image|>" * len(images) + "<|video|>" * len(videos) + text
+    asked = Asked(counting((1,), root / "a.png"), Question("7", text, "A", images, videos))
+    return answer_key(asked, DataRoot(str(root), EvalConfig(**settings)), {})
 
 
-def test_a_prompts_digest_changes_with_its_text_and_its_media(tmp_path):
-    path, other = save_image(tmp_path / "a.png"), save_image(tmp_path / "b.png")
-    frames = [Image.new("RGB", (2, 3)), Image.new("RGB", (3, 2))]
-    digests = [
-        digest("a"),
-        digest("b"),
-        digest("a", path),
-        digest("a", other),
-        digest("a", path, other),
-        digest("a", tmp_path / "missing.png"),
-        digest("a", b"encoded"),
-        digest("a", frames[0]),
-        digest("a", frames[1]),
-        digest("a", np.zeros((2, 3, 3), np.uint8)),
-        digest("a", np.zeros((3, 2, 3), np.uint8)),
-        digest("a", videos=(frames,)),
-        digest("a", videos=(frames[:1], frames[1:])),
+def test_a_questions_key_changes_with_its_text_its_media_and_the_settings(tmp_path):
+    for name in ("a.png", "b.png", "frames/1.png", "t.tsv"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        save_image(tmp_path / name.replace(".tsv", ".png")).rename(tmp_path / name)
+    make = lambda: [
+        key(tmp_path, "a"),
+        key(tmp_path, "b"),
+        key(tmp_path, "a", "a.png"),
+        key(tmp_path, "a", "b.png"),
+        key(tmp_path, "a", "a.png", "b.png"),
+        key(tmp_path, "a", "missing.png"),
+        key(tmp_path, "a", "t.tsv#1"),
+        key(tmp_path, "a", "t.tsv#2"),
+        key(tmp_path, "a", videos=(Excerpt("frames", 4),)),
+        key(tmp_path, "a", videos=(Excerpt("frames", 8),)),
+        key(tmp_path, "a", videos=(Excerpt("frames", 8, 1.0, 2.0),)),
+        key(tmp_path, "a", max_new_tokens=9),
+        key(tmp_path, "a", crop=True),
     ]
-    assert len(set(digests)) == len(digests)
-    assert digest("a", str(path)) == digest("a", path)
-    assert digest("a", Image.new("RGB", (2, 3))) == digest("a", frames[0])
-    os.utime(path, (1, 1))
-    assert digest("a", path) != digests[2]
-
-
-@pytest.mark.parametrize("kind", [str, Path])
-def test_a_folder_of_frames_is_a_video(tmp_path, kind):
-    assert digest("a", videos=(kind(tmp_path),)) == digest("a", videos=(tmp_path,))
+    keys = make()
+    assert len(set(keys)) == len(keys) and keys == make()
+    for name in ("a.png", "frames/1.png", "t.tsv"):
+        os.utime(tmp_path / name, (1, 1))
+    changed = [number for number, (before, after) in enumerate(zip(keys, make(), strict=True)) if before != after]
+    assert changed == [2, 4, 6, 7, 8, 9, 10]

@@ -42,28 +42,32 @@ PROMPTS = {
     "ok_vqa_val2014": f"<|image|>What colour? {WORD}",
     "vqav2_val": f"<|image|>What colour? {WORD}",
     "textvqa_val": f"<|image|>Which brand? {WORD}",
-    "vizwiz_vqa_test": "<|image|>What is it? When the provided information is insufficient, respond with 'Unanswerable'. " + WORD,
+    "vizwiz_vqa_test": "<|image|>What is it? When the provided information is insufficient, respond with 'Unanswerable'. "
+    + WORD,
     "gqa": f"<|image|>What? {WORD}",
     "pope_popular": f"<|image|>Is there a dog? {WORD}",
     "mmbench_dev_cn": "<|image|>Context: N/A\nQuestion: Which colour?\nOptions: A. red\nB. blue\nC. green\nD. white\n" + LETTER,
     "mmbench_test_en": f"<|image|>Context: N/A\nQuestion: =Which?\nOptions: A. red\nB. blue\n{LETTER}",
     "mmvet": "<|image|>\nWhat is 0?",
     "ai2d": f"<|image|>\nQuestion: Which?\nOptions:\nA. frog\nB. fly\nC. fish\nD. 2\n{LETTER}",
-    "nlvr2": "Left image: <|image|> Right image: <|image|>\nBoth are dogs.\nyes or no? Answer the question using a single word.",
-    "qbench2_dev": f"Image 1: <|image|>\nImage 2: <|image|>\nQuestion: Which is sharper?\nOptions: A. first\nB. second\n{LETTER}",
-    "nextqa_mc_test": "<|video|>\nQuestion: why?\nOptions: A. reason 0\nB. reason 1\nC. reason 2\nD. reason 3\nE. reason 4\n" + LETTER,
+    "nlvr2": "Left image: <|image|> Right image: <|image|>\nBoth are dogs.\n"
+    "yes or no? Answer the question using a single word.",
+    "qbench2_dev": "Image 1: <|image|>\nImage 2: <|image|>\nQuestion: Which is sharper?\n"
+    f"Options: A. first\nB. second\n{LETTER}",
+    "nextqa_mc_test": "<|video|>\nQuestion: why?\nOptions: A. reason 0\nB. reason 1\nC. reason 2\nD. reason 3\nE. reason 4\n"
+    + LETTER,
     "mvbench": f"<|video|>\nQuestion: What?\nOptions:\nA. open\nB. close\nC. throw\n{LETTER}",
     "videomme": f"<|video|>\nQuestion: What?\nOptions: A. cat.\nB. dog.\nC. cow.\nD. ox.\n{LETTER}",
-    "videomme_w_subtitle": "<|video|>\nThis video's subtitles are listed below:\nhello world\nQuestion: What?\nOptions: A. cat.\n"
-    f"B. dog.\nC. cow.\nD. ox.\n{LETTER}",
+    "videomme_w_subtitle": "<|video|>\nThis video's subtitles are listed below:\nhello world\nQuestion: What?\n"
+    f"Options: A. cat.\nB. dog.\nC. cow.\nD. ox.\n{LETTER}",
     "longvideobench_val_v": f"Question: <|video|>\nWhat?\nOptions: A. a cat\nB. a dog\n{LETTER}",
     "mlvu_dev": f"<|video|>\nQuestion: What?\nOptions:\nA. red\nB. blue\n{LETTER}",
     "mantis_eval": "Compare Image 1: <|image|>  and Image 2: <|image|> .\n"
     "Answer with the option's letter from the given choices directly.",
     "mathverse_mv": "Image 1: <|image|> Image 2: <|image|> \nSolve.\n"
     "Answer with the option's letter from the given choices directly.",
-    "sciverse_mv": "Image 1: <|image|> Image 2: <|image|> \nSolve. \nPlease select the correct paired scientific diagram from four "
-    "given images. Answer with the option's letter from the given choices directly.",
+    "sciverse_mv": "Image 1: <|image|> Image 2: <|image|> \nSolve. \nPlease select the correct paired scientific diagram "
+    "from four given images. Answer with the option's letter from the given choices directly.",
     "blink": f"the first image: <|image|> the second image: <|image|> \nWhich is older?\n{LETTER}",
     "mi_bench": f"<|image|><|image|>Which?\nOptions: A. one\nB. two\nC. three\n{LETTER}",
     "distractor_resistance": f"Image 1: <|image|>. In Image 1, Which colour?\nA. red\nB. blue\nC. green\nD. white\n{LETTER}",
@@ -88,7 +92,17 @@ def test_all_images_and_videos_are_found(root, task):
 def test_crops_are_on_for_single_images_alone():
     single = {name for name, task in TASKS.items() if task.crop}
     assert single == {
-        *("vqav2_val", "vqav2_test", "ok_vqa_val2014", "gqa", "vizwiz_vqa_val", "vizwiz_vqa_test", "textvqa_val", "mmvet", "ai2d"),
+        *(
+            "vqav2_val",
+            "vqav2_test",
+            "ok_vqa_val2014",
+            "gqa",
+            "vizwiz_vqa_val",
+            "vizwiz_vqa_test",
+            "textvqa_val",
+            "mmvet",
+            "ai2d",
+        ),
         *("pope_random", "pope_popular", "pope_adversarial"),
         *(f"mmbench_{split}_{language}" for split in ("dev", "test") for language in ("en", "cn")),
     }

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from owl3_jax.config import EvalConfig
 from owl3_jax.evaluation.contact_sheet import (
     BOX_HEIGHT,
     BOX_WIDTH,
@@ -11,11 +12,17 @@ from owl3_jax.evaluation.contact_sheet import (
     TILE_PIXELS,
     WRONG,
     Card,
+    cards_of,
     draw_contact_sheet,
     enlarge,
     tile_layout,
 )
 from owl3_jax.evaluation.curves import save_figure
+from owl3_jax.evaluation.data_root import DataRoot
+from owl3_jax.evaluation.samples import Sample, judged
+from owl3_jax.evaluation.tasks.digits_distractors import DIGITS_DISTRACTORS
+from owl3_jax.evaluation.tasks.digits_exact import DIGITS_EXACT
+from tests.unit.evaluation.toys import counting
 
 QUESTION = "Which digit is red?"
 
@@ -26,8 +33,7 @@ def picture(level: int) -> Image.Image:
 
 def card(images: int, *, is_right: bool = True, answer: str = "red 7") -> Card:
     pictures = [picture(10 * number) for number in range(images)]
-    title, names = f"by colour, {images}", [str(number) for number in range(images)]
-    return Card(title, pictures, names, images - 1, QUESTION, answer, "red 7", is_right, {})
+    return Card(f"by colour, {images}", pictures, images - 1, QUESTION, answer, "red 7", is_right)
 
 
 @pytest.mark.parametrize("count", range(1, 24))
@@ -87,3 +93,46 @@ def test_options_take_one_line():
 def test_no_image_is_framed_when_none_is_asked_for():
     framed, free = draw_contact_sheet([card(3), card(3)._replace(target=None)], "a note").axes
     assert len(free.patches) == len(framed.patches) - 1
+
+
+DATA = DataRoot(
+    settings=EvalConfig(questions=3, exact_match_images=(2, 1, 23), distractor_questions=2, distractor_images=(1, 5))
+)
+TASKS = {task.name: task for task in (DIGITS_EXACT, DIGITS_DISTRACTORS)}
+
+
+def samples(text: str | None = None) -> list[Sample]:
+    """The same answer to all, or the right ones."""
+    return [
+        Sample(name, judged(task, question, text or question.gold), [], None)
+        for name, task in TASKS.items()
+        for question in task.questions(DATA)
+    ]
+
+
+def test_questions_are_spread_over_sets_with_few_images():
+    shown = cards_of(samples(), DATA, TASKS, 5)
+    assert len(shown) == 5 and all(each.is_right and len(each.images) <= 20 for each in shown)
+    assert len({each.title for each in shown}) > 2
+    everything = cards_of(samples(), DATA, TASKS, 1000)
+    assert len(everything) == 8  # not those with 23 images
+    assert len({tuple(map(id, each.images)) for each in everything}) == 8, "sets that ask the same show different questions"
+
+
+def test_a_wrong_answer_is_shown_as_wrong_whichever_it_is():
+    (card,) = cards_of(samples("no"), DATA, TASKS, 1)
+    assert (card.is_right, card.answer, card.title, len(card.images)) == (False, "no", "by colour · 1 image", 1)
+    (right,) = cards_of(samples(), DATA, TASKS, 1)
+    assert right.question == card.question and right.question.startswith("Which digit is ")
+
+
+def test_options_follow_the_question_on_lines_of_their_own():
+    first, *options = cards_of(samples(), DATA, TASKS, 1000)[-1].question.split("\n")
+    assert first.startswith("In Image ") and [option[:3] for option in options] == ["A. ", "B. ", "C. ", "D. "]
+
+
+def test_a_question_whose_image_cannot_be_read_is_not_shown(tmp_path):
+    task = counting((1,), tmp_path / "none.png")
+    assert (
+        cards_of([Sample("counting", judged(task, task.questions(DATA)[0], "1"), [], None)], DATA, {"counting": task}, 3) == []
+    )

@@ -1,57 +1,45 @@
 """What the tests of evaluation share: a task that has nothing to do with digits, and an engine that answers by a rule."""
 
-import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from unittest import mock
 
-from matplotlib.figure import Figure
 from PIL import Image
 
-from owl3_jax.config import Config, EvalConfig, ModelConfig, VisionConfig
+from owl3_jax.config import EvalConfig, ModelConfig, VisionConfig
 from owl3_jax.data.digits.tokenizer import make_tokenizer
-from owl3_jax.evaluation.contact_sheet import Card
-from owl3_jax.evaluation.task import Prompt, Scored, Summary
+from owl3_jax.evaluation.data_root import DataRoot
+from owl3_jax.evaluation.question import Judged, Question
+from owl3_jax.evaluation.task import About, Task
 from owl3_jax.inference.answers import Answer
+from owl3_jax.inference.clock import Clock
 from owl3_jax.inference.engine import Engine
 from owl3_jax.inference.prompt_sizes import BatchSize
 from owl3_jax.inference.sampling import Sampling
-from owl3_jax.processing.images import ImageSource
 from owl3_jax.processing.processor import Prepared, Processor
 
 PROCESSOR = Processor(make_tokenizer(), image_size=8)
 VISION = VisionConfig(hidden_size=8, intermediate_size=8, num_attention_heads=2, image_size=8, patch_size=2)
-EVAL = EvalConfig(images_per_batch=24, batch_shapes=3, max_new_tokens=5, tasks=("counting",))
-CONFIG = Config(model=ModelConfig(vision=VISION), eval=EVAL)
+EVAL = EvalConfig(images_per_batch=24, batch_shapes=3, max_new_tokens=5)
+MODEL = ModelConfig(vision=VISION)
 
 
-@dataclasses.dataclass(frozen=True)
-class Counting:
-    """A `Task`: how many images are there? Each question has one image file several times."""
+def counting(counts: Sequence[int], image: Path, name: str = "counting") -> Task:
+    """How many images are there? Each question has one image file several times."""
 
-    counts: Sequence[int]
-    image: ImageSource
-    name: str = "counting"
+    def questions(data: DataRoot) -> list[Question]:
+        return [
+            Question(
+                str(number), "<|image|>" * count + "\nHow many images?", str(count), (str(image),) * count, split=f"{count}"
+            )
+            for number, count in enumerate(counts)
+        ]
 
-    def prompts(self) -> Iterator[Prompt[int]]:
-        for number, count in enumerate(self.counts):
-            messages = [{"role": "user", "content": "<|image|>" * count + "\nHow many images?"}]
-            yield Prompt(str(number), messages, count, [self.image] * count)
+    def judge(question: Question, answer: str) -> Judged:
+        right = float(answer == question.gold)
+        return Judged(right, right, answer, answer)
 
-    def score(self, question: int, answer: str) -> bool:
-        return answer == str(question)
-
-    def summarize(self, scored: Sequence[Scored[int, bool]]) -> Summary:
-        right = sum(each.score for each in scored)
-        return Summary({self.name: {"right": right}}, f"{right} of {len(scored)}", {"counting.png": Figure()})
-
-    def showcase(self) -> list[list[Prompt[int]]]:
-        return [list(self.prompts())]
-
-    def card(self, prompt: Prompt[int], answer: str) -> Card:
-        images = [Image.new("RGB", (8, 8))] * prompt.question
-        expected = str(prompt.question)
-        return Card("count", images, ["grey"] * len(images), None, "How many?", answer, expected, answer == expected, {})
+    return Task(name, About("How many images?"), questions, judge, crop=None)
 
 
 class Answering:
@@ -60,7 +48,8 @@ class Answering:
     def __init__(self, rule: Callable[[Prepared], str], rows_divisor: int = 1, stop_after: int | None = None) -> None:
         self.batches: list[tuple[int, BatchSize]] = []  # prompts of each batch, and what it is padded to
         self.engine = mock.create_autospec(Engine, instance=True)
-        self.engine.runtime = mock.Mock(**{"rows.side_effect": lambda prompts: -(-prompts // rows_divisor) * rows_divisor})
+        rows = lambda prompts: -(-prompts // rows_divisor) * rows_divisor
+        self.engine.runtime = mock.Mock(**{"rows.side_effect": rows}, config=MODEL, clock=Clock())
         self.engine.generate.side_effect = self._generate
         self._rule, self._stop_after = rule, stop_after
 

@@ -61,6 +61,7 @@ class Batches:
         self.asked: list[tuple[int, int, BatchSize | None]] = []
         self.engine = mock.create_autospec(Engine, instance=True)
         self.engine.generate.side_effect = self._generate
+        self.engine.runtime = mock.Mock(config=mock.Mock(max_position_embeddings=512))
         self._fail = fail
 
     def _generate(
@@ -109,7 +110,7 @@ def test_answers_of_other_kinds_share_no_batch_of_a_size():
 def test_sizes_are_measured_without_an_image_being_decoded_and_without_those_that_fail():
     requests = [with_images("a", 3), request("torn", [b"no image"]), request("lost", [Path("missing.jpg")])]
     no_messages = Request("empty", [], [], [], SAMPLINGS[0])
-    found = list(measure(processor(), [*requests, no_messages]))
+    found = list(measure(processor(), [*requests, no_messages, Failure("bad", "line")], positions=512))
     assert found[0] == prompt_size(processor().prepare("Which digit is red?", list(images(3))))
     assert [size.images for size in found] == [3, 1, 1]
 

@@ -18,9 +18,10 @@ def test_what_of_an_answer_is_compared(answer, found):
 def test_scores_by_hand():
     pairs = [("yes", "yes"), ("Yes.", "no"), ("no", "no"), ("No, none", "yes"), ("maybe", "yes"), ("yes", "yes")]
     counts = YesNo.of(pairs)
-    assert counts == YesNo(true_positive=2, false_positive=1, true_negative=1, false_negative=1, neither=1)
+    assert counts == YesNo(true_positive=2, false_positive=1, true_negative=1, false_negative=1, unclear_yes=1, unclear_no=0)
     scores = (counts.accuracy, counts.precision, counts.recall, counts.f1, counts.yes_ratio, counts.strict_accuracy)
     assert scores == pytest.approx((3 / 5, 2 / 3, 2 / 3, 2 / 3, 3 / 6, 3 / 6))
+    assert (counts.strict_recall, counts.strict_f1) == pytest.approx((2 / 4, 2 * (2 / 3) * (1 / 2) / (2 / 3 + 1 / 2)))
 
 
 def test_no_answer_divides_by_nothing():

@@ -3,49 +3,50 @@
 import pytest
 
 from owl3_jax.config import ConfigError, EvalConfig
-from owl3_jax.evaluation.task import Scored
-from owl3_jax.evaluation.tasks.digits_exact import ExactMatch, make_point, make_questions
+from owl3_jax.evaluation.data_root import DataRoot
+from owl3_jax.evaluation.question import Question
+from owl3_jax.evaluation.samples import judged
+from owl3_jax.evaluation.tasks.digits_exact import DIGITS_EXACT, figures
 
-CONFIG = EvalConfig(questions=5)
+
+def questions(**settings: object) -> list[Question]:
+    return list(
+        DIGITS_EXACT.questions(DataRoot(settings=EvalConfig(**{"questions": 5, "exact_match_images": (7,), **settings})))
+    )
 
 
 def test_questions_follow_from_the_seed():
-    again = make_questions(EvalConfig(questions=5), "colour", 7)
-    assert make_questions(CONFIG, "colour", 7) == again
-    assert make_questions(EvalConfig(questions=5, seed=1), "colour", 7) != again
+    assert questions() == questions() != questions(seed=1)
 
 
 def test_more_questions_leave_the_first_ones_as_they_are():
-    assert make_questions(EvalConfig(questions=11), "colour", 7).prompts[:5] == make_questions(CONFIG, "colour", 7).prompts
-
-
-def shown(questions):
-    return [(prompt.question.pictures, prompt.question.target) for prompt in questions.prompts]
+    assert questions(questions=11)[:5] == questions()[:5]
 
 
 def test_both_namings_ask_about_the_same_pictures():
-    by_colour, by_index = (make_questions(CONFIG, naming, 7) for naming in ("colour", "index"))
-    assert shown(by_colour) == shown(by_index)
-    for colour, index in zip(by_colour.prompts, by_index.prompts, strict=True):
-        digit = colour.question.expected.split()[1]
-        assert index.question.expected == f"Image {index.question.target + 1}: {digit}"
-        assert index.images == colour.images
-    assert by_colour.prompts[0].question.text != by_index.prompts[0].question.text
+    by_colour, by_index = questions()[:5], questions()[5:]
+    for colour, index in zip(by_colour, by_index, strict=True):
+        assert (colour.images, colour.target) == (index.images, index.target)
+        assert index.gold == f"Image {index.target + 1}: {colour.gold.split()[1]}"
+        assert colour.text != index.text
 
 
-def test_score_counts_whole_answers():
-    questions = make_questions(CONFIG, "colour", 2)
-    expected = [prompt.question.expected for prompt in questions.prompts]
-    answers = [expected[0], expected[1], "red", expected[3] + " B", ""]
-    asked = [prompt.question for prompt in questions.prompts]
-    task = ExactMatch(CONFIG)
-    point = make_point("colour", 2, [Scored(*each, task.score(*each)) for each in zip(asked, answers, strict=True)])
-    assert (point.naming, point.images, point.questions, point.right, point.accuracy) == ("colour", 2, 5, 2, 0.4)
-    assert point.interval_95[0] < 0.4 < point.interval_95[1]
+def test_score_counts_whole_answers_by_naming_and_number_of_images():
+    asked = questions(exact_match_images=(2, 3))
+    by_colour = [each for each in asked if each.split == "by colour" and len(each.images) == 2]
+    gold = [each.gold for each in by_colour]
+    given = dict(zip((each.id for each in by_colour), [gold[0], f" {gold[1]}", "red", f"{gold[3]} B", ""], strict=True))
+    answered = [judged(DIGITS_EXACT, each, given.get(each.id, "no")) for each in asked]
+    scores = DIGITS_EXACT.score(answered)["official"]
+    assert scores["accuracy (by colour) @2"].value == 40 and scores["accuracy (by index) @3"].value == 0
+    assert scores["accuracy"].value == 10 and scores["accuracy (by colour) @2"].units == 5
+    assert scores["accuracy (by colour) @2"].low < 40 < scores["accuracy (by colour) @2"].high
+    axes = figures(answered)["digits_exact.png"].axes[0]
+    assert [line.get_ydata()[0] for line in axes.lines] == [0.4, 0.0, 0.1]
 
 
 def test_ids_differ_and_more_images_than_are_held_out_is_an_error():
-    ids = [prompt.id for prompt in ExactMatch(CONFIG).prompts()]
-    assert len(set(ids)) == len(ids) == 2 * 8 * 5 and ids[:2] == ["colour/1/0", "colour/1/1"]
+    ids = [each.id for each in questions(exact_match_images=(1, 2, 4))]
+    assert len(set(ids)) == len(ids) == 2 * 3 * 5 and ids[:2] == ["colour/1/0", "colour/1/1"]
     with pytest.raises(ConfigError, match=r"eval\.exact_match_images names 360 images, but only 359"):
-        ExactMatch(EvalConfig(exact_match_images=(1, 360)))
+        questions(exact_match_images=(1, 360))

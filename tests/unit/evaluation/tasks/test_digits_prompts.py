@@ -5,16 +5,18 @@ import pytest
 
 from owl3_jax.config import ConfigError, EvalConfig
 from owl3_jax.data.digits.images import COLOURS, digit_image, encoded_image, split_ids
-from owl3_jax.evaluation.tasks import make_tasks
+from owl3_jax.evaluation.data_root import DataError, DataRoot
+from owl3_jax.evaluation.tasks.digits_distractors import DIGITS_DISTRACTORS
+from owl3_jax.evaluation.tasks.digits_exact import DIGITS_EXACT
 from owl3_jax.evaluation.tasks.digits_prompts import (
     Scene,
     check_counts,
-    decoded_image,
+    decoded_picture,
     draw_scene,
     draw_target,
     held_out_ids,
-    make_card,
-    make_prompt,
+    make_question,
+    open_picture,
 )
 from owl3_jax.processing.images import load_image
 
@@ -29,11 +31,10 @@ def training_pictures() -> set[bytes]:
 
 
 def test_no_question_shows_a_training_picture(training_pictures):
-    config = EvalConfig(questions=7, distractor_questions=3)
-    prompts = [prompt for task in make_tasks(config) for prompt in task.prompts()]
-    shown = {image.tobytes() for prompt in prompts for image in prompt.images}
-    assert len(shown) > 1000
-    assert not shown & training_pictures
+    data = DataRoot(settings=EvalConfig(questions=7, distractor_questions=3, distractor_images=(1, 5, 100)))
+    names = {name for task in (DIGITS_EXACT, DIGITS_DISTRACTORS) for each in task.questions(data) for name in each.images}
+    assert len(names) > 1000
+    assert not {open_picture(data, name).tobytes() for name in names} & training_pictures
 
 
 def test_held_out_ids_are_no_training_ids():
@@ -64,24 +65,27 @@ def test_the_target_stands_anywhere():
 
 
 def test_a_free_question_by_colour():
-    prompt = make_prompt(Scene([RED, BLUE], 1), "colour", name="7")
-    assert prompt.messages == [{"role": "user", "content": "<|image|><|image|>\nWhich digit is blue?"}]
-    assert prompt.id == "colour/2/7"
-    assert prompt.images == [load_image(encoded_image(picture), "") for picture in (RED, BLUE)]
-    assert prompt.images[0] is decoded_image(RED)
-    question = prompt.question
-    assert make_card(question, "", is_right=False).image_names == ["held-out digit 11 in red", "held-out digit 13 in blue"]
-    assert (question.target, question.expected, question.options, question.right_option) == (1, f"blue {BLUE.digit}", (), None)
+    question = make_question(Scene([RED, BLUE], 1), "colour", name="7")
+    assert question.text == "<|image|><|image|>\nWhich digit is blue?" and question.id == "colour/2/7"
+    assert question.images == ("digits/11/red", "digits/13/blue")
+    assert open_picture(DataRoot(), "digits/11/red") is decoded_picture(RED) == load_image(encoded_image(RED), "")
+    assert (question.target, question.gold, question.options) == (1, f"blue {BLUE.digit}", ())
 
 
 def test_a_choice_by_index_as_in_the_paper():
     wrong = [digit for digit in range(10) if digit != BLUE.digit][:3]
-    prompt = make_prompt(Scene([RED, BLUE], 1), "index", [wrong[0], wrong[1], BLUE.digit, wrong[2]], name="")
-    text = f"In Image 2, which digit?\nA. {wrong[0]}\nB. {wrong[1]}\nC. {BLUE.digit}\nD. {wrong[2]}"
-    assert prompt.question.text == text
-    assert prompt.messages == [{"role": "user", "content": f"Image 1: <|image|> Image 2: <|image|>. {text}"}]
-    assert prompt.question.expected == f"Image 2: {BLUE.digit} C"
-    assert prompt.question.right_option == 2
+    question = make_question(Scene([RED, BLUE], 1), "index", [wrong[0], wrong[1], BLUE.digit, wrong[2]], name="", group="3")
+    asked = f"In Image 2, which digit?\nA. {wrong[0]}\nB. {wrong[1]}\nC. {BLUE.digit}\nD. {wrong[2]}"
+    assert question.text == f"Image 1: <|image|> Image 2: <|image|>. {asked}"
+    assert (question.gold, question.group, question.split) == ("C", "index/2/3", "by index")
+
+
+@pytest.mark.parametrize(
+    "name", ["digits/1797/red", "digits/13/pink", "digits/x/red", "digits/13", "13/red", "digits/99999/red"]
+)
+def test_a_name_of_no_picture_is_an_error(name):
+    with pytest.raises(DataError, match="there is no digit"):
+        open_picture(DataRoot(), name)
 
 
 def test_more_images_than_are_held_out_is_an_error():
