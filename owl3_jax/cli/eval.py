@@ -12,6 +12,7 @@ import tyro
 
 import owl3_jax
 from owl3_jax.cli.eval_list import list_ids, list_tasks
+from owl3_jax.cli.model_flags import mesh_of
 from owl3_jax.config import ComputeConfig, Config, ConfigError, DType, ModelConfig, field_differences, parse_dtype
 from owl3_jax.evaluation.answer_file import answers_path
 from owl3_jax.evaluation.answering import answer_questions
@@ -33,7 +34,6 @@ from owl3_jax.host.files import unwritable
 from owl3_jax.inference.engine import Engine
 from owl3_jax.inference.memory import FAILURES
 from owl3_jax.processing.processor import Processor
-from owl3_jax.sharding import make_mesh
 
 _LIST = "list"
 
@@ -254,7 +254,7 @@ def _load_engine(config: Config, checkpoint: Path, dtype: DType | None) -> Engin
     settings = config.eval
     return owl3_jax.from_pretrained(
         checkpoint,
-        mesh=make_mesh(config.mesh),
+        mesh=mesh_of(config.mesh),
         dtype=dtype,
         vision_batch_size=settings.vision_batch_size,
         feature_cache_bytes=int(settings.feature_cache_gb * 1e9),

@@ -107,7 +107,7 @@ def load_model(flags: ModelFlags) -> owl3_jax.Owl3Checkpoint:
     with explain_out_of_memory("the weights need less with --dtype bfloat16, --weight-dtype int8, or a mesh of more devices"):
         owl = owl3_jax.from_pretrained(
             flags.checkpoint,
-            mesh=_mesh(flags.mesh),
+            mesh=mesh_of(flags.mesh),
             dtype=flags.dtype,
             weight_dtype=flags.weight_dtype,
             cache_dtype=flags.cache_dtype,
@@ -118,7 +118,7 @@ def load_model(flags: ModelFlags) -> owl3_jax.Owl3Checkpoint:
     return owl.with_processor(video_sampling=video, crop=flags.crop or (owl.processor.crop and not flags.no_crop))
 
 
-def _mesh(config: MeshConfig) -> Mesh | None:
+def mesh_of(config: MeshConfig) -> Mesh | None:
     """A mesh over the first devices, or over all where an axis takes what is left; None for a single device."""
     if config == _ONE_DEVICE:
         return None

@@ -49,7 +49,8 @@ def cards_of(samples: Sequence[Sample], data: DataRoot, tasks: Mapping[str, Task
     """A question from each of `count` sets, evenly spread over those with few images: the answers have no influence.
 
     A set is a split of a task with one number of images; of a group of questions, its first is in it. Sets may ask about the
-    same images, so the second one shown gives its second question, and so on. Questions on videos, and those whose images cannot be read, are not shown.
+    same images, so the second one shown gives its second question, and so on. Questions on videos, and those whose images
+    cannot be read, are not shown.
     """
     sets: dict[tuple[str, str, int], list[Sample]] = {}
     groups: set[tuple[str, str]] = set()

@@ -42,7 +42,7 @@ def get_config():
     )
     evaluation = EvalConfig(
         questions=3, exact_match_images=(1, 5), distractor_questions=2, distractor_images=(1, 3), distractor_draws=2,
-        images_per_batch=40, batch_shapes=1, max_new_tokens=3, samples_shown=4,
+        images_per_batch=40, batch_shapes=1, max_new_tokens=3, samples_shown=4, tasks=("digits_exact", "digits_distractors"),
     )
     return Config(model=model, compute=ComputeConfig(dtype="float32"), mesh=MeshConfig(data=4, fsdp=2), eval=evaluation)
 """
@@ -84,8 +84,10 @@ def read_answers(workdir: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def report_without_run(workdir: Path) -> str:
-    return (workdir / "eval" / "report.json").read_text().split('"run": {')[0]
+def results(workdir: Path) -> list[bytes]:
+    """What equal answers make equal."""
+    names = ("samples.jsonl", "scores.json", "samples.png", "digits_exact.png", "digits_distractors.png")
+    return [(workdir / "eval" / name).read_bytes() for name in names]
 
 
 def run(monkeypatch, config: Path, workdir: Path, *flags: str) -> None:
@@ -93,17 +95,29 @@ def run(monkeypatch, config: Path, workdir: Path, *flags: str) -> None:
     runpy.run_path(str(SCRIPT), run_name="__main__")
 
 
-def test_the_same_model_gives_the_same_report_on_eight_devices(evaluated, fresh, monkeypatch, capsys):
+def test_the_same_model_gives_the_same_records_on_eight_devices_and_on_one(evaluated, fresh, tmp_path, monkeypatch, capsys):
     run(monkeypatch, fresh / "tiny.py", fresh)
-    texts = [(directory / "eval" / "report.json").read_text() for directory in (evaluated, fresh)]
-    before_run_block = [text.split('"run": {')[0] for text in texts]
-    assert before_run_block[0] == before_run_block[1] != texts[0]
-    report = json.loads(texts[0])
-    assert len(report["exact_match"]["points"]) == len(report["distractor_resistance"]["points"]) == 4
-    assert len(report["samples"]) == 4 and report["run"]["device"].startswith("8 x ")
+    assert results(fresh) == results(evaluated)
+    report = json.loads((fresh / "eval" / "report.json").read_text())
+    assert list(report["tasks"]) == ["digits_exact", "digits_distractors"] and report["run"]["device"].startswith("8 x ")
+    assert len(report["tasks"]["digits_exact"]["scores"]["official"]) == 1 + 4
+    assert report["spent"]["questions"] == 60 and report["settings"]["seed"] == 0
     printed = capsys.readouterr().out
-    for name in ("report.json", "exact_match.png", "distractor_resistance.png", "samples.png"):
+    for name in ("scores.json", "report.html", "samples.jsonl", "digits_exact.png", "digits_distractors_places.png"):
         assert re.search(rf"^\S*eval/{name}$", printed, re.MULTILINE)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 8])
+def test_no_batch_size_changes_a_record(evaluated, fresh, monkeypatch, rows):
+    run(
+        monkeypatch,
+        fresh / "tiny.py",
+        fresh,
+        "--config.mesh.data=1",
+        "--config.mesh.fsdp=1",
+        f"--config.eval.rows_per_batch={rows}",
+    )
+    assert results(fresh) == results(evaluated)
 
 
 def test_an_evaluation_that_was_stopped_resumes(evaluated, fresh, monkeypatch):
@@ -118,9 +132,9 @@ def test_an_evaluation_that_was_stopped_resumes(evaluated, fresh, monkeypatch):
     monkeypatch.setattr(Engine, "generate", stopping)
     with pytest.raises(KeyboardInterrupt):
         run(monkeypatch, fresh / "tiny.py", fresh)
-    assert not (fresh / "eval" / "report.json").exists()
+    assert not (fresh / "eval" / "samples.jsonl").exists()
     run(monkeypatch, fresh / "tiny.py", fresh)
-    assert report_without_run(fresh) == report_without_run(evaluated)
+    assert results(fresh) == results(evaluated)
     assert sum(prompts) - prompts[2] == len(read_answers(fresh)) == 2 * 2 * 3 + 2 * 2 * (4 + 8)
 
 
@@ -137,21 +151,23 @@ def test_a_new_checkpoint_is_asked_anew(fresh, monkeypatch):
     assert not calls, "all answers of this checkpoint are there"
 
 
-def test_an_image_that_cannot_be_read_ends_in_an_error_when_all_others_are_answered(evaluated, fresh, monkeypatch):
-    decoded, broken = digits_prompts.decoded_image, []
+def test_an_image_that_cannot_be_read_counts_as_wrong_and_is_asked_again(evaluated, fresh, monkeypatch):
+    decoded, broken = digits_prompts.decoded_picture, []
 
     def breaking(picture):
         broken[:] = broken or [picture]
         return b"no image" if [picture] == broken else decoded(picture)
 
-    monkeypatch.setattr(digits_prompts, "decoded_image", breaking)
-    failure = r"error: \d+ of 60 prompts failed: exact_match/colour/1/0 \w+: cannot read image 0: "
+    monkeypatch.setattr(digits_prompts, "decoded_picture", breaking)
+    failure = r"error: \d+ of 60 questions have no answer and count as wrong: digits_exact colour/1/0: cannot read image 0: "
     with pytest.raises(SystemExit, match=failure):
         run(monkeypatch, fresh / "tiny.py", fresh)
     assert 40 < len(read_answers(fresh)) < 60
-    monkeypatch.setattr(digits_prompts, "decoded_image", decoded)
+    failed = [json.loads(line) for line in (fresh / "eval" / "samples.jsonl").read_text().splitlines() if "error" in line]
+    assert len(failed) == 60 - len(read_answers(fresh)) and all(each["official"] == each["strict"] == 0 for each in failed)
+    monkeypatch.setattr(digits_prompts, "decoded_picture", decoded)
     run(monkeypatch, fresh / "tiny.py", fresh)
-    assert report_without_run(fresh) == report_without_run(evaluated)
+    assert results(fresh) == results(evaluated)
 
 
 def test_two_processes_evaluate_together_and_the_first_one_writes(evaluated, fresh):
@@ -166,7 +182,7 @@ def test_two_processes_evaluate_together_and_the_first_one_writes(evaluated, fre
     processes = [start([*command, f"--distributed.process={index}"]) for index in range(2)]
     outputs = [process.communicate(timeout=300) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
-    assert report_without_run(fresh) == report_without_run(evaluated)
+    assert results(fresh) == results(evaluated)
     assert "samples.png" in outputs[0][0]
     assert [line for line in outputs[1][0].splitlines() if not line.startswith("[Gloo]")] == []
 

@@ -243,6 +243,7 @@ def test_a_run_is_evaluated_with_its_own_config_which_names_no_model(place, work
     run = shutil.copytree(workdir, tmp_path / "run")
     settings = {"exact_match_images": 1, "distractor_images": 1, "questions": 2, "distractor_questions": 1, "max_new_tokens": 2}
     flags = [f"--config.eval.{name}={value}" for name, value in settings.items()]
+    flags += ["--tasks", "digits_exact,digits_distractors"]
     assert run_here("eval", "--config", ROOT / "configs/finetune.py", "--workdir", run, *flags) == 0
-    assert "Exact match on held-out images: 2 questions a number" in capsys.readouterr().out
-    assert json.loads((run / "eval/report.json").read_text())["exact_match"]["points"][0]["questions"] == 2
+    assert "digits_exact: 4 questions" in capsys.readouterr().out
+    assert json.loads((run / "eval/report.json").read_text())["tasks"]["digits_exact"]["questions"] == 4
