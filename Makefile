@@ -14,7 +14,7 @@ PIP := $(BIN)/python -m pip install --quiet $(if $(filter none,$(CONSTRAINTS)),,
 WORKERS ?= 2
 WORKDIR ?= runs/digits
 
-.PHONY: demo test check lint fix clean
+.PHONY: demo test check lint fix clean browser
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -32,7 +32,13 @@ demo: $(VENV)/run
 	$(BIN)/python train.py --config configs/digits.py --workdir $(WORKDIR) --config.start.checkpoint $(WORKDIR)/few
 	$(BIN)/python eval.py --config configs/digits.py --workdir $(WORKDIR)
 
-test: $(VENV)/dev
+# The report of an evaluation is tested in Chromium, which is installed where there is none and this may do so.
+browser:
+	@command -v chromedriver >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
+	apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium chromium-driver; } || \
+	{ echo "install Chromium and ChromeDriver first: apt-get install chromium chromium-driver" >&2; exit 1; }
+
+test: $(VENV)/dev browser
 	$(BIN)/python -m pytest --numprocesses $(WORKERS)
 
 lint: $(VENV)/dev
