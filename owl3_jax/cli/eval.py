@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -180,7 +181,7 @@ def _rescore(config: Config, flags: Flags, data: DataRoot) -> None:
     chosen = choose(names)
     output = _output(flags, flags.rescore[0] if len(flags.rescore) == 1 else None)
     kept: list[Sample] = rescored([sample for sample in samples if sample.task in chosen.tasks], chosen.tasks)
-    about = {"rescored": ", ".join(map(str, flags.rescore)), **_about(flags)}
+    about = {**_about_before(flags.rescore[0]), **_about(flags), "rescored": ", ".join(map(str, flags.rescore))}
     finish(Run(chosen, data, kept, output, about, None, flags.model_size), _judge(flags, output))
 
 
@@ -216,6 +217,15 @@ def _about(flags: Flags) -> dict[str, object]:
         "judge": flags.judge_model or None,
     }
     return {name: str(value) for name, value in given.items() if value is not None}
+
+
+def _about_before(folder: Path) -> dict[str, object]:
+    """What an earlier run was, for the report of its answers; nothing where its report.json is gone."""
+    try:
+        report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return {name: report[name] for name in ("checkpoint", "answers", "limit", "judge") if name in report}
 
 
 def _judge(flags: Flags, output: Path) -> Callable[[Task, Answered], Answered] | None:

@@ -86,7 +86,8 @@ def _rows(result: Result) -> Iterator[dict[str, str]]:
             "difference": ", ".join(_difference(metric, value) for value in reported.values())
             if is_reported and metric
             else "",
-            "detail": "1" if place else "",
+            "detail": "1" if "(" in name or "@" in name else "",
+            "details": str(sum("(" in other or "@" in other for other in result.scores["official"])) if place == 0 else "",
         }
 
 

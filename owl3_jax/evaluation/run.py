@@ -177,7 +177,8 @@ def _write_json(path: Path, tree: JsonTree) -> Path:
 
 
 def _title(run: Run) -> str:
-    return f"Evaluation of {run.about.get('checkpoint') or run.about.get('answers')}"
+    asked = run.about.get("checkpoint") or run.about.get("answers") or "earlier answers"
+    return f"Evaluation of {asked}"
 
 
 def _facts(run: Run) -> list[tuple[str, str]]:

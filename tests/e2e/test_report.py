@@ -49,7 +49,10 @@ def test_a_person_finds_the_wrong_samples_by_clicks(page, tmp_path):
         assert browser.get_log("browser") == []
         rows = [row.text for row in browser.find_elements(By.CSS_SELECTOR, "#scores tr")]
         assert any(row.startswith("nlvr2 3") and "33.3" in row and "7B-241101 92.7" in row for row in rows)
-        assert any("circular_accuracy" in row for row in rows)
+        assert any("circular_accuracy" in row for row in rows) and not any("(attribute)" in row for row in rows)
+        browser.find_element(By.CSS_SELECTOR, "#scores button.details").click()
+        shown = [row.text for row in browser.find_elements(By.CSS_SELECTOR, "#scores tr")]
+        assert any("(attribute)" in row for row in shown) and not any("(action_antonym)" in row for row in shown)
 
         click(browser, "wrong")
         wrong = cards(browser)
