@@ -478,7 +478,7 @@ class EvalConfig:
     rows_per_batch: int | None = None  # most prompts of a batch; None: as many as images_per_batch allows
     vision_batch_size: int | None = None  # images that are encoded together; None: as from_pretrained does
     batch_shapes: int = 5  # most shapes of batches; each is compiled once
-    feature_cache_gb: float = 4.0  # features of images that are asked about several times, in memory
+    feature_cache_gb: float = 4.0  # features of images, kept in memory for further questions; the rest goes to the disk
     samples_shown: int = 8  # questions on the contact sheet
     seed: int = 0  # of all that is drawn
 

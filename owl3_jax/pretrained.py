@@ -38,6 +38,7 @@ def from_pretrained(
     cache_dtype: Literal["int8"] | None = None,
     vision_batch_size: int | None = None,
     feature_cache_bytes: int = FEATURE_CACHE_BYTES,
+    feature_cache_folder: Path | None = None,
     adapter: str | Path | None = None,
 ) -> "Owl3Checkpoint":
     """Loads a checkpoint, ready to answer.
@@ -53,6 +54,7 @@ def from_pretrained(
         cache_dtype: "int8" does so with the keys and values of text and images.
         vision_batch_size: images that the vision tower takes at once; for each device 2 on a CPU, 8 elsewhere.
         feature_cache_bytes: features of images that were seen before, kept across calls; 0 turns this off.
+        feature_cache_folder: where features go that outgrow this; they are forgotten by default.
         adapter: a PEFT directory with LoRA matrices of this model, which are merged.
 
     Raises:
@@ -89,7 +91,7 @@ def from_pretrained(
         params,
         mesh,
         vision_batch_size or (2 if on_cpu else 8) * (mesh.size if mesh else 1),
-        FeatureCache(feature_cache_bytes),
+        FeatureCache(feature_cache_bytes, feature_cache_folder),
     )
     return Owl3Checkpoint(runtime, load_processor)
 

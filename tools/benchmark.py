@@ -13,6 +13,11 @@ weights and inputs, and ratios are printed. Medians of `--repeats` runs. JSON an
 
 Images and clips a second of the training iterator beside what Pillow and PyAV do alone in as many processes, the rate of
 `owl3 data check`, and memory over many samples.
+
+    python tools/benchmark.py evaluation
+
+Questions a second of `owl3 eval` beside a loop of single questions, and the time of a sweep over numbers of frames beside that
+of the largest alone.
 """
 
 import dataclasses
@@ -21,6 +26,7 @@ from pathlib import Path
 from typing import Literal
 
 import data_benchmark
+import evaluation_benchmark
 import tyro
 from inference_benchmark import (
     Ours,
@@ -70,12 +76,26 @@ class Data:
     repeats: int = 3  # runs, of which the median is reported
 
 
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """Measures the evaluation's batches and its sweep over numbers of frames."""
+
+    checkpoint: str = "digits"
+    questions: int = 256  # about 1, 2, 4 and 8 digits
+    clips: int = 16  # of 64 frames
+    repeats: int = 3  # runs, of which the median is reported
+
+
 def main() -> None:
     """Runs the benchmark that the command line names."""
-    flags = tyro.extras.subcommand_cli_from_dict({"inference": Inference, "data": Data}, description=__doc__)
+    flags = tyro.extras.subcommand_cli_from_dict(
+        {"inference": Inference, "data": Data, "evaluation": Evaluation}, description=__doc__
+    )
     try:
         if isinstance(flags, Data):
             print(data_benchmark.describe(data_benchmark.measure(**vars(flags))))
+        elif isinstance(flags, Evaluation):
+            print(evaluation_benchmark.describe(evaluation_benchmark.measure(**vars(flags))))
         else:
             inference(flags)
     except (ValueError, RuntimeError) as error:

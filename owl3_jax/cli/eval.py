@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -49,7 +50,9 @@ class Flags:
 
     # official, converted or training run's directory, or "digits"
     checkpoint: Annotated[Path | None, tyro.conf.arg(aliases=["--workdir"])] = None
-    dtype: str = "auto"  # dtype to compute in: bfloat16, float32; auto: the config file's, or the checkpoint's own
+    dtype: str = (
+        "auto"  # dtype to compute in: bfloat16, float32; auto: the config file's, or the checkpoint's own (float32 on a CPU)
+    )
     # names, patterns, files (file:PATH) or groups (paper-single, paper-multi, paper-video, all), separated by commas; list
     # shows them. By default the config's
     tasks: str | None = None
@@ -122,8 +125,9 @@ def _ask(config: Config, flags: Flags, data: DataRoot) -> str:
     processor = Processor.from_pretrained(checkpoint)
     dtype = _dtype(config, flags)
     path = answers_path(output, checkpoint, model, str(dtype), processor)
-    load = functools.partial(_load_engine, config, checkpoint, dtype)
-    records, spent = answer_questions(asked, data, path, model, processor, load)
+    with tempfile.TemporaryDirectory(prefix="owl3-features-") as features:
+        load = functools.partial(_load_engine, config, checkpoint, dtype, Path(features))
+        records, spent = answer_questions(asked, data, path, model, processor, load)
     if jax.process_index() > 0:
         return ""
     samples = samples_of(asked, records)
@@ -254,13 +258,16 @@ def _model(config: Config, checkpoint: Path) -> ModelConfig:
 
 
 def _dtype(config: Config, flags: Flags) -> DType | None:
-    """What to compute in: the flag's, or that of a config file; None: the checkpoint's own."""
+    """What to compute in: the flag's, or that of a config file. None, the checkpoint's own, on accelerators; float32 on a CPU,
+    where answers then do not depend on the batch, and bfloat16 is no faster."""
     given = parse_dtype(flags.dtype)
-    return given or (None if config.compute == ComputeConfig() else config.compute.dtype)
+    if given or config.compute != ComputeConfig():
+        return given or config.compute.dtype
+    return "float32" if jax.default_backend() == "cpu" else None
 
 
-def _load_engine(config: Config, checkpoint: Path, dtype: DType | None) -> Engine:
-    """The model of a checkpoint on the mesh of the config."""
+def _load_engine(config: Config, checkpoint: Path, dtype: DType | None, features: Path) -> Engine:
+    """The model of a checkpoint on the mesh of the config. Features of images that outgrow memory go to a folder."""
     settings = config.eval
     return owl3_jax.from_pretrained(
         checkpoint,
@@ -268,4 +275,5 @@ def _load_engine(config: Config, checkpoint: Path, dtype: DType | None) -> Engin
         dtype=dtype,
         vision_batch_size=settings.vision_batch_size,
         feature_cache_bytes=int(settings.feature_cache_gb * 1e9),
+        feature_cache_folder=features,
     ).engine

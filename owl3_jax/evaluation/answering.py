@@ -12,7 +12,7 @@ from jaxtyping import Bool
 
 from owl3_jax.config import JsonTree, ModelConfig
 from owl3_jax.evaluation.answer_file import answer_key
-from owl3_jax.evaluation.asked import Asked, in_order_of_asking, requests
+from owl3_jax.evaluation.asked import Asked, in_order_of_asking, requests, rows_together
 from owl3_jax.evaluation.data_root import DataRoot
 from owl3_jax.host.progress import SECONDS_BETWEEN_LINES, Progress
 from owl3_jax.inference.batcher import answer_requests, measure
@@ -137,7 +137,7 @@ def _records(
         images_per_batch=settings.images_per_batch,
         tokens_per_image=model.vision.tokens_per_image,
         rows_divisor=engine.runtime.rows(1),
-        rows_per_batch=settings.rows_per_batch,
+        rows_per_batch=rows_together(asked, settings),
     )
     spent, start = Spent(), time.monotonic()
     for number, records in enumerate(answer_requests(engine, processor, requests(asked, data), batches)):

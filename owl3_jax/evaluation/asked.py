@@ -10,12 +10,15 @@ import numpy as np
 from owl3_jax.config import ConfigError, EvalConfig
 from owl3_jax.evaluation.data_root import DataRoot
 from owl3_jax.evaluation.frames import sampling_of
-from owl3_jax.evaluation.question import Question
+from owl3_jax.evaluation.question import Excerpt, Question
 from owl3_jax.evaluation.task import Task
 from owl3_jax.inference.memory import FAILURES
 from owl3_jax.inference.requests import Failure, Request
 from owl3_jax.inference.sampling import Sampling
 from owl3_jax.processing.video import SampledVideo
+from owl3_jax.processing.view_cache import ViewCache
+
+_VIEW_BYTES = 2 * 10**9  # of decoded frames that are asked about again
 
 
 class Asked(NamedTuple):
@@ -97,10 +100,14 @@ def in_order_of_asking(asked: Sequence[Asked]) -> list[Asked]:
 
 
 def requests(asked: Sequence[Asked], data: DataRoot) -> Iterator[Request | Failure]:
-    """The requests, numbered from 0 and made one at a time; one whose files are missing becomes a Failure."""
+    """The requests, numbered from 0 and made one at a time; one whose files are missing becomes a Failure.
+
+    Frames of videos that are asked about with several numbers of frames are decoded once.
+    """
+    views = ViewCache(_VIEW_BYTES)
     for number, each in enumerate(asked):
         try:
-            yield _request(number, each, data)
+            yield _request(number, each, data, views)
         except FAILURES as error:
             yield Failure(number, str(error))
 
@@ -110,14 +117,29 @@ def most_new_tokens(task: Task, settings: EvalConfig) -> int:
     return settings.max_new_tokens or task.max_new_tokens
 
 
-def _request(number: int, asked: Asked, data: DataRoot) -> Request:
+def rows_together(asked: Sequence[Asked], settings: EvalConfig) -> int | None:
+    """The most rows of a batch. Where videos are asked about with several numbers of frames, batches of all of these have the
+    same videos, whose frames and features are then still there."""
+    most = max((count for each in asked for video in each.question.videos for count in video.share), default=0)
+    if not most:
+        return settings.rows_per_batch
+    together = max(1, settings.images_per_batch // most)
+    return min(together, settings.rows_per_batch or together)
+
+
+def _request(number: int, asked: Asked, data: DataRoot, views: ViewCache) -> Request:
     task, question, settings = asked.task, asked.question, data.settings
     crop = settings.crop if settings.crop is not None else task.crop
     return Request(
         number,
         [{"role": "user", "content": question.text}],
         [task.image(data, name) for name in question.images],
-        [SampledVideo(data.file(each.file), sampling_of(each), is_bare=task.crop is not None) for each in question.videos],
+        [_video(each, data, views, is_bare=task.crop is not None) for each in question.videos],
         Sampling(max_new_tokens=most_new_tokens(task, settings)),
         crop,
     )
+
+
+def _video(excerpt: Excerpt, data: DataRoot, views: ViewCache, *, is_bare: bool) -> SampledVideo:
+    shared = views if excerpt.share else None
+    return SampledVideo(data.file(excerpt.file), sampling_of(excerpt), is_bare=is_bare, views=shared)

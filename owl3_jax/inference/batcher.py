@@ -13,6 +13,7 @@ import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
+from owl3_jax.host.ahead import ahead
 from owl3_jax.inference.answers import Answer
 from owl3_jax.inference.batched import batched
 from owl3_jax.inference.engine import Engine, check_length, prompt_size
@@ -56,7 +57,10 @@ def answer_requests(
             are padded to, cheapest first, each for the prompts that fit into no cheaper one.
     """
     prepared = (_prepare(processor, request, engine.runtime.config.max_position_embeddings) for request in requests)
-    grouped = _similar_batches(prepared, batches) if isinstance(batches, int) else _batches_of_sizes(prepared, batches)
+    if isinstance(batches, int):
+        grouped = _similar_batches(prepared, batches)
+    else:  # many prompts: a thread prepares the next batch while one is computed
+        grouped = _batches_of_sizes(ahead(prepared, max(size.rows for size in batches) if batches else 1), batches)
     for group in grouped:
         if isinstance(group, _Batch):
             yield _answer(engine, group.members, group.size)

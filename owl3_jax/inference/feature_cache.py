@@ -2,6 +2,7 @@
 
 import hashlib
 from collections import OrderedDict
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Shaped
@@ -18,10 +19,15 @@ def key_of(pixels: Shaped[np.ndarray, "height width 3"]) -> bytes:
 
 
 class FeatureCache:
-    """Arrays by key, of at most `max_bytes` together; the least recently used one is dropped first."""
+    """Arrays by key, of at most `max_bytes` together; the least recently used one is dropped first, or moves to the disk."""
 
-    def __init__(self, max_bytes: int) -> None:
-        """`max_bytes` 0 keeps nothing. Raises ConfigError when it is negative."""
+    def __init__(self, max_bytes: int, folder: Path | None = None) -> None:
+        """`max_bytes` 0 keeps nothing. Raises ConfigError when it is negative.
+
+        Args:
+            max_bytes: of the arrays in memory.
+            folder: an existing folder for arrays that are dropped from memory, each in a file; None: they are forgotten.
+        """
         if max_bytes < 0:
             raise ConfigError(f"the feature cache's max_bytes must be at least 0 (off), got {max_bytes}")
         self.hits = 0
@@ -29,6 +35,8 @@ class FeatureCache:
         self.bytes = 0
         self.max_bytes = max_bytes
         self._arrays: OrderedDict[bytes, AnyArray] = OrderedDict()  # most recently used last
+        self._folder = folder
+        self._stored: dict[bytes, tuple[np.dtype[np.generic], tuple[int, ...]]] = {}  # dtypes and shapes of those on the disk
 
     def __len__(self) -> int:
         """The number of arrays that are kept."""
@@ -38,10 +46,15 @@ class FeatureCache:
         """The array of `key`, or None; counted in `hits` or `misses`."""
         array = self._arrays.get(key)
         if array is None:
+            array = self._load(key)
+            if array is not None:
+                self.put(key, array)
+        if array is None:
             self.misses += 1
             return None
         self.hits += 1
-        self._arrays.move_to_end(key)
+        if key in self._arrays:
+            self._arrays.move_to_end(key)
         return array
 
     def put(self, key: bytes, array: AnyArray) -> None:
@@ -52,12 +65,27 @@ class FeatureCache:
         self._arrays[key] = array
         self.bytes += array.nbytes
         while self.bytes > self.max_bytes:
-            self._drop(next(iter(self._arrays)))
+            oldest = next(iter(self._arrays))
+            self._store(oldest)
+            self._drop(oldest)
 
     def clear(self) -> None:
         """Forgets all arrays; `hits` and `misses` stay."""
         self._arrays.clear()
+        self._stored.clear()
         self.bytes = 0
+
+    def _store(self, key: bytes) -> None:
+        if self._folder is not None and key not in self._stored:
+            array = np.asarray(self._arrays[key])
+            (self._folder / key.hex()).write_bytes(array.tobytes())
+            self._stored[key] = array.dtype, array.shape
+
+    def _load(self, key: bytes) -> AnyArray | None:
+        if self._folder is None or key not in self._stored:
+            return None
+        dtype, shape = self._stored[key]
+        return np.fromfile(self._folder / key.hex(), dtype).reshape(shape)
 
     def _drop(self, key: bytes) -> None:
         if key in self._arrays:

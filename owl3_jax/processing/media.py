@@ -74,7 +74,18 @@ class Clip:
 
     def views(self, size: int) -> Iterator[UInt8[np.ndarray, "S S 3"]]:
         """The frames in order, each with S = `size`. Raises UnreadableVideo."""
-        return (squash(frame, size) for frame in self.video.frames())
+        video, cache = self.video, self.video.views
+        if cache is None:
+            yield from (squash(frame, size) for frame in video.frames())
+            return
+        keys = [(video.name, index, size) for index in video.indices]
+        if (kept := cache.get_all(keys)) is not None:
+            yield from kept
+            return
+        for key, frame in zip(keys, video.frames(), strict=True):
+            view = squash(frame, size)
+            cache.put(key, view)
+            yield view
 
 
 def _crops_in_words(grid: Grid) -> list[Chunk]:

@@ -17,6 +17,7 @@ from owl3_jax.processing.images import ImageSource, UnreadableImage, load_image,
 from owl3_jax.processing.location import locate
 from owl3_jax.processing.video_file import UnreadableVideo, decode_frames, read_frame_table
 from owl3_jax.processing.video_sampling import FrameSampling
+from owl3_jax.processing.view_cache import ViewCache
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +27,7 @@ class SampledVideo:
     source: str | Path | bytes
     sampling: FrameSampling
     is_bare: bool = False  # its frames are images like any others in the text, without marks around them
+    views: ViewCache | None = None  # where frames are kept that other prompts ask about too
 
 
 # `open_video` checks that an array is uint8 [frames, height, width, 3].
@@ -43,6 +45,8 @@ class Video:
     indices: Sequence[int]  # of the frames that `frames` gives, at least one; they rise, and the last one may be repeated
     frames: Callable[[], Iterator[Image.Image]]  # RGB, from the first one in every call; raises UnreadableVideo on damage
     is_bare: bool = False  # see `SampledVideo`
+    views: ViewCache | None = None
+    name: str = ""  # by which `views` knows it
 
     @property
     def num_frames(self) -> int:
@@ -65,7 +69,8 @@ def open_video(source: object, sampling: FrameSampling, name: str) -> Video:
             not an image, or the source is a single frame. Damage within a file is found when `frames` reaches it.
     """
     if isinstance(source, SampledVideo):
-        return dataclasses.replace(open_video(source.source, source.sampling, name), is_bare=source.is_bare)
+        opened = open_video(source.source, source.sampling, name)
+        return dataclasses.replace(opened, is_bare=source.is_bare, views=source.views, name=str(source.source))
     if isinstance(source, str | Path):
         return _open_path(source, sampling, name)
     if isinstance(source, bytes | bytearray | memoryview):

@@ -32,6 +32,7 @@ CONTAINERS = ("asf", "avi", "flv", "gif", "matroska", "mov", "mpeg", "mpegts", "
 _OPTIONS = {"format_whitelist": ",".join(CONTAINERS), "protocol_whitelist": "file", "max_pixels": str(MAX_PIXELS)}
 # One time a packet, which may be that of decoding. The others have both times.
 _ONE_TIME = ("asf", "avi", "matroska", "ogg")
+_TABLES_KEPT = 64  # of an hour, one takes some megabytes
 _MISSING_SECONDS = 1.0  # a file that is cut off, but lacks less than this, is read
 _VP8_SHOWN = 0x10  # bit of the first byte of a VP8 packet
 _REMEDY = "; if a video player shows it, convert it to MP4; otherwise download it again"
@@ -62,7 +63,8 @@ class _Scan(NamedTuple):
 def read_frame_table(source: Path | bytes, name: str) -> FrameTable:
     """Finds the frames of a video without decoding any. It reads the whole file, since headers may be wrong.
 
-    Packets before the first keyframe are ignored; recordings cut out of a broadcast have some.
+    Packets before the first keyframe are ignored; recordings cut out of a broadcast have some. Tables of the files that were
+    read last are kept: a video is opened for its number of frames before it is decoded.
 
     Args:
         source: a file, or its content.
@@ -70,6 +72,20 @@ def read_frame_table(source: Path | bytes, name: str) -> FrameTable:
 
     Raises UnreadableVideo, whose message includes `name`: no video, no decoder for it, no frames, or a truncated file.
     """
+    if isinstance(source, bytes):
+        return _read_frame_table(source, name)
+    with foreign_errors(UnreadableVideo, f"cannot read video {name}", _REMEDY):
+        status = source.stat()
+    return _kept_frame_table(source, (status.st_size, status.st_mtime_ns, status.st_ino), name)
+
+
+@functools.lru_cache(_TABLES_KEPT)
+def _kept_frame_table(source: Path, version: tuple[int, int, int], name: str) -> FrameTable:
+    del version  # a file that has changed is read again
+    return _read_frame_table(source, name)
+
+
+def _read_frame_table(source: Path | bytes, name: str) -> FrameTable:
     with foreign_errors(UnreadableVideo, f"cannot read video {name}", _REMEDY):
         with _open(source) as container:
             stream = _video_stream(container, source)

@@ -65,3 +65,19 @@ def test_a_cleared_cache_is_empty_and_takes_more():
     assert (len(cache), cache.bytes, cache.get(b"a")) == (0, 0, None)
     cache.put(b"b", np.zeros(25, np.float32))
     assert len(cache) == 1 and cache.bytes == 100
+
+
+def test_what_outgrows_memory_comes_back_from_the_disk(tmp_path):
+    cache = FeatureCache(3 * 400, tmp_path)
+    arrays = {bytes([number]): np.full((10, 10), number, np.float32) for number in range(7)}
+    arrays[b"half"] = jnp.full((10, 20), 1.5, jnp.bfloat16)
+    for key, array in arrays.items():
+        cache.put(key, array)
+    assert cache.bytes <= cache.max_bytes and len(list(tmp_path.iterdir())) == 5
+    for key, array in arrays.items():
+        found = cache.get(key)
+        assert found.dtype == array.dtype
+        np.testing.assert_array_equal(np.asarray(found), np.asarray(array))
+    assert cache.misses == 0 and cache.get(b"none") is None
+    cache.clear()
+    assert cache.get(bytes([0])) is None
