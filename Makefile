@@ -1,4 +1,4 @@
-# make demo    train, evaluate and answer on the embedded digits (6 minutes on 2 cores)
+# make demo    train and evaluate on the embedded digits (6 minutes on 2 cores); it ends with a report to look at
 # make test    all tests
 # make check   formatter, linter, type checker, import direction, then all tests
 # make fix     let the formatter and the linter change what they can

@@ -60,7 +60,8 @@ def describe(measured: Measured) -> str:
     return (
         f"{measured.questions} questions one by one {rates[0]:.1f}/s, batched {rates[1]:.1f}/s: "
         f"{rates[1] / rates[0]:.1f} times; {measured.differing} answers differ\n"
-        f"{measured.clips} clips of {_WIDTH}x{_HEIGHT} with {FRAMES[-1]} frames {measured.largest:.1f} s, with each of {', '.join(map(str, FRAMES))} "
+        f"{measured.clips} clips of {_WIDTH}x{_HEIGHT} with {FRAMES[-1]} frames {measured.largest:.1f} s, "
+        f"with each of {', '.join(map(str, FRAMES))} "
         f"{measured.sweep:.1f} s: {measured.sweep / measured.largest:.2f} times"
     )
 
