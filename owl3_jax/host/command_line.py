@@ -65,7 +65,10 @@ def parse(
 
     # Names are spelt as in the dataclasses.
     with _registry():
-        return tyro.cli(assemble, args=argv, description=flags_type.__doc__, use_underscores=True, prog=prog)
+        try:
+            return tyro.cli(assemble, args=argv, description=flags_type.__doc__, use_underscores=True, prog=prog)
+        except ConfigError as error:  # of the command's own flags
+            exit_with_usage_error(error)
 
 
 def parse_source(text: str) -> SourceConfig:
