@@ -42,3 +42,8 @@ def test_every_test_that_the_docs_name_exists():
     assert len(named) > 20
     for page, file, test in named:
         assert re.search(rf"^def {test}\(", (ROOT / file).read_text(), re.MULTILINE), f"{page}: {file}::{test}"
+
+
+def test_the_table_of_the_papers_benchmarks_is_the_tools_output(monkeypatch, capsys):
+    printed = run("python tools/paper_table.py", monkeypatch, capsys)
+    assert printed.count("\n") == 2 + 21 and printed in (ROOT / "docs/results.md").read_text()
