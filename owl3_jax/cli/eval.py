@@ -17,7 +17,7 @@ from owl3_jax.cli.eval_list import list_ids, list_tasks
 from owl3_jax.cli.model_flags import mesh_of
 from owl3_jax.config import ComputeConfig, Config, ConfigError, DType, ModelConfig, field_differences, parse_dtype
 from owl3_jax.evaluation.answer_file import answers_path
-from owl3_jax.evaluation.answering import answer_questions
+from owl3_jax.evaluation.answering import Key, answer_questions
 from owl3_jax.evaluation.asked import Asked, Selection, ask_all, parse_shard
 from owl3_jax.evaluation.data_root import DataRoot
 from owl3_jax.evaluation.judge import Judge, JudgeError
@@ -33,11 +33,13 @@ from owl3_jax.host import command_line
 from owl3_jax.host.compilation_cache import use_compilation_cache
 from owl3_jax.host.distributed import DistributedError, ProcessFlags, start_processes
 from owl3_jax.host.files import unwritable
+from owl3_jax.host.storage import is_url
 from owl3_jax.inference.engine import Engine
 from owl3_jax.inference.memory import FAILURES
 from owl3_jax.processing.processor import Processor
 
 _LIST = "list"
+_HERE = "."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Flags:
     # names, patterns, files (file:PATH) or groups (paper-single, paper-multi, paper-video, all), separated by commas; list
     # shows them. By default the config's
     tasks: str | None = None
-    data_root: str = "."  # where `dataset/` and `images/` of the benchmarks are, here or gs://
+    data_root: str = _HERE  # where `dataset/` and `images/` of the benchmarks are, here or gs://
     output: Path | None = None  # folder for the results; by default `eval` in the checkpoint
     answers: Path | None = None  # JSON Lines of answers to score: {"task", "id", "answer"}
     rescore: tuple[Path, ...] = ()  # folders of runs, or of the shards of one, whose answers are scored again
@@ -74,6 +76,7 @@ class Flags:
             raise ConfigError(f"--limit must be at least 1, got {self.limit}")
         if self.model_size is not None and self.model_size not in SIZES:
             raise ConfigError(f"--model_size must be one of {', '.join(SIZES)}, got {self.model_size!r}")
+        parse_shard(self.shard)
         if (self.judge_url is None) != (not self.judge_model):
             raise ConfigError("--judge_url and --judge_model are given together")
 
@@ -142,33 +145,34 @@ def _score_answers(config: Config, flags: Flags, data: DataRoot) -> str:
     if not config.eval.tasks:
         raise ConfigError("give --tasks: the tasks whose answers are scored")
     chosen = _choose(config)
+    everything = ask_all(chosen.tasks.values(), data, Selection())
+    answers = _given_answers(flags.answers, chosen, {each.key for each in everything})
     asked = _asked(chosen, flags, data)
-    answers, unknown = _given_answers(flags.answers, chosen, asked)
-    if unknown:
-        return f"{flags.answers} answers {len(unknown)} questions that there are not: {', '.join(map(repr, unknown[:3]))}"
     samples = samples_of_given(asked, answers)
     finish(Run(chosen, data, samples, output, _about(flags), None, flags.model_size), _judge(flags, output))
     return _failures(samples)
 
 
-def _given_answers(path: Path, chosen: Chosen, asked: Sequence[Asked]) -> tuple[dict[tuple[str, str], str], list[str]]:
-    """The answers of a file to the questions, and ids that no question of the data has.
+def _given_answers(path: Path, chosen: Chosen, known: set[Key]) -> dict[Key, str]:
+    """The answers of a file to known questions. Raises SamplesError when one is to another question.
 
     A line's task may have any of the task's names, or that of a benchmark whose tasks have different ids.
     """
     names = {alias: name for name, task in chosen.tasks.items() for alias in task.about.aliases}
     names |= {find_task(name.partition("@")[0]).name: name for name in chosen.tasks} | {name: name for name in chosen.tasks}
-    ids = {each.key for each in asked}
     answers = read_answers(path, names)
     for benchmark, members in chosen.benchmarks.items():
         for (_, question), answer in read_answers(path, {benchmark: benchmark}).items():
-            owners = [member for member in members if (member, question) in ids] or [benchmark]
+            owners = [member for member in members if (member, question) in known] or [benchmark]
             if len(owners) > 1:
                 raise SamplesError(
                     f"{path}: question {question} of {benchmark} is one of {' and '.join(owners)}: name the task"
                 )
             answers[owners[0], question] = answer
-    return answers, [question for task, question in answers if (task, question) not in ids]
+    unknown = [f"{question!r} of {task}" for task, question in answers if (task, question) not in known]
+    if unknown:
+        raise SamplesError(f"{path} answers {len(unknown)} questions that there are not: {', '.join(unknown[:3])}")
+    return answers
 
 
 def _rescore(config: Config, flags: Flags, data: DataRoot) -> None:
@@ -185,7 +189,10 @@ def _rescore(config: Config, flags: Flags, data: DataRoot) -> None:
     chosen = choose(names)
     output = _output(flags, flags.rescore[0] if len(flags.rescore) == 1 else None)
     kept: list[Sample] = rescored([sample for sample in samples if sample.task in chosen.tasks], chosen.tasks)
-    about = {**_about_before(flags.rescore[0]), **_about(flags), "rescored": ", ".join(map(str, flags.rescore))}
+    before = _about_before(flags.rescore[0])
+    if flags.data_root == _HERE and "data_root" in before:
+        data = DataRoot(str(before["data_root"]), config.eval)
+    about = {**_about(flags), **before, "rescored": ", ".join(map(str, flags.rescore))}
     finish(Run(chosen, data, kept, output, about, None, flags.model_size), _judge(flags, output))
 
 
@@ -215,7 +222,7 @@ def _about(flags: Flags) -> dict[str, object]:
     given = {
         "answers": flags.answers,
         "tasks": flags.tasks,
-        "data_root": flags.data_root,
+        "data_root": flags.data_root if is_url(flags.data_root) else str(Path(flags.data_root).absolute()),
         "limit": flags.limit,
         "shard": flags.shard,
         "judge": flags.judge_model or None,
@@ -229,7 +236,7 @@ def _about_before(folder: Path) -> dict[str, object]:
         report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return {name: report[name] for name in ("checkpoint", "answers", "limit", "judge") if name in report}
+    return {name: report[name] for name in ("checkpoint", "answers", "data_root", "limit", "judge") if name in report}
 
 
 def _judge(flags: Flags, output: Path) -> Callable[[Task, Answered], Answered] | None:

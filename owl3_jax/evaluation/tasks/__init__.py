@@ -97,13 +97,16 @@ def choose(names: Iterable[str], frames: Sequence[int] = ()) -> Chosen:
 
 
 def find_task(name: str) -> Task:
-    """The task of a name or alias. Raises ConfigError, with the nearest names."""
+    """The task of a name or alias, also with a number of frames, as `mvbench@8`. Raises ConfigError, with the nearest names."""
     if name.startswith(own_file.PREFIX):
         return own_file.make_task(name)
     if name.startswith(needles.PREFIX):
         return needles.make_task(name)
     if name.startswith(f"{distractor_resistance.NAME}:"):
         return distractor_resistance.on_benchmark(find_task(name.partition(":")[2]), name)
+    base, at, count = name.rpartition("@")
+    if at and count.isdecimal() and int(count) > 0:
+        return with_frames(find_task(base), int(count), ())
     aliases = {alias: task for task in _LISTED for alias in task.about.aliases}
     found = TASKS.get(name) or aliases.get(name)
     if found is None:

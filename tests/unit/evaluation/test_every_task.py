@@ -87,6 +87,7 @@ def test_a_sweep_takes_all_frames_from_the_largest_number_and_decodes_them_once(
     assert len(decoded) == 12
     scores = json.loads((tmp_path / "scores.json").read_text())
     assert set(scores) == {"mlvu_dev@2", "mlvu_dev@4", "mlvu_dev@12"}
+    assert choose(scores).tasks["mlvu_dev@4"].questions(DataRoot(str(root)))[0].videos[0].frames == 4
 
 
 def test_one_number_of_frames_replaces_the_benchmarks(root, tmp_path):
