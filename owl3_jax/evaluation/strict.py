@@ -13,12 +13,14 @@ _ALONE = re.compile(r"[\s(\[\"'*]*([A-Za-z])[\s)\]\"'*.,:]*")
 _LEADING = re.compile(r"[\s(\[*]*([A-Z])(?:[)\].:,]|\*\*|\s*$|\n)|\(([a-z])\)")
 _ANNOUNCED = re.compile(r"(?:answer|option|choice)(?:\s+is)?\s*:?\s*[(\[*\"']*([A-Z])(?![A-Za-z'])")
 
+_ARTICLE = re.compile(r"(?<![\w'])A\s+(?!or\b|and\b)(?=[a-z])")
+
 
 def letter(answer: str, count: int) -> str | None:
     """The letter of the option that an answer names by it, of the first `count`; None where it names none or several.
 
     It names one when it is alone, stands first with a mark (`B. cat`, `(b) cat`), is announced (`The answer is B`), or is the
-    only capital that stands alone. Of `A`, which is a word too, only the first three count.
+    only capital that stands alone, where `A` before a word is an article.
     """
     letters = LETTERS[:count]
     if whole := _ALONE.fullmatch(answer):
@@ -27,7 +29,7 @@ def letter(answer: str, count: int) -> str | None:
         return _known((leading[1] or leading[2]).upper(), letters)
     if announced := _ANNOUNCED.findall(answer):
         return _known(announced[-1], letters)
-    alone = set(re.findall(rf"(?<![\w'])[{letters[1:]}](?![\w'])", answer)) if count > 1 else set()
+    alone = set(re.findall(rf"(?<![\w'])[{letters}](?![\w'])", _ARTICLE.sub("", answer)))
     return alone.pop() if len(alone) == 1 else None
 
 
