@@ -114,15 +114,15 @@ def test_a_wilson_interval_for_counts_and_a_normal_one_for_means():
 
 
 def test_the_bootstraps_interval_covers_the_truth_as_often_as_it_says():
-    """Of 200 samples from a known population about 190 have it; 181 to 198 within three standard deviations."""
+    """Of 60 samples from a known population about 57 have it; 52 to 60 within three standard deviations."""
     rng, shares = np.random.default_rng(1), np.array([0.4, 0.1, 0.3, 0.1, 0.05, 0.05])
     truth = 100 * YesNo(*map(int, 1000 * shares)).f1
     covered = 0
-    for _ in range(200):
+    for _ in range(60):
         counts = YesNo(*rng.multinomial(300, shares).tolist())
         metric = bootstrap_metric(counts.f1, [YesNo(*row).f1 for row in resampled(counts)], 300)
         covered += metric.low <= truth <= metric.high
-    assert 181 <= covered <= 198
+    assert 52 <= covered <= 60
 
 
 def test_means_over_tasks_are_of_the_scores_that_all_have():
