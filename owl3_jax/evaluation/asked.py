@@ -2,10 +2,12 @@
 
 import dataclasses
 import itertools
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import UInt8
 
 from owl3_jax.config import ConfigError, EvalConfig
 from owl3_jax.evaluation.data_root import DataRoot
@@ -15,6 +17,7 @@ from owl3_jax.evaluation.task import Task
 from owl3_jax.inference.memory import FAILURES
 from owl3_jax.inference.requests import Failure, Request
 from owl3_jax.inference.sampling import Sampling
+from owl3_jax.processing.images import ImageSource, load_image, squash
 from owl3_jax.processing.video import SampledVideo
 from owl3_jax.processing.view_cache import ViewCache
 
@@ -99,15 +102,16 @@ def in_order_of_asking(asked: Sequence[Asked]) -> list[Asked]:
     ]
 
 
-def requests(asked: Sequence[Asked], data: DataRoot) -> Iterator[Request | Failure]:
+def requests(asked: Sequence[Asked], data: DataRoot, image_size: int) -> Iterator[Request | Failure]:
     """The requests, numbered from 0 and made one at a time; one whose files are missing becomes a Failure.
 
-    Frames of videos that are asked about with several numbers of frames are decoded once.
+    Images that several questions show, and frames of videos that are asked about with several numbers of frames, are decoded
+    once, into views of `image_size` pixels, as long as there is room for them.
     """
-    views = ViewCache(_VIEW_BYTES)
+    views, repeating = ViewCache(_VIEW_BYTES), _repeating(asked)
     for number, each in enumerate(asked):
         try:
-            yield _request(number, each, data, views)
+            yield _request(number, each, data, views, image_size if each.task.name in repeating else None)
         except FAILURES as error:
             yield Failure(number, str(error))
 
@@ -127,17 +131,42 @@ def rows_together(asked: Sequence[Asked], settings: EvalConfig) -> int | None:
     return min(together, settings.rows_per_batch or together)
 
 
-def _request(number: int, asked: Asked, data: DataRoot, views: ViewCache) -> Request:
+def _request(number: int, asked: Asked, data: DataRoot, views: ViewCache, image_size: int | None) -> Request:
+    """A request; its images are decoded already where a size of their views is given, and they are not cropped."""
     task, question, settings = asked.task, asked.question, data.settings
     crop = settings.crop if settings.crop is not None else task.crop
+    images: Sequence[ImageSource]
+    if image_size is not None and crop is False:
+        images = [_decoded(task, data, name, views, image_size) for name in question.images]
+    else:
+        images = [task.image(data, name) for name in question.images]
     return Request(
         number,
         [{"role": "user", "content": question.text}],
-        [task.image(data, name) for name in question.images],
+        images,
         [_video(each, data, views, is_bare=task.crop is not None) for each in question.videos],
         Sampling(max_new_tokens=most_new_tokens(task, settings)),
         crop,
     )
+
+
+def _repeating(asked: Sequence[Asked]) -> set[str]:
+    """The tasks that show each of their images to several questions."""
+    uses: Counter[str] = Counter()
+    names: dict[str, set[str]] = {}
+    for each in asked:
+        uses[each.task.name] += len(each.question.images)
+        names.setdefault(each.task.name, set()).update(each.question.images)
+    return {task for task, count in uses.items() if count >= 2 * max(1, len(names[task]))}
+
+
+def _decoded(task: Task, data: DataRoot, name: str, views: ViewCache, size: int) -> UInt8[np.ndarray, "S S 3"]:
+    key = (task.name, name, size)
+    if (kept := views.get_all([key])) is not None:
+        return kept[0]
+    view = squash(load_image(task.image(data, name), name), size)
+    views.put(key, view)
+    return view
 
 
 def _video(excerpt: Excerpt, data: DataRoot, views: ViewCache, *, is_bare: bool) -> SampledVideo:

@@ -158,7 +158,9 @@ class DataRoot:
         if name.endswith(_TABLES):
             yield from ({**row, NAME: f"{name}#{number}"} for number, row in enumerate(_table_rows(location)))
         elif name.endswith(".tsv"):
-            yield from ({**row, NAME: f"{name}#{row['index']}"} for row in read_tsv(location))
+            rows = read_tsv(location)
+            first = {row["image"]: row["index"] for row in reversed(rows)}  # equal images have one name
+            yield from ({**row, NAME: f"{name}#{first[row['image']]}"} for row in rows)
         else:
             yield from ({**row, NAME: f"{name}#{number}"} for number, row in enumerate(_json_rows(location)))
 

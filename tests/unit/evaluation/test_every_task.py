@@ -14,6 +14,7 @@ from owl3_jax.evaluation.data_root import DataRoot
 from owl3_jax.evaluation.run import Run, finish, samples_of
 from owl3_jax.evaluation.tasks import choose
 from owl3_jax.inference.results import Record
+from owl3_jax.processing.images import load_image
 from tests.unit.evaluation.benchmark_files import write, write_all, write_lines
 from tests.unit.evaluation.toys import MODEL, PROCESSOR, Answering
 
@@ -88,6 +89,18 @@ def test_a_sweep_takes_all_frames_from_the_largest_number_and_decodes_them_once(
     scores = json.loads((tmp_path / "scores.json").read_text())
     assert set(scores) == {"mlvu_dev@2", "mlvu_dev@4", "mlvu_dev@12"}
     assert choose(scores).tasks["mlvu_dev@4"].questions(DataRoot(str(root)))[0].videos[0].frames == 4
+
+
+def test_images_that_many_questions_show_are_decoded_once(root, tmp_path, monkeypatch):
+    decoded = []
+    monkeypatch.setattr(
+        "owl3_jax.evaluation.asked.load_image", lambda source, name: decoded.append(name) or load_image(source, name)
+    )
+    records = run(root, tmp_path, "distractor_resistance", distractor_images=(2,), distractor_draws=5)
+    # Measured, then asked: two passes of the thread over two images; the views are those of any other question.
+    assert len(records) == 55 and len(decoded) == 2 * 2
+    whole = run(root, tmp_path / "again", "distractor_resistance", distractor_images=(2,), distractor_draws=5, crop=True)
+    assert len(decoded) == 4 and whole.keys() == records.keys()
 
 
 def test_one_number_of_frames_replaces_the_benchmarks(root, tmp_path):
