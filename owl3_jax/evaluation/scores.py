@@ -4,9 +4,6 @@ import math
 import re
 from collections.abc import Sequence
 
-import numpy as np
-from jaxtyping import Bool
-
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 Z_95 = 1.959963984540054  # two-sided 95 % point of the standard normal distribution
 
@@ -25,16 +22,6 @@ def parse_choice(answer: str, options: Sequence[str]) -> int | None:
     letters = LETTERS[: len(options)]
     found = re.findall(rf"(?<!\w)[{letters}](?!\w)", answer)
     return letters.index(found[-1]) if found else None
-
-
-def circular_accuracy(is_right: Bool[np.ndarray, "questions samples"]) -> float:
-    """Share of questions whose samples are ALL right (CircularEval)."""
-    return float(np.mean(np.all(is_right, axis=1)))
-
-
-def circular_chance(num_options: int, samples: int) -> float:
-    """Circular accuracy of independent, uniform guesses."""
-    return float(num_options) ** -samples
 
 
 def wilson_interval(successes: int, trials: int, z: float = Z_95) -> tuple[float, float]:

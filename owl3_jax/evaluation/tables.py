@@ -8,11 +8,6 @@ from owl3_jax.evaluation.paper import RESULTS
 from owl3_jax.evaluation.task import Task
 
 
-def percent(share: float) -> str:
-    """`share` as a percentage, with more digits where it would otherwise be zero."""
-    return f"{100 * share:.1f} %" if share >= 0.001 or share == 0 else f"{100 * share:.1g} %"
-
-
 def with_interval(metric: Metric) -> str:
     """A score and its interval."""
     return f"{metric.value:.1f} [{metric.low:4.1f}, {metric.high:5.1f}]"

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from owl3_jax.evaluation.scores import circular_accuracy, circular_chance, is_exact_match, parse_choice, wilson_interval
+from owl3_jax.evaluation.scores import is_exact_match, parse_choice, wilson_interval
 
 OPTIONS = ("3", "7", "1", "9")
 
@@ -45,18 +45,6 @@ def test_exact_match_is_about_the_whole_answer(answer, matches):
 
 def test_exact_match_does_not_depend_on_how_a_tokenizer_spaces_words():
     assert is_exact_match("Image 1 2 : 7", "Image 12: 7") and not is_exact_match("Image 1 : 7", "Image 12: 7")
-
-
-def test_a_question_counts_only_when_all_its_samples_are_right():
-    is_right = np.array(
-        [[True, True, True], [True, False, True], [False, False, False], [True, True, True], [True, True, False]]
-    )
-    assert circular_accuracy(is_right) == 0.4
-
-
-def test_circular_chance_is_that_of_independent_guesses():
-    assert circular_chance(4, 1) == 0.25
-    assert circular_chance(4, 8) == 1 / 65536
 
 
 @pytest.mark.parametrize(
