@@ -5,6 +5,7 @@ import functools
 import json
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -26,7 +27,7 @@ from owl3_jax.evaluation.question import Answered
 from owl3_jax.evaluation.run import Run, finish, rescored, samples_of, samples_of_given
 from owl3_jax.evaluation.samples import Sample, SamplesError, by_task, read_answers, read_samples
 from owl3_jax.evaluation.task import Task
-from owl3_jax.evaluation.tasks import Chosen, choose, find_task
+from owl3_jax.evaluation.tasks import Chosen, choose, find_task, members_of
 from owl3_jax.formats.bundled import find_checkpoint
 from owl3_jax.formats.checkpoint import load_config
 from owl3_jax.host import command_line
@@ -160,15 +161,20 @@ def _given_answers(path: Path, chosen: Chosen, known: set[Key]) -> dict[Key, str
     """
     names = {alias: name for name, task in chosen.tasks.items() for alias in task.about.aliases}
     names |= {find_task(name.partition("@")[0]).name: name for name in chosen.tasks} | {name: name for name in chosen.tasks}
-    answers = read_answers(path, names)
-    for benchmark, members in chosen.benchmarks.items():
-        for (_, question), answer in read_answers(path, {benchmark: benchmark}).items():
+    answers, others = read_answers(path, names)
+    for members in dict.fromkeys(chosen.benchmarks.values()):
+        called = {task: task for task in others if members_of(task) == members}
+        for (benchmark, question), answer in read_answers(path, called).answers.items():
             owners = [member for member in members if (member, question) in known] or [benchmark]
             if len(owners) > 1:
                 raise SamplesError(
                     f"{path}: question {question} of {benchmark} is one of {' and '.join(owners)}: name the task"
                 )
             answers[owners[0], question] = answer
+        others = Counter({task: count for task, count in others.items() if task not in called})
+    if others:
+        named = ", ".join(f"{count} of {task}" for task, count in others.most_common(5))
+        print(f"{path} has answers to other tasks, which are left out: {named}", file=sys.stderr)
     unknown = [f"{question!r} of {task}" for task, question in answers if (task, question) not in known]
     if unknown:
         raise SamplesError(f"{path} answers {len(unknown)} questions that there are not: {', '.join(unknown[:3])}")

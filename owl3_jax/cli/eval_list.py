@@ -47,6 +47,14 @@ def list_ids(names: str, data: DataRoot) -> str:
 
 def _is_there(data: DataRoot, need: str) -> bool:
     try:
-        return bool(data.find(*need.split(" | ")))
+        return any(data.find(pattern, *_respelt(data, pattern)) for pattern in need.split(" | "))
     except StorageError:
         return False
+
+
+def _respelt(data: DataRoot, pattern: str) -> list[str]:
+    """The pattern with the folders that its data set may also have."""
+    match pattern.split("/", 2):
+        case ["dataset", name, rest]:
+            return [f"{folder}/{rest}" for folder in data.folders(name)]
+    return []

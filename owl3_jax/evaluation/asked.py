@@ -12,7 +12,7 @@ from jaxtyping import UInt8
 from owl3_jax.config import ConfigError, EvalConfig
 from owl3_jax.evaluation.data_root import DataRoot
 from owl3_jax.evaluation.frames import sampling_of
-from owl3_jax.evaluation.question import Excerpt, Question
+from owl3_jax.evaluation.question import Excerpt, Question, distinct
 from owl3_jax.evaluation.task import Task
 from owl3_jax.inference.memory import FAILURES
 from owl3_jax.inference.requests import Failure, Request
@@ -67,15 +67,18 @@ def parse_shard(text: str | None) -> tuple[int, int]:
 
 
 def questions_of(task: Task, data: DataRoot) -> list[Question]:
-    """All questions of a task; where ids repeat, each has the number of its row, from 0, for its id.
+    """All questions of a task; those whose ids repeat have `/0`, `/1` and so on after them.
 
     Raises DataError where files are missing, and ConfigError where there is no question.
     """
     questions = list(task.questions(data))
     if not questions:
         raise ConfigError(f"task {task.name} has no questions")
-    if len({question.id for question in questions}) < len(questions):
-        questions = [dataclasses.replace(question, id=str(number)) for number, question in enumerate(questions)]
+    names = distinct([question.id for question in questions])
+    questions = [
+        question if question.id == name else dataclasses.replace(question, id=name)
+        for question, name in zip(questions, names, strict=True)
+    ]
     if task.frames is not None and data.settings.frames and not any(question.videos for question in questions):
         raise ConfigError(f"task {task.name} has no videos: leave out --frames")
     return questions
@@ -83,7 +86,10 @@ def questions_of(task: Task, data: DataRoot) -> list[Question]:
 
 def ask_all(tasks: Iterable[Task], data: DataRoot, selection: Selection) -> list[Asked]:
     """The chosen questions of all tasks, task by task. Raises what `questions_of` does."""
-    return [Asked(task, question) for task in tasks for question in selection.of(questions_of(task, data))]
+    asked = [Asked(task, question) for task in tasks for question in selection.of(questions_of(task, data))]
+    if not asked:
+        raise ConfigError(f"part {selection.part + 1} of {selection.parts} has no question: there are fewer than parts")
+    return asked
 
 
 def in_order_of_asking(asked: Sequence[Asked]) -> list[Asked]:

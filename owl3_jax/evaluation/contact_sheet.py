@@ -20,6 +20,7 @@ from owl3_jax.processing.chat import IMAGE
 from owl3_jax.processing.images import load_image
 
 SHEET_NOTE = "One question from each of several sets, chosen without looking at the answers; the image asked about is framed"
+_MOST_LETTERS = 200  # of a text
 _MOST_IMAGES = 20  # of a question that is shown; more would be too small to see
 
 CARDS_PER_ROW = 4
@@ -77,7 +78,8 @@ def _card(sample: Sample, data: DataRoot, tasks: Mapping[str, Task]) -> Card | N
         return None
     title = f"{question.split or sample.task} · {len(images)} image{'s' if len(images) > 1 else ''}"
     *_, text = question.text.split(IMAGE)
-    return Card(title, images, question.target, text.lstrip(". \n"), answer, question.gold or "", judged.official == 1)
+    asked, said, gold = (each[:_MOST_LETTERS] for each in (text.lstrip(". \n"), answer, question.gold or ""))
+    return Card(title, images, question.target, asked, said, gold, judged.official == 1)
 
 
 def draw_contact_sheet(cards: Sequence[Card], note: str = SHEET_NOTE) -> Figure:
@@ -88,7 +90,7 @@ def draw_contact_sheet(cards: Sequence[Card], note: str = SHEET_NOTE) -> Figure:
     height = rows * CARD_HEIGHT / INCH + head
     figure = Figure(figsize=(columns * CARD_WIDTH / INCH, height), dpi=120)
     FigureCanvasAgg(figure)
-    figure.text(0.5, 1 - 0.55 * head / height, note, fontsize=11, color=GREY, ha="center", va="center")
+    figure.text(0.5, 1 - 0.55 * head / height, note, fontsize=11, color=GREY, ha="center", va="center", parse_math=False)
     grid = figure.add_gridspec(
         rows, columns, left=0.008, right=0.992, bottom=0.01, top=1 - head / height, wspace=0.04, hspace=0.04
     )
@@ -133,10 +135,22 @@ def _draw_images(axes: Axes, card: Card) -> None:
 
 def _draw_text(axes: Axes, card: Card, color: str) -> None:
     middle, mark = CARD_WIDTH / 2, "✓" if card.is_right else "✗"
-    axes.text(middle, 7, card.title, fontsize=9.5, color=GREY, ha="center", va="center")
+    axes.text(middle, 7, card.title, fontsize=9.5, color=GREY, ha="center", va="center", parse_math=False)
     question, *options = card.question.split("\n")
     lines = [question, "   ".join(options)] if options else [question]
-    axes.text(middle, 84, "\n".join(lines), fontsize=10.5, color=INK, ha="center", va="center", linespacing=1.3)
+    axes.text(
+        middle, 84, "\n".join(lines), fontsize=10.5, color=INK, ha="center", va="center", linespacing=1.3, parse_math=False
+    )
     answer = card.answer or "(nothing)"
-    axes.text(middle, 96.5, f"{mark} model: {answer}", fontsize=11.5, fontweight="bold", color=color, ha="center", va="center")
-    axes.text(middle, 105, f"right: {card.expected}", fontsize=9.5, color=GREY, ha="center", va="center")
+    axes.text(
+        middle,
+        96.5,
+        f"{mark} model: {answer}",
+        fontsize=11.5,
+        fontweight="bold",
+        color=color,
+        ha="center",
+        va="center",
+        parse_math=False,
+    )
+    axes.text(middle, 105, f"right: {card.expected}", fontsize=9.5, color=GREY, ha="center", va="center", parse_math=False)

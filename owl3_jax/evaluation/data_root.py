@@ -33,6 +33,10 @@ Row = Mapping[str, Any]  # Any: values of JSON or of a table, or strings
 NAME = "#"  # the key of a row's own name, for `DataRoot.media`
 
 _TABLES, _JSON = (".parquet", ".arrow"), (".json", ".jsonl")
+_DEPTH = 3  # folders in folders
+_MEDIA = re.compile(
+    r"image|videos?$|NExTVideo|frames|^[.]|subtitle", re.IGNORECASE
+)  # folders without data files; `videomme` is none
 _ABOUT_DATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 _SPLIT = re.compile(r"train|test|val|dev", re.IGNORECASE)
 _LONGEST_INDEX = 64  # what is longer in a column of images is an image, and not the index of the row that has it
@@ -80,29 +84,37 @@ class DataRoot:
         return [row for name in self.require(*patterns) for row in self._rows_of(name)]
 
     def hub_rows(self, names: Sequence[str], split: str, config: str = "") -> list[Row]:
-        """The rows of a data set of the Hugging Face hub, downloaded or saved to a folder below `dataset/`.
+        """The rows of `hub_files`. Raises DataError where there is none, or one of numbered files is missing."""
+        found = self.hub_files(names, split, config)
+        if not found:
+            what = f"a file of the split {split}{f' of {config}' if config else ''} ({', '.join((*_TABLES, *_JSON))})"
+            where = " or ".join(map(self.location, self.folders(*names))) or self.location(f"dataset/{names[0]}")
+            raise DataError(f"there is no {where} with {what}")
+        return [row for name in found for row in self._rows_of(name)]
+
+    def hub_files(self, names: Sequence[str], split: str, config: str = "") -> list[str]:
+        """The files of a data set of the Hugging Face hub, downloaded or saved to a folder below `dataset/`; perhaps none.
 
         Args:
             names: of the data set's folder, which may be in one of its owner's; case and punctuation do not count.
-            split: the split, with which the names of its files begin, or its folder's. It may be left out of them where there
-                is only one.
+            split: the split, which is in the names of its files or folders; it may be left out where there is only one.
             config: the configuration: a folder, or the beginning of the names.
 
-        Raises DataError.
+        Raises DataError when some of files that are numbered (`-00000-of-00003`) are missing.
         """
-        folders = self.folders(*names)
-        for folder in folders:
-            for pattern in _hub_patterns(split, config):
-                if found := self.find(f"{folder}/{pattern}"):
-                    return [row for name in found for row in self._rows_of(name)]
-            if not config and (found := self._only_split(folder)):
-                return [row for name in found for row in self._rows_of(name)]
-        what = f"no file of the split {split}{f' of {config}' if config else ''} ({', '.join((*_TABLES, *_JSON))})"
-        if not folders:
-            raise DataError(
-                f"{self.location('dataset')} has no folder {names[0]}, which should have a file of the split {split}"
-            )
-        raise DataError(f"there is {what} in {' or '.join(map(self.location, folders))}")
+        for folder in self.folders(*names):
+            files = _data_files(self.location(folder))
+            found = [file for file in files if _is_of(file, split, config)]
+            if not found and not config and not any(_SPLIT.search(file) for file in files):
+                found = list(files)
+            if found:
+                suffix = min((f".{file.rpartition('.')[2]}" for file in found), key=(*_TABLES, *reversed(_JSON)).index)
+                depth = min(file.count("/") for file in found if file.endswith(suffix))
+                same = [file for file in found if file.endswith(suffix) and file.count("/") == depth]
+                chosen = [file for file in same if file.rpartition("/")[0] == same[0].rpartition("/")[0]]
+                _require_all(chosen, self.location(folder))
+                return [f"{folder}/{file}" for file in chosen]
+        return []
 
     def folders(self, *names: str) -> list[str]:
         """The folders below `dataset/` or one of its folders with one of the names; case and punctuation do not count."""
@@ -147,12 +159,6 @@ class DataRoot:
         prefix = len(self.location("x")) - 1
         return [found[prefix:] for found in storage.find(self.location(pattern)) if storage.is_folder(found)]
 
-    def _only_split(self, folder: str) -> list[str]:
-        """The data files of a folder whose names speak of no split; none where a part of them does."""
-        files = [found for suffix in (*_TABLES, *_JSON) for found in self._matching(f"{folder}/**/*{suffix}")]
-        files = [file for file in files if file.rpartition("/")[2] not in _ABOUT_DATA]
-        return [] if any(_SPLIT.search(file[len(folder) :]) for file in files) else sorted(set(files))
-
     def _rows_of(self, name: str) -> Iterator[Row]:
         location = self.location(name)
         if name.endswith(_TABLES):
@@ -175,15 +181,38 @@ def read_tsv(location: str) -> list[Row]:
     return list(_read_tsv(location)[0])
 
 
-def _hub_patterns(split: str, config: str) -> Iterator[str]:
-    """Where the files of a split may be, the most exact first."""
-    below = [f"{config}/", f"**/{config}/", f"**/{config}*/"] if config else ["", "data/", "**/"]
-    for folder in below:
-        for suffix in (".parquet", ".arrow", ".jsonl", ".json"):
-            yield from (f"{folder}{split}{suffix}", f"{folder}{split}-*{suffix}", f"{folder}{split}/*{suffix}")
-    if config:
-        for suffix in (".json", ".jsonl", ".parquet", ".arrow"):
-            yield from (f"{config}{suffix}", f"**/{config}{suffix}", f"**/{config}-{split}*{suffix}")
+@functools.lru_cache(16)
+def _data_files(folder: str) -> tuple[str, ...]:
+    """The tables and JSON files of a folder and of folders in it, by path; folders of images and videos are not looked into."""
+    found, waiting = [], [("", 0)]
+    while waiting:
+        inside, depth = waiting.pop()
+        for place in storage.children(f"{folder}/{inside}"):
+            name = place.name
+            if place.is_folder and depth < _DEPTH and not _MEDIA.search(name):
+                waiting.append((f"{inside}{name}/", depth + 1))
+            elif not place.is_folder and name.endswith((*_TABLES, *_JSON)) and name not in _ABOUT_DATA:
+                found.append(f"{inside}{name}")
+    return tuple(sorted(found))
+
+
+def _is_of(file: str, split: str, config: str) -> bool:
+    """Whether a file, by its path within a data set, is of a split and configuration."""
+    *folders, name = file.split("/")
+    stem = name.rpartition(".")[0]
+    in_split = re.search(rf"(?:^|-){re.escape(split)}(?:-|\.|$)", stem) is not None or split in folders
+    if not config:
+        return in_split
+    return stem == config or (in_split and (config in folders or stem.startswith(f"{config}-")))
+
+
+def _require_all(files: Sequence[str], folder: str) -> None:
+    numbered = [match for file in files if (match := re.search(r"-(\d+)-of-(\d+)\.", file))]
+    if not numbered:
+        return
+    missing = sorted(set(range(int(numbered[0][2]))) - {int(match[1]) for match in numbered})
+    if missing:
+        raise DataError(f"{folder}/{files[0]} is one of {int(numbered[0][2])} files; number {missing[0]} is missing")
 
 
 def _plain(name: str) -> str:
@@ -296,6 +325,10 @@ def _read_tsv(location: str) -> tuple[list[dict[str, Any]], list[str]]:
     for number, row in enumerate(rows):
         if None in row or None in row.values() or not row.get("index"):
             raise DataError(f"row {number} of {location} does not have the columns of its first line, or no `index`")
+    if rows and "image" not in rows[0]:
+        raise DataError(f"{location} has no column `image`; it has {', '.join(map(str, rows[0]))}")
+    if len({row["index"] for row in rows}) < len(rows):
+        raise DataError(f"{location} has several rows with the same `index`")
     own = {row["index"]: row.get("image", "") for row in rows}
     images: dict[str, int] = {}
     for row in rows:

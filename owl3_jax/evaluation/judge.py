@@ -12,7 +12,7 @@ from typing import NamedTuple
 from owl3_jax.evaluation.question import Answered, Judged
 from owl3_jax.evaluation.task import Task
 
-_SCORE = re.compile(r"(?<![\d.])(?:0(?:\.\d+)?|1(?:\.0+)?)(?![\d.]|\d)")
+_NUMBER = re.compile(r"(?<![\d.,/-])(\d+(?:\.\d+)?|\.\d+)(?!\d|[.,/]\d|\s*/)")
 _SECONDS = 120.0
 
 
@@ -39,12 +39,10 @@ class Judge(NamedTuple):
             self.kept.parent.mkdir(parents=True, exist_ok=True)
             with self.kept.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"key": key, "id": answered.question.id, "said": said}, ensure_ascii=False) + "\n")
-        found = _SCORE.findall(said)
-        if not found:
-            raise JudgeError(
-                f"{self.model} at {self.url} gave no score from 0 to 1 to question {answered.question.id}: {said[:80]!r}"
-            )
-        share = float(found[-1])
+        found = _NUMBER.findall(said)
+        share = float(found[-1]) if found else -1.0
+        if not 0 <= share <= 1:
+            return answered._replace(judged=Judged(0.0, 0.0), error=f"the judge gave no score from 0 to 1, but {said[:80]!r}")
         return answered._replace(judged=Judged(share, share, answered.answer, said.strip()))
 
     def _known(self) -> dict[str, str]:

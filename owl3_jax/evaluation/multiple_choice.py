@@ -1,7 +1,7 @@
 """What multiple-choice benchmarks have in common: how options are written, and which of them is right."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from owl3_jax.evaluation import strict
 from owl3_jax.evaluation.data_root import DataError
@@ -13,28 +13,51 @@ LETTER = "Answer with the option\u2019s letter from the given choices directly."
 WORD = "Answer the question using a single word or phrase."
 
 
+Way = Literal["letter", "text", "place"]
+
+
 def lettered(options: Sequence[str]) -> str:
     """`A. cat`, `B. dog`, ... on lines of their own."""
     return "\n".join(f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False))
 
 
-def letter_of(value: Any, options: Sequence[str], name: str) -> str:  # Any: JSON
-    """The letter of the right option, given by its letter, its text, or its place from 0.
+def option_texts(value: Any, name: str) -> tuple[str, ...]:  # Any: JSON
+    """The options of a row, a list of at least two. Raises DataError, whose message calls the question `name`."""
+    if not isinstance(value, list | tuple) or not 2 <= len(value) <= len(LETTERS):
+        raise DataError(f"{name}: its options must be a list of 2 to {len(LETTERS)} texts, got {str(value)[:60]!r}")
+    return tuple(map(str, value))
 
-    Raises DataError, whose message calls the question `name`, when it is none of them.
+
+def letter_of(value: Any, options: Sequence[str], name: str, ways: Sequence[Way]) -> str:  # Any: JSON
+    """The letter of the right option.
+
+    Args:
+        value: what the data says: the option's letter, its text, or its place from 0.
+        options: all options.
+        name: of the question in messages.
+        ways: in which the data may say it; the first that fits counts, since options may be letters or numbers themselves.
+
+    Raises DataError when it is none of them, or an option without text.
     """
     letters = LETTERS[: len(options)]
-    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(letters):
-        return letters[value]
-    if isinstance(value, str):
-        text = value.strip()
-        if value in options:
-            return letters[list(options).index(value)]
-        if len(text) == 1 and text in letters:
-            return text
-        if text.isdecimal() and int(text) < len(letters):
-            return letters[int(text)]
+    for way in ways:
+        found = _place(value, options, letters, way)
+        if found is not None:
+            if not options[found].strip():
+                raise DataError(f"the right option of {name}, {letters[found]}, has no text")
+            return letters[found]
     raise DataError(f"the right answer of {name} is {str(value)[:40]!r}, which is none of its options {list(options)}")
+
+
+def _place(value: Any, options: Sequence[str], letters: str, way: Way) -> int | None:  # Any: JSON
+    if isinstance(value, bool):
+        return None
+    text = str(value).strip()
+    if way == "place":
+        return int(text) if text.isdecimal() and int(text) < len(options) else None
+    if way == "letter":
+        return letters.index(text) if len(text) == 1 and text in letters else None
+    return list(options).index(str(value)) if str(value) in options else None
 
 
 def judge_letters(question: Question, answer: str, official: str) -> Judged:
@@ -48,7 +71,9 @@ def first_character(answer: str) -> str:
     return answer[:1] or "X"
 
 
-def require(row: Mapping[str, Any], name: str, *columns: str) -> None:
-    """Raises DataError when a row lacks one of the columns."""
+def require(row: object, name: str, *columns: str) -> None:
+    """Raises DataError when a row lacks one of the columns, or is none."""
+    if not isinstance(row, Mapping):
+        raise DataError(f"{name} is not an object: {str(row)[:60]}")
     if missing := [column for column in columns if row.get(column) is None]:
         raise DataError(f"{name} has no {', '.join(map(repr, missing))}; it has {', '.join(map(repr, row)) or 'nothing'}")

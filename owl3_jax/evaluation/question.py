@@ -1,7 +1,8 @@
 """What is asked, what is right, and how an answer was read: all that a benchmark says about one sample, as plain values."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from owl3_jax.config import JsonTree
@@ -79,3 +80,20 @@ class Answered(NamedTuple):
     answer: str
     judged: Judged
     error: str = ""  # why there is no answer: it counts as wrong
+
+
+def distinct(names: Sequence[str]) -> list[str]:
+    """Names of which those that repeat are told apart: `x`, `y`, `x` become `x/0`, `y`, `x/1`."""
+    counts, seen, taken = Counter(names), Counter[str](), set(names)
+    found = []
+    for name in names:
+        if counts[name] > 1:
+            unique = f"{name}/{seen[name]}"
+            seen[name] += 1
+            while unique in taken:  # another row may be called so
+                unique = f"{name}/{seen[name]}"
+                seen[name] += 1
+            found.append(unique)
+        else:
+            found.append(name)
+    return found

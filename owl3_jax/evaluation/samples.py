@@ -1,6 +1,7 @@
 """samples.jsonl: one line for each question, with its answer and how it was read. `--rescore` and `owl3 compare` read it."""
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -48,13 +49,13 @@ def read_samples(folder: Path) -> list[Sample]:
     if not path.is_file():
         raise SamplesError(f"there is no {path}; give the --output of a finished evaluation")
     samples = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+    for number, line in enumerate(_lines(path), start=1):
         if not line.strip():
             continue
         try:
             samples.append(_sample(json.loads(line)))
-        except (ValueError, TypeError, KeyError) as error:
-            raise SamplesError(f"line {number} of {path} is not a sample: {error}") from error
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise SamplesError(f"line {number} of {path} is not a sample: {error!r}") from error
     return samples
 
 
@@ -71,7 +72,9 @@ def _record(sample: Sample) -> JsonTree:
 def _sample(record: JsonTree) -> Sample:
     fields = {name: value for name, value in record.items() if name not in _OTHERS}
     question = Question.from_json({**fields, "text": record["prompt"]})
-    judged = Judged(**{name: record[name] for name in _JUDGED})
+    judged = Judged(float(record["official"]), float(record["strict"]), str(record["parsed"]), str(record["strictly"]))
+    if not isinstance(record.get("answer", ""), str) or not isinstance(question.facts, dict):
+        raise ValueError("its answer must be a text, its facts an object")
     answered = Answered(question, record.get("answer", ""), judged, record.get("error", ""))
     return Sample(record["task"], answered, record.get("frames", []), record.get("tokens"))
 
@@ -84,26 +87,30 @@ def by_task(samples: Iterable[Sample]) -> dict[str, list[Sample]]:
     return tasks
 
 
-def read_answers(path: Path, tasks: Mapping[str, str]) -> dict[tuple[str, str], str]:
-    """The answers that any model has given, by task and id: lines `{"task", "id", "answer"}`.
+class Answers(NamedTuple):
+    """Answers that any model has given."""
+
+    answers: dict[tuple[str, str], str]  # by task and id
+    others: Counter[str]  # lines by their tasks, of tasks that were not asked for
+
+
+def read_answers(path: Path, tasks: Mapping[str, str]) -> Answers:
+    """The answers of a file, stripped: lines `{"task", "id", "answer"}`.
 
     Args:
         path: of the file.
-        tasks: what a line's task may be called, with the name that it has in the result. Lines of other tasks are left out.
+        tasks: what a line's task may be called, with the name that it has in the result.
 
     Raises SamplesError, whose message names the line: it is not such an object, or its question has an answer already.
     """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise SamplesError(f"cannot read the answers {path}: {error}") from error
     answers: dict[tuple[str, str], str] = {}
-    for number, line in enumerate(lines, start=1):
+    others: Counter[str] = Counter()
+    for number, line in enumerate(_lines(path), start=1):
         if not line.strip():
             continue
         try:
             tree = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise SamplesError(f"line {number} of {path} is not valid JSON: {error}") from error
         if not isinstance(tree, dict) or not {"task", "id", "answer"} <= set(tree):
             raise SamplesError(f'line {number} of {path} must be an object with "task", "id" and "answer": {line[:80]}')
@@ -118,9 +125,22 @@ def read_answers(path: Path, tasks: Mapping[str, str]) -> dict[tuple[str, str], 
                 f"line {number} of {path}: task and answer must be texts, id a text or a whole number: {line[:80]}"
             )
         if task not in tasks:
+            others[task] += 1
             continue
         key = tasks[task], str(name)
         if key in answers:
             raise SamplesError(f"line {number} of {path} is the second answer to question {name} of {task}")
-        answers[key] = answer
-    return answers
+        answers[key] = _without_surrogates(answer).strip()
+    return Answers(answers, others)
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SamplesError(f"cannot read {path}: {error}") from error
+
+
+def _without_surrogates(text: str) -> str:
+    """The text, in which halves of surrogate pairs, which JSON can write but no file can hold, are replaced."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -11,7 +11,7 @@ from owl3_jax.evaluation.scores import LETTERS
 
 _ALONE = re.compile(r"[\s(\[\"'*]*([A-Za-z])[\s)\]\"'*.,:]*")
 _LEADING = re.compile(r"[\s(\[*]*([A-Z])(?:[)\].:,]|\*\*|\s*$|\n)|\(([a-z])\)")
-_ANNOUNCED = re.compile(r"(?:answer|option|choice)(?:\s+is)?\s*:?\s*[(\[*\"']*([A-Z])(?![A-Za-z'])")
+_ANNOUNCED = re.compile(r"(?:answer|option|choice)(?:\s{1,3}is)?\s{0,3}:?\s{0,3}[(\[*\"']*([A-Z])(?![A-Za-z'])")
 
 _ARTICLE = re.compile(r"(?<![\w'])A\s+(?!or\b|and\b)(?=[a-z])")
 

@@ -7,7 +7,7 @@ error says which.
 import contextlib
 import re
 from pathlib import Path
-from typing import Protocol, cast, runtime_checkable
+from typing import NamedTuple, Protocol, cast, runtime_checkable
 
 import fsspec
 from fsspec import AbstractFileSystem
@@ -75,6 +75,21 @@ def find(pattern: str | Path) -> list[str]:
         system, path = _system(pattern)
         found = sorted(system.glob(path))
         return [str(system.unstrip_protocol(name)) for name in found] if is_url(pattern) else found
+
+
+class Place(NamedTuple):
+    """What is in a folder."""
+
+    name: str
+    is_folder: bool
+
+
+def children(folder: str | Path) -> list[Place]:
+    """The files and folders that are in a folder itself. Raises StorageError."""
+    with _naming(folder):
+        system, path = _system(folder)
+        found = system.ls(path, detail=True)
+        return [Place(str(info["name"]).rstrip("/").rpartition("/")[2], info["type"] == "directory") for info in found]
 
 
 def sizes(location: str | Path) -> dict[str, int]:

@@ -115,7 +115,10 @@ def test_a_missing_answer_counts_as_wrong_and_is_said(root, tmp_path, capsys):
         (["--tasks=zz*", "--answers=x", "--output=o"], "no task matches 'zz*'"),
         (["--answers=x", "--output=o"], "give --tasks"),
         (["--tasks=ai2d", "--answers=x"], "give --output"),
-        (["--tasks=nlvr2", "--answers=none.jsonl", "--output=o"], "dataset has no folder nlvr2"),
+        (
+            ["--tasks=nlvr2", "--answers=none.jsonl", "--output=o"],
+            "there is no dataset/nlvr2 with a file of the split unbalanced_test_public",
+        ),
         (["--rescore=none"], "there is no none/samples.jsonl"),
     ],
 )
@@ -168,3 +171,23 @@ def test_a_judge_scores_open_answers_and_is_asked_once(root, tmp_path):
     write_answers(answers, root, "mmvet", "another")
     with pytest.raises(SystemExit, match=r"the judge at .* gave no answer"):
         score(root, answers, tmp_path / "out", "mmvet", *flags)
+
+
+@pytest.mark.parametrize(
+    ("said", "accuracy"),
+    [("I give 0.7.", 70), ("1.0.", 100), (".5", 50), ("8/10", 0), ("0,5", 0), ("-1", 0), ("none", 0), ("7", 0)],
+)
+def test_what_a_judge_says_is_a_number_from_0_to_1_or_no_score(root, tmp_path, monkeypatch, said, accuracy):
+    monkeypatch.setattr("owl3_jax.evaluation.judge.Judge._ask", lambda self, prompt: said)
+    answers = write_answers(tmp_path / "a.jsonl", root, "mmvet", "scarlet")
+    flags = ("--judge-url=http://none", "--judge-model=any")
+    assert score(root, answers, tmp_path / "out", "mmvet", *flags)["mmvet"]["official"]["accuracy"] == accuracy
+
+
+@pytest.mark.parametrize(
+    "line", ["3", "[1]", '{"task": "x", "id": "1", "prompt": "", "answer": 3, "official": 0, "strict": 0}', "\xff"]
+)
+def test_damaged_samples_are_named(tmp_path, line):
+    (tmp_path / "samples.jsonl").write_bytes(line.encode("latin-1"))
+    with pytest.raises(SystemExit, match=r"samples\.jsonl"):
+        main(["--rescore", str(tmp_path)])

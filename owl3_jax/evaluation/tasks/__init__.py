@@ -83,7 +83,11 @@ def choose(names: Iterable[str], frames: Sequence[int] = ()) -> Chosen:
         if members:
             benchmarks[name] = members
         for given in members or (_matching(name) if _PATTERN & set(name) else GROUPS.get(name, (name,))):
-            tasks[given] = find_task(given)
+            task = find_task(given)
+            same = [name for name, other in tasks.items() if (other.name, other.frames) == (task.name, task.frames)]
+            if same and same != [given]:
+                raise ConfigError(f"{given} and {same[0]} are the same task")
+            tasks[given] = task
     for name, members in BENCHMARKS.items():
         if set(members) <= set(tasks) and members not in benchmarks.values():
             benchmarks[name] = members

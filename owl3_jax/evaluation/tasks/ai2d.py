@@ -1,7 +1,15 @@
 """AI2D: multiple choice about diagrams of school books."""
 
 from owl3_jax.evaluation.data_root import DataRoot, hub_files
-from owl3_jax.evaluation.multiple_choice import LETTER, first_character, judge_letters, letter_of, lettered, require
+from owl3_jax.evaluation.multiple_choice import (
+    LETTER,
+    first_character,
+    judge_letters,
+    letter_of,
+    lettered,
+    option_texts,
+    require,
+)
 from owl3_jax.evaluation.question import Judged, Question
 from owl3_jax.evaluation.task import About, Task
 
@@ -14,9 +22,9 @@ def read(data: DataRoot) -> list[Question]:
     for number, row in enumerate(data.hub_rows(_FOLDERS, "test")):
         name = f"question {number} of AI2D"
         require(row, name, "question", "options", "answer")
-        options = tuple(map(str, row["options"]))
+        options = option_texts(row["options"], name)
         text = f"<|image|>\nQuestion: {row['question']}\nOptions:\n{lettered(options)}\n{LETTER}"
-        gold = _gold(row["answer"], options, name)
+        gold = letter_of(row["answer"], options, name, ("place", "letter", "text"))
         image, facts = data.media(row, "image"), {"question": str(row["question"])}
         questions.append(Question(str(row.get("question_id", number)), text, gold, (image,), options=options, facts=facts))
     return questions
@@ -25,12 +33,6 @@ def read(data: DataRoot) -> list[Question]:
 def judge(question: Question, answer: str) -> Judged:
     """The first character, which has to be a capital. The released code fails on an empty answer."""
     return judge_letters(question, answer, first_character(answer))
-
-
-def _gold(answer: object, options: tuple[str, ...], name: str) -> str:
-    """A place comes first: options may be numbers themselves."""
-    is_place = str(answer).isdecimal() and int(str(answer)) < len(options)
-    return letter_of(int(str(answer)) if is_place else answer, options, name)
 
 
 AI2D = Task(

@@ -64,9 +64,9 @@ def read(data: DataRoot, base: Task) -> list[Question]:
     """
     config, asked = data.settings, list(_one_of_each(base.questions(data)))
     images = sorted({question.images[0] for question in asked if question.images})
-    unsuitable = [question.id for question in asked if len(question.images) != 1 or len(question.options) < 2]
+    unsuitable = [each.id for each in asked if len(each.images) != 1 or len(each.options) < 2 or each.gold is None]
     if unsuitable or not images or any("question" not in question.facts for question in asked):
-        raise ConfigError(f"{NAME} needs multiple choice about single images, which {base.name} is not")
+        raise ConfigError(f"{NAME} needs multiple choice about single images with known answers, which {base.name} is not")
     chosen = _choose(asked, config)
     counts = [count for count in sorted(set(config.distractor_images)) if count <= len(images)]
     if not counts:
@@ -120,7 +120,7 @@ def _choose(questions: Sequence[Question], config: EvalConfig) -> list[Question]
 
 
 def _samples(config: EvalConfig, question: Question, images: Sequence[str], own: int, count: int) -> Iterator[Question]:
-    right = question.options[LETTERS.index(question.gold or "A")]
+    right = LETTERS.index(question.gold or "")
     others = [number for number in range(len(images)) if number != own]
     for draw in range(config.distractor_draws if count > 1 else 1):
         rng = np.random.default_rng([config.seed, _TASK, own, len(question.text), count, draw])
@@ -129,11 +129,12 @@ def _samples(config: EvalConfig, question: Question, images: Sequence[str], own:
         shown.insert(target, question.images[0])
         listed = " ".join(f"Image {number}: <|image|>" for number in range(1, count + 1))
         hint = f"{question.facts['hint']}\n" if question.facts.get("hint") else ""
-        for turn, options in enumerate(rotations(question.options)):
+        for turn, order in enumerate(rotations(range(len(question.options)))):
+            options = tuple(question.options[place] for place in order)
             yield Question(
                 id=f"{question.id}/{count}/{draw}/{turn}",
                 text=f"{listed}. In Image {target + 1}, {hint}{question.facts['question']}\n{lettered(options)}\n{LETTER}",
-                gold=LETTERS[options.index(right)],
+                gold=LETTERS[order.index(right)],
                 images=tuple(shown),
                 options=options,
                 group=f"{question.id}/{count}",

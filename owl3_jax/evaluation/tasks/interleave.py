@@ -4,6 +4,7 @@ Each row says in its metadata which data set it is of. The type of the first row
 """
 
 import functools
+import sys
 from collections.abc import Sequence
 
 from rouge import Rouge
@@ -28,19 +29,17 @@ _LETTERS = 8  # options that a letter can name
 
 def read(data: DataRoot, file: str, wanted: Sequence[str] = ()) -> list[Question]:
     """The rows of the wanted data sets, which are given by the beginnings of their names; of all by default."""
-    rows = data.rows(*(f"{folder}/{file}" for folder in _FOLDERS))
-    ids = [str(row.get("sample_id", number)) for number, row in enumerate(rows)]
     kinds: dict[str, str] = {}
     questions = []
-    for number, row in enumerate(rows):
+    for number, row in enumerate(data.rows(*(f"{folder}/{file}" for folder in _FOLDERS))):
         name = f"row {number} of {file}"
-        require(row, name, "image", "conversations", "metadata")
+        _check(row, name)
         dataset, kind = str(row["metadata"]["dataset"]), str(row["metadata"].get("question_type", ""))
         kind = kinds.setdefault(dataset, kind)
         if kind not in ("multi-choice", "open-ended"):
             raise DataError(f"{name}: {dataset} has the question type {kind!r}; it must be multi-choice or open-ended")
         if not wanted or dataset.lower().startswith(tuple(wanted)):
-            questions.append(_question(row, ids[number] if ids.count(ids[number]) == 1 else str(number), dataset, kind, name))
+            questions.append(_question(row, str(row.get("sample_id", number)), dataset, kind, name))
     if not questions:
         raise DataError(f"no row of {file} is of {' or '.join(wanted)}")
     return questions
@@ -70,7 +69,12 @@ def rouge_official(answer: str, gold: str) -> float:
     said = answer[:_ROUGE_LETTERS]
     if not said.strip(" .\n\t") or not gold.strip(" ."):
         return 0.0
-    return float(Rouge(metrics=["rouge-l"]).get_scores(said, gold)[0]["rouge-l"]["f"])
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(before + 2 * (len(said) + len(gold)))  # the package recurs once for each word
+    try:
+        return float(Rouge(metrics=["rouge-l"]).get_scores(said, gold)[0]["rouge-l"]["f"])
+    finally:
+        sys.setrecursionlimit(before)
 
 
 def rouge_l(answer: str, gold: str) -> float:
@@ -81,6 +85,15 @@ def rouge_l(answer: str, gold: str) -> float:
 @functools.cache
 def _scorer() -> RougeScorer:
     return RougeScorer(["rougeL"])
+
+
+def _check(row: Row, name: str) -> None:
+    require(row, name, "image", "conversations", "metadata")
+    turns = row["conversations"]
+    is_talk = isinstance(turns, list) and len(turns) >= 2 and all(isinstance(turn, dict) and "value" in turn for turn in turns)
+    if not is_talk or not isinstance(row["image"], list):
+        raise DataError(f"{name} needs a list of images, and a conversation of a question and an answer: {str(row)[:80]}")
+    require(row["metadata"], f"the metadata of {name}", "dataset")
 
 
 def _question(row: Row, name: str, dataset: str, kind: str, place: str) -> Question:

@@ -1,7 +1,7 @@
 """LongVideoBench, validation: multiple choice about videos of up to an hour, without their subtitles."""
 
 from owl3_jax.evaluation.data_root import DataRoot
-from owl3_jax.evaluation.multiple_choice import LETTER, letter_of, lettered, require
+from owl3_jax.evaluation.multiple_choice import LETTER, letter_of, lettered, option_texts, require
 from owl3_jax.evaluation.question import Excerpt, Question
 from owl3_jax.evaluation.task import About, Task
 from owl3_jax.evaluation.tasks.mvbench import judge
@@ -16,13 +16,13 @@ def read(data: DataRoot) -> list[Question]:
     for number, row in enumerate(data.rows(*_FILES)):
         name = f"question {number} of LongVideoBench"
         require(row, name, "video_path", "question", "candidates", "correct_choice")
-        options = tuple(map(str, row["candidates"]))
+        options = option_texts(row["candidates"], name)
         text = f"Question: <|video|>\n{row['question']}\nOptions: {lettered(options)}\n{LETTER}"
         questions.append(
             Question(
                 str(row.get("id", number)),
                 text,
-                letter_of(row["correct_choice"], options, name),
+                letter_of(row["correct_choice"], options, name, ("place",)),
                 videos=(Excerpt(f"{str(row['#']).rpartition('/')[0]}/videos/{row['video_path']}", FRAMES),),
                 options=options,
                 split=_split(row.get("duration_group")),

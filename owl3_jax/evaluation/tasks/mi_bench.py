@@ -5,8 +5,16 @@ from typing import Any
 
 from owl3_jax.evaluation.data_root import DataError, DataRoot, Row
 from owl3_jax.evaluation.metrics import Scores, accuracy, by_split, group_shares, mean_metric
-from owl3_jax.evaluation.multiple_choice import LETTER, first_character, judge_letters, letter_of, lettered, require
-from owl3_jax.evaluation.question import READINGS, Answered, Judged, Question
+from owl3_jax.evaluation.multiple_choice import (
+    LETTER,
+    first_character,
+    judge_letters,
+    letter_of,
+    lettered,
+    option_texts,
+    require,
+)
+from owl3_jax.evaluation.question import READINGS, Answered, Judged, Question, distinct
 from owl3_jax.evaluation.scores import LETTERS
 from owl3_jax.evaluation.task import About, Task
 
@@ -17,9 +25,7 @@ _NAMES = ("multi_image_instruction", "multimodal_knowledge_seeking")
 def read(data: DataRoot) -> list[Question]:
     """Both files, with the rotations of each question: by r places to the left under the id `ITEM/r`."""
     rows = [(stem, number, row) for stem in _NAMES for number, row in enumerate(_rows(data, stem))]
-    names = [_name(stem, number, row) for stem, number, row in rows]
-    if len(set(names)) < len(names):
-        names = [f"{stem}/{number}" for stem, number, _ in rows]
+    names = distinct([_name(stem, number, row) for stem, number, row in rows])
     return [question for name, (_, _, row) in zip(names, rows, strict=True) for question in _rotations(data, name, row)]
 
 
@@ -55,14 +61,14 @@ def _rotations(data: DataRoot, name: str, row: Row) -> list[Question]:
     place = f"question {name} of MI-Bench"
     require(row, place, "question", "answer")
     options = _options(row, place)
-    right = options[LETTERS.index(letter_of(row["answer"], options, place))]
+    right = LETTERS.index(letter_of(row["answer"], options, place, ("letter", "text", "place")))
     images = tuple(data.media({"#": row["#"], "image": image}, "image") for image in _images(row, place))
     split = str(row.get("task") or row.get("task_name") or row.get("type") or "")
     asked = str(row["question"]).replace("<image>", "<|image|>")
     questions = []
     for rotation in range(len(options)):
         turned = (*options[rotation:], *options[:rotation])
-        gold = LETTERS[(options.index(right) - rotation) % len(options)]
+        gold = LETTERS[(right - rotation) % len(options)]
         text = f"{asked}\nOptions: {lettered(turned)}\n{LETTER}"
         questions.append(Question(f"{name}/{rotation}", text, gold, images, options=turned, split=split, group=name))
     return questions
@@ -70,11 +76,7 @@ def _rotations(data: DataRoot, name: str, row: Row) -> list[Question]:
 
 def _options(row: Row, place: str) -> tuple[str, ...]:
     options: Any = row.get("options", row.get("choices"))
-    if isinstance(options, dict):
-        options = list(options.values())
-    if not isinstance(options, list) or len(options) < 2:
-        raise DataError(f"{place} has no list of options")
-    return tuple(map(str, options))
+    return option_texts(list(options.values()) if isinstance(options, dict) else options, place)
 
 
 def _images(row: Row, place: str) -> list[str]:

@@ -2,7 +2,7 @@
 which is how its own code scores; 128 frames are our choice."""
 
 from owl3_jax.evaluation.data_root import DataError, DataRoot
-from owl3_jax.evaluation.multiple_choice import LETTER, letter_of, lettered, require
+from owl3_jax.evaluation.multiple_choice import LETTER, letter_of, lettered, option_texts, require
 from owl3_jax.evaluation.question import Excerpt, Question
 from owl3_jax.evaluation.task import About, Task
 from owl3_jax.evaluation.tasks.mvbench import judge
@@ -22,10 +22,10 @@ def read(data: DataRoot) -> list[Question]:
         for number, row in enumerate(data.rows(file)):
             name = f"question {number} of {split} of MLVU"
             require(row, name, "video", "question", "candidates", "answer")
-            options = tuple(map(str, row["candidates"]))
+            options = option_texts(row["candidates"], name)
             text = f"<|video|>\nQuestion: {row['question']}\nOptions:\n{lettered(options)}\n{LETTER}"
             video = Excerpt(f"{file.rpartition('/json/')[0]}/video/{split}/{row['video']}", FRAMES)
-            gold = letter_of(str(row["answer"]), options, name)
+            gold = letter_of(row["answer"], options, name, ("text", "letter"))
             kind = str(row.get("question_type") or split)
             questions.append(Question(f"{split}/{number}", text, gold, videos=(video,), options=options, split=kind))
     if not questions:

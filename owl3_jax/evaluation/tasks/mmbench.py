@@ -7,10 +7,11 @@ all of them are right.
 import hashlib
 import io
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from owl3_jax.evaluation.data_root import DataError, DataRoot, Row
 from owl3_jax.evaluation.metrics import Scores, accuracy, circular, group_shares, grouped, mean_metric
-from owl3_jax.evaluation.multiple_choice import LETTER, judge_letters, letter_of, lettered, require
+from owl3_jax.evaluation.multiple_choice import LETTER, judge_letters, letter_of, lettered, option_texts, require
 from owl3_jax.evaluation.official.choices import mmbench
 from owl3_jax.evaluation.question import READINGS, Answered, Judged, Question
 from owl3_jax.evaluation.scores import LETTERS
@@ -63,7 +64,8 @@ def submission(answered: Sequence[Answered], name: str) -> Mapping[str, bytes]:
     for each in answered:
         options = [*each.question.options, "", "", "", ""][:4]
         index = int(each.question.id) if each.question.id.isdecimal() else each.question.id
-        sheet.append([_cell(value) for value in (index, each.question.facts["question"], each.answer, *options)])
+        values = (index, each.question.facts["question"], each.answer, *options)
+        sheet.append([_cell(sheet, value) for value in values])
     content = io.BytesIO()
     book.save(content)
     return {f"{name}_submission.xlsx": content.getvalue()}
@@ -74,16 +76,21 @@ def not_judged(question: Question, answer: str) -> Judged:
     return Judged(0.0, 0.0, mmbench(answer, question.options), mmbench(answer, question.options))
 
 
-def _cell(value: object) -> object:
-    """A value that a cell can have, which starts no formula and has no control characters."""
+def _cell(sheet: Any, value: object) -> Any:  # Any: openpyxl has no types
+    """A cell with a number, or with a text that is no formula and has no control characters."""
+    from openpyxl.cell import WriteOnlyCell
     from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE
 
-    return ILLEGAL_CHARACTERS_RE.sub("", value) if isinstance(value, str) else value
+    if not isinstance(value, str):
+        return value
+    cell = WriteOnlyCell(sheet, ILLEGAL_CHARACTERS_RE.sub("", value))
+    cell.data_type = "s"
+    return cell
 
 
 def _question(data: DataRoot, row: Row, name: str, split: str) -> Question:
     require(row, name, "index", "question", "image", *(("answer",) if split == "dev" else ()))
-    options = tuple(map(str, row["choices"])) if "choices" in row else _columns(row, name)
+    options = option_texts(row["choices"], name) if "choices" in row else _columns(row, name)
     hint = str(row.get("hint") or "")
     context = "N/A" if hint in _NO_OPTION else hint
     text = f"<|image|>Context: {context}\nQuestion: {row['question']}\nOptions: {lettered(options)}\n{LETTER}"
@@ -95,7 +102,7 @@ def _question(data: DataRoot, row: Row, name: str, split: str) -> Question:
     return Question(
         str(row["index"]),
         text,
-        letter_of(row["answer"], options, name) if split == "dev" else None,
+        letter_of(row["answer"], options, name, ("letter", "place")) if split == "dev" else None,
         (image,),
         options=options,
         group=hashlib.blake2b(f"{row['image']}\n{row['question']}".encode(), digest_size=8).hexdigest(),
@@ -105,7 +112,7 @@ def _question(data: DataRoot, row: Row, name: str, split: str) -> Question:
 
 def _columns(row: Row, name: str) -> tuple[str, ...]:
     options = [str(row.get(letter, "")) for letter in LETTERS[:5]]
-    while options and options[-1] in _NO_OPTION:
+    while options and options[-1] in _NO_OPTION and LETTERS[len(options) - 1] != row.get("answer"):
         options.pop()
     if len(options) < 2:
         raise DataError(f"{name} has fewer than two options")

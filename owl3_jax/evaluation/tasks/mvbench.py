@@ -7,7 +7,7 @@ from run to run. Here the middle frames of the parts are taken.
 import sys
 
 from owl3_jax.evaluation.data_root import DataError, DataRoot, Row
-from owl3_jax.evaluation.multiple_choice import LETTER, judge_letters, letter_of, lettered, require
+from owl3_jax.evaluation.multiple_choice import LETTER, judge_letters, letter_of, lettered, option_texts, require
 from owl3_jax.evaluation.official.choices import NO_OPTION, check_answer
 from owl3_jax.evaluation.question import Excerpt, Judged, Question
 from owl3_jax.evaluation.scores import LETTERS
@@ -65,19 +65,17 @@ def option_text(question: Question) -> str:
 
 def _rows(data: DataRoot, split: str) -> list[Row]:
     """None of a split whose file is missing: the videos of some need licences of their own, and the table has the splits."""
-    try:
-        return data.hub_rows(("mvbench",), "train", split)
-    except DataError:
-        return []
+    is_there = data.hub_files(("mvbench",), "train", split)
+    return data.hub_rows(("mvbench",), "train", split) if is_there else []
 
 
 def _question(data: DataRoot, split: str, row: Row, number: int) -> Question:
     name = f"question {number} of {split} of MVBench"
     require(row, name, "video", "question", "candidates", "answer")
-    options = tuple(map(str, row["candidates"]))
+    options = option_texts(row["candidates"], name)
     text = f"<|video|>\nQuestion: {row['question']}\nOptions:\n{lettered(options)}\n{LETTER}"
     video = _excerpt(data, split, row)
-    gold = letter_of(str(row["answer"]), options, name)
+    gold = letter_of(row["answer"], options, name, ("text", "letter"))
     return Question(f"{split}/{number}", text, gold, videos=(video,), options=options, split=split)
 
 

@@ -23,7 +23,7 @@ def read(data: DataRoot) -> list[Question]:
         text = f"<|video|>\nQuestion: {row['question']}\nOptions: {lettered(options)}\n{LETTER}"
         kind = "TN" if row.get("type") == "TP" else str(row.get("type") or "")  # as released
         video = Excerpt(f"dataset/nextqa/NExTVideo/{row['video']}.mp4", FRAMES)
-        gold = letter_of(int(row["answer"]), options, name)
+        gold = letter_of(row["answer"], options, name, ("place",))
         questions.append(Question(f"{row['video']}_{row['qid']}", text, gold, videos=(video,), options=options, split=kind))
     return questions
 

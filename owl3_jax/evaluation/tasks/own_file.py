@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from owl3_jax.evaluation.data_root import DataError, DataRoot, Row
-from owl3_jax.evaluation.multiple_choice import LETTER, WORD, judge_letters, letter_of, lettered
+from owl3_jax.evaluation.multiple_choice import LETTER, WORD, Way, judge_letters, letter_of, lettered, option_texts
 from owl3_jax.evaluation.official.choices import mmbench
 from owl3_jax.evaluation.official.vqa import evalai
 from owl3_jax.evaluation.question import Excerpt, Judged, Question
+from owl3_jax.evaluation.scores import LETTERS
 from owl3_jax.evaluation.task import About, Task
 from owl3_jax.host import storage
 
@@ -81,7 +82,7 @@ def _question(row: Row, name: str, place: str) -> Question:
     return Question(
         name,
         asked,
-        letter_of(answer, options, place) if options else golds[0],
+        _gold(row, answer, options, place) if options else golds[0],
         images,
         tuple(Excerpt(video, FRAMES) for video in videos),
         options,
@@ -115,10 +116,38 @@ def _media(row: Row, kind: str, place: str) -> tuple[str, ...]:
 
 
 def _options(row: Row, place: str) -> tuple[str, ...]:
+    """The options' texts; letters that the data has before them, in the order of the alphabet, are taken away."""
     options = row.get("options", row.get("choices"))
     if options is None:
         return ()
-    listed = list(options.values()) if isinstance(options, Mapping) else options
-    if not isinstance(listed, list) or not 2 <= len(listed) <= 26:
-        raise DataError(f"{place}: options must be a list of 2 to 26 texts, got {str(options)[:60]}")
-    return tuple(re.sub(r"^[A-Z][.)]\s+", "", str(option)) for option in listed)
+    texts = option_texts(list(options.values()) if isinstance(options, Mapping) else options, place)
+    marked = [re.fullmatch(r"([A-Z])[.)]\s+(.+)", text, re.DOTALL) for text in texts]
+    if [match and match[1] for match in marked] == list(LETTERS[: len(texts)]):
+        return tuple(match[2] for match in marked if match)
+    return texts
+
+
+def _gold(row: Row, answer: Any, options: tuple[str, ...], place: str) -> str:  # Any: JSON
+    """The letter of the right option: by the key or letter that the data gives it, or by its text.
+
+    A number is the option of that text, or the one at that place from 0, but not where these are two.
+    """
+    given = row.get("options", row.get("choices"))
+    keys = list(given) if isinstance(given, Mapping) else []
+    if answer in keys:
+        return LETTERS[keys.index(answer)]
+    if keys:
+        return letter_of(answer, options, place, ("text",))
+    if isinstance(answer, int) and not isinstance(answer, bool):
+        ways: tuple[Way, ...] = ("place", "text")
+        found = {letter_of(answer, options, place, (way,)) for way in ways if _fits(answer, options, way)}
+        if len(found) > 1:
+            raise DataError(
+                f"{place}: its answer {answer} is the text of one option and the place of another; write its letter"
+            )
+        return found.pop() if found else letter_of(answer, options, place, ("text",))
+    return letter_of(answer, options, place, ("letter", "text"))
+
+
+def _fits(answer: int, options: tuple[str, ...], way: Way) -> bool:
+    return 0 <= answer < len(options) if way == "place" else str(answer) in options

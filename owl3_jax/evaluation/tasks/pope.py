@@ -63,7 +63,7 @@ _SHARES: dict[Reading, dict[str, Callable[[YesNo], float]]] = {
 
 def score(answered: Sequence[Answered]) -> Scores:
     """Officially, answers that are neither yes nor no are in `yes_ratio` alone; strictly, they are wrong."""
-    counts = YesNo.of(("" if each.error else each.judged.parsed, each.question.gold or "") for each in answered)
+    counts = YesNo.of((_said(each), each.question.gold or "") for each in answered)
     drawn = [YesNo(*row) for row in resampled(counts)]
     return {
         reading: {
@@ -72,6 +72,13 @@ def score(answered: Sequence[Answered]) -> Scores:
         }
         for reading, shares in _SHARES.items()
     }
+
+
+def _said(each: Answered) -> str:
+    """The answer; a question that has none counts as answered wrongly."""
+    if not each.error:
+        return each.judged.parsed
+    return "no" if each.question.gold == "yes" else "yes"
 
 
 POPE = tuple(map(make_task, SETS))

@@ -19,7 +19,7 @@ def read(data: DataRoot) -> list[Question]:
         options = tuple(
             str(row[key]) for key in ("option0", "option1", "option2", "option3") if row.get(key) not in (None, "N/A")
         )
-        right = options[LETTERS.index(letter_of(row["correct_choice"], options, f"question {name} of Q-Bench2"))]
+        right = options[LETTERS.index(letter_of(row["correct_choice"], options, f"question {name} of Q-Bench2", ("letter",)))]
         gold = LETTERS[options.index(right)]
         text = f"Image 1: <|image|>\nImage 2: <|image|>\nQuestion: {row['question']}\nOptions: {lettered(options)}\n{LETTER}"
         images = data.media(row, "image1"), data.media(row, "image2")

@@ -3,7 +3,7 @@
 import re
 
 from owl3_jax.evaluation.data_root import DataRoot, Row, hub_files
-from owl3_jax.evaluation.multiple_choice import LETTER, judge_letters, letter_of, require
+from owl3_jax.evaluation.multiple_choice import LETTER, judge_letters, letter_of, option_texts, require
 from owl3_jax.evaluation.official.choices import videomme
 from owl3_jax.evaluation.question import Excerpt, Judged, Question
 from owl3_jax.evaluation.task import About, Task
@@ -20,7 +20,7 @@ def read(data: DataRoot, *, subtitles: bool = False) -> list[Question]:
     for number, row in enumerate(data.hub_rows(_FOLDERS, "test")):
         name = f"question {number} of Video-MME"
         require(row, name, "videoID", "question", "options", "answer")
-        lettered = [str(option) for option in row["options"]]  # with their letters, as the data has them
+        lettered = option_texts(row["options"], name)  # with their letters, as the data has them
         options = tuple(re.sub(r"^[A-Z]\.\s*", "", option) for option in lettered)
         spoken = _subtitles(data, row) if subtitles else ""
         text = f"<|video|>\n{spoken}Question: {row['question']}\nOptions: {chr(10).join(lettered)}\n{LETTER}"
@@ -28,7 +28,7 @@ def read(data: DataRoot, *, subtitles: bool = False) -> list[Question]:
             Question(
                 str(row.get("question_id", number)),
                 text,
-                letter_of(row["answer"], options, name),
+                letter_of(row["answer"], options, name, ("letter",)),
                 videos=(Excerpt(_VIDEOS.format(row["videoID"]), FRAMES),),
                 options=options,
                 split=str(row.get("duration") or ""),

@@ -3,6 +3,7 @@
 Source: X-PLUG/mPLUG-Owl, folder mPLUG-Owl3/evaluation, class VQATask.
 """
 
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -66,6 +67,8 @@ def annotated(data: DataRoot, questions: Sequence[Question], pattern: str) -> li
         by_id = {str(each["question_id"]): each for each in data.json(pattern)["annotations"]}
     except (KeyError, TypeError) as error:
         raise DataError(f"{location} is not a file of VQA annotations: {error!r}") from error
+    if left := len(set(by_id) - {question.id for question in questions}):
+        print(f"{location} has answers to {left} more questions than are asked", file=sys.stderr)
     return [_annotated(question, by_id, location) for question in questions]
 
 
@@ -96,8 +99,10 @@ def with_numbers(answers: Sequence[object]) -> list[dict[str, object]]:
 
 def _annotated(question: Question, by_id: Mapping[str, Row], location: str) -> Question:
     annotation = by_id.get(question.id)
-    if annotation is None or not annotation.get("answers"):
-        raise DataError(f"{location} has no answers to question {question.id}")
+    given = annotation.get("answers") if annotation else None
+    if not isinstance(given, list) or not given or not all(isinstance(each, Mapping) and "answer" in each for each in given):
+        raise DataError(f"{location} has no answers to question {question.id}, each an object with `answer`")
+    assert annotation is not None
     facts = {name: annotation[name] for name in ("answer_type", "question_type") if annotation.get(name)}
     return Question(
         question.id,

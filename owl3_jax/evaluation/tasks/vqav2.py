@@ -41,8 +41,12 @@ def not_judged(question: Question, answer: str) -> Judged:
 
 def submission(answered: Sequence[Answered]) -> Mapping[str, bytes]:
     """EvalAI's JSON."""
-    rows = [{"question_id": int(each.question.id), "answer": evalai(each.answer)} for each in answered]
+    rows = [{"question_id": _number(each.question.id), "answer": evalai(each.answer)} for each in answered]
     return {"vqav2_test.json": json.dumps(rows, ensure_ascii=False).encode()}
+
+
+def _number(name: str) -> int | str:
+    return int(name) if name.isdecimal() else name
 
 
 VQAV2_VAL = Task(

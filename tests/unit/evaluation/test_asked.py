@@ -47,9 +47,9 @@ def test_a_shard_counts_from_one():
     assert parse_shard("2/5") == (1, 5) and parse_shard(None) == (0, 1)
 
 
-def test_ids_that_repeat_become_row_numbers():
-    repeated = [Question("a", "?", "A"), Question("a", "?", "A")]
-    assert [each.id for each in questions_of(task(repeated), DataRoot())] == ["0", "1"]
+def test_ids_that_repeat_are_told_apart_and_no_other_changes():
+    repeated = [Question(name, "?", "A") for name in ("a", "0", "a", "a/0", "1")]
+    assert [each.id for each in questions_of(task(repeated), DataRoot())] == ["a/1", "0", "a/2", "a/0", "1"]
     with pytest.raises(ConfigError, match="task made has no questions"):
         questions_of(task([]), DataRoot())
 

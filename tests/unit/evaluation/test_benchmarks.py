@@ -1,5 +1,6 @@
 """Every benchmark on small files in its official layout: prompts, and scores of answers worked out by hand, quirks included."""
 
+import dataclasses
 import io
 import json
 from pathlib import Path
@@ -8,11 +9,13 @@ import openpyxl
 import pytest
 
 from owl3_jax.cli.eval import main
-from owl3_jax.config import EvalConfig
-from owl3_jax.evaluation.data_root import DataRoot
+from owl3_jax.config import ConfigError, EvalConfig
+from owl3_jax.evaluation import data_root, strict
+from owl3_jax.evaluation.data_root import DataError, DataRoot
 from owl3_jax.evaluation.tasks import TASKS, find_task
+from owl3_jax.host import storage
 from owl3_jax.processing.images import load_image
-from tests.unit.evaluation.benchmark_files import write_all
+from tests.unit.evaluation.benchmark_files import write, write_all, write_lines
 
 LETTER = "Answer with the option\u2019s letter from the given choices directly."
 WORD = "Answer the question using a single word or phrase."
@@ -241,3 +244,115 @@ def test_frames_of_the_clips_of_mvbench(root):
     assert (first.start, first.end, whole.start) == (0.5, 2.0, None)
     assert episode.folder_fps == 3
     assert all(each.frames == 16 for each in (first, whole, episode))
+
+
+def gold(data: Path, task: str) -> list[str | None]:
+    return [each.gold for each in find_task(task).questions(DataRoot(str(data)))]
+
+
+def test_options_that_are_letters_do_not_stand_for_the_letter_of_the_right_one(tmp_path):
+    head = "index\tquestion\thint\tA\tB\tC\tanswer\timage\n"
+    write(tmp_path / "dataset/mmbench/mmbench_dev_en.tsv", head + "1\tWhich?\t\tB\tC\tA\tA\tx\n2\tWhich?\t\tC\tA\tNone\tC\ty\n")
+    assert gold(tmp_path, "mmbench_dev_en") == ["A", "C"]
+    row = {"videoID": "v", "question": "?", "options": ["A. B", "B. A", "C. C"], "answer": "A"}
+    write_lines(tmp_path / "dataset/videomme/test.jsonl", [row])
+    assert gold(tmp_path, "videomme") == ["A"]
+    pair = {"question": "?", "option0": "B", "option1": "A", "correct_choice": "B", "image1": "a.png", "image2": "b.png"}
+    write_lines(tmp_path / "dataset/Q-Bench2-HF/data/dev.jsonl", [pair])
+    assert gold(tmp_path, "qbench2") == ["B"]
+    rows = [
+        {"question": "?", "options": ["B", "A"], "answer": "A"},
+        {"question": "?", "options": {"B": "dog", "A": "cat"}, "answer": "A"},
+        {"question": "?", "options": ["B. dog", "A. cat"], "answer": "B. dog"},
+        {"question": "?", "options": {"1": "dog", "2": "cat"}, "answer": "1"},
+    ]
+    write_lines(tmp_path / "mine.jsonl", rows)
+    assert gold(tmp_path, f"file:{tmp_path}/mine.jsonl") == ["A", "B", "A", "A"]
+    write_lines(tmp_path / "mine.jsonl", [{"question": "?", "options": [1, 2, 3, 4], "answer": 3}])
+    with pytest.raises(DataError, match="its answer 3 is the text of one option and the place of another"):
+        gold(tmp_path, f"file:{tmp_path}/mine.jsonl")
+
+
+def test_distractors_show_other_pictures_than_the_targets(tmp_path):
+    lines = [f"{number}\tQuestion {number}?\tx\ty\tA\t{'abc'[number % 3] * 80}" for number in range(9)]
+    write(tmp_path / "dataset/mmbench/mmbench_dev_en.tsv", "index\tquestion\tA\tB\tanswer\timage\n" + "\n".join(lines))
+    asked = questions(tmp_path, "distractor_resistance", distractor_images=(1, 2, 3, 5))
+    assert {each.facts["images"] for each in asked} == {1, 2, 3}
+    assert all(len(set(each.images)) == len(each.images) for each in asked)
+    with pytest.raises(ConfigError, match="needs multiple choice about single images with known answers"):
+        questions(write_all(tmp_path), "distractor_resistance:mmbench_test_en")
+
+
+def test_a_damaged_split_and_a_missing_part_are_errors(root, tmp_path):
+    write_all(tmp_path)
+    (tmp_path / "dataset/mvbench/json/action_antonym.json").write_text('[{"video": "v.mp4", "que')
+    with pytest.raises(DataError, match=r"action_antonym\.json is not valid JSON"):
+        questions(tmp_path, "mvbench")
+    (tmp_path / "dataset/ai2d/data/test-00001-of-00002.parquet").unlink()
+    with pytest.raises(DataError, match="is one of 2 files; number 1 is missing"):
+        questions(tmp_path, "ai2d")
+    (tmp_path / "dataset/gqa/testdev_balanced.jsonl").write_text('{"question_id": 1}')
+    with pytest.raises(DataError, match="a row of GQA has no answer"):
+        questions(tmp_path, "gqa")
+
+
+DAMAGED = {
+    "dataset/mmvet/mm-vet.json": ('{"v": 3}', "mmvet", "question v of MM-Vet is not an object"),
+    "dataset/okvqa/mscoco_val2014_annotations.json": (
+        '{"annotations": [{"question_id": 1, "answers": ["dog"]}]}', "okvqa", "has no answers to question 1, each an object",
+    ),
+    "dataset/LLaVA-NeXT-Interleave-Bench/multi_image_out_domain.json": (
+        '[{"image": "a.jpg", "conversations": [{"value": "?"}], "metadata": "x"}]',
+        "blink", "row 0 of .* needs a list of images",
+    ),
+    "dataset/LongVideoBench/lvb_val.json": (
+        '[{"video_path": "l.mp4", "question": "?", "candidates": "abc", "correct_choice": 0}]',
+        "longvideobench", "its options must be a list of 2 to 26 texts",
+    ),
+    "dataset/mmbench/mmbench_dev_en_20231003.tsv": (
+        "index\tquestion\tA\tB\tanswer\n1\t?\tx\ty\tA", "mmbench_dev_en", "no column `image`",
+    ),
+    "dataset/mlvu/json/1_plotQA.json": (
+        '[{"video": "m.mp4", "question": "?", "candidates": ["", "x"], "answer": ""}]', "mlvu", "has no text",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("file", DAMAGED)
+def test_damaged_data_is_an_error_that_names_the_place(tmp_path, file):
+    write_all(tmp_path)
+    content, task, message = DAMAGED[file]
+    (tmp_path / file).write_text(content)
+    with pytest.raises(DataError, match=message):
+        questions(tmp_path, task)
+
+
+def test_answers_are_stripped_and_a_question_without_one_is_wrong_in_pope(root, tmp_path):
+    assert score(root, tmp_path, "ai2d", [" B", "D\n"])["official"]["accuracy"] == 100
+    (tmp_path / "a.jsonl").write_text(
+        '{"task": "pope_random", "id": 1, "answer": "yes"}\n{"task": "typo", "id": 1, "answer": ""}'
+    )
+    with pytest.raises(SystemExit, match="4 of 5 questions have no answer"):
+        main(["--answers", f"{tmp_path}/a.jsonl", "--tasks=pope_random", f"--data-root={root}", f"--output={tmp_path}/out"])
+    assert json.loads((tmp_path / "out/scores.json").read_text())["pope_random"]["official"]["accuracy"] == 20
+
+
+def test_texts_with_formulas_and_half_characters_end_no_run(root, tmp_path, capsys):
+    scores = score(root, tmp_path, "okvqa", [r"$\foo{$ $x^$", "\ud800" + "long " * 5000])
+    assert scores["official"]["accuracy"] == 0 and (tmp_path / "report.html").exists()
+
+
+def test_long_texts_are_scored(root, tmp_path):
+    long = " ".join(f"word{number}" for number in range(1500))
+    question = find_task("in_domain").questions(DataRoot(str(root)))[0]
+    judged = find_task("in_domain").judge(dataclasses.replace(question, gold=long), long)
+    assert judged.strict == 1 and 0 < judged.official < 0.2  # the released code cuts answers to 512 letters
+    assert strict.letter("answer" + " " * 80_000 + "x", 4) is None  # without trying all ways to read the spaces
+
+
+def test_folders_of_videos_are_not_searched_for_data(root, monkeypatch):
+    looked, children = [], storage.children
+    monkeypatch.setattr(storage, "children", lambda folder: looked.append(str(folder)) or children(folder))
+    data_root._data_files.cache_clear()
+    questions(root, "mvbench")
+    assert len(looked) == 2 and not any("video" in each for each in looked)
