@@ -21,7 +21,8 @@ TooLong = Literal["raise", "skip", "truncate"]
 OptimizerName = Literal["adamw", "adafactor", "lion", "muon", "sgd"]
 Schedule = Literal["cosine", "linear", "wsd", "constant"]
 
-JsonTree = dict[str, Any]  # Any: the values of a JSON object, which are checked where they are read
+Json = Any  # Any: a JSON value, which is checked where it is read
+JsonTree = dict[str, Json]
 
 
 _DTYPES: dict[str, DType] = {

@@ -22,14 +22,14 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import ipc, parquet
 
-from owl3_jax.config import EvalConfig
+from owl3_jax.config import EvalConfig, Json, JsonTree
 from owl3_jax.data.readers.records import BadRecord
 from owl3_jax.data.readers.tables import TableTrees
 from owl3_jax.host import storage
 from owl3_jax.host.foreign import foreign_errors
 from owl3_jax.processing.images import ImageSource
 
-Row = Mapping[str, Any]  # Any: values of JSON or of a table, or strings
+Row = Mapping[str, Json]  # values of JSON or of a table, or strings
 NAME = "#"  # the key of a row's own name, for `DataRoot.media`
 
 _TABLES, _JSON = (".parquet", ".arrow"), (".json", ".jsonl")
@@ -71,7 +71,7 @@ class DataRoot:
             return found
         raise DataError(f"there is no {' or '.join(self.location(pattern) for pattern in patterns)}")
 
-    def json(self, *patterns: str) -> Any:  # Any: JSON
+    def json(self, *patterns: str) -> Json:
         """The value of a JSON file, the first that is found. Raises DataError."""
         return _read_json(self.location(self.require(*patterns)[0]))
 
@@ -229,7 +229,7 @@ def _text(location: str) -> str:
         return _read(location).decode("utf-8-sig")
 
 
-def _read_json(location: str) -> Any:  # Any: JSON
+def _read_json(location: str) -> Json:
     with foreign_errors(DataError, f"{location} is not valid JSON"):
         return json.loads(_text(location))
 
@@ -257,6 +257,7 @@ def _table(location: str) -> TableTrees:
 def _table_rows(location: str) -> list[Row]:
     """All rows of a table, without the columns that hold encoded images."""
     with foreign_errors(DataError, f"cannot read the table {location}"):
+        # Any: pyarrow has no types
         content: Any = pa.BufferReader(_read(location)) if storage.is_url(location) else pa.memory_map(location)
         if location.endswith(".parquet"):
             light = [field.name for field in parquet.read_schema(content) if not _is_heavy(field.type)]
@@ -286,7 +287,7 @@ def _is_heavy(kind: pa.DataType) -> bool:
 
 def _table_image(location: str, row: int, column: str, place: str | None) -> ImageSource:
     try:
-        value: Any = dict(_table(location)[row])[column]  # type: ignore[call-overload]  # a row is an object
+        value: Json = dict(_table(location)[row])[column]  # type: ignore[call-overload]  # a row is an object
         value = value[int(place)] if place is not None else value
     except (BadRecord, KeyError, IndexError, TypeError) as error:
         raise DataError(f"{location} has no image in column {column} of row {row}: {error}") from error
@@ -317,11 +318,11 @@ def _tsv_numbers(location: str) -> dict[str, int]:
 
 
 @functools.lru_cache(4)
-def _read_tsv(location: str) -> tuple[list[dict[str, Any]], list[str]]:
+def _read_tsv(location: str) -> tuple[list[JsonTree], list[str]]:
     """The rows, and the different images that `image` numbers: circular copies repeat them, or name the row that has it."""
     csv.field_size_limit(2**31 - 1)
     with foreign_errors(DataError, f"cannot read the rows of {location}"):
-        rows: list[dict[str, Any]] = list(csv.DictReader(io.StringIO(_text(location), newline=""), delimiter="\t"))
+        rows: list[JsonTree] = list(csv.DictReader(io.StringIO(_text(location), newline=""), delimiter="\t"))
     for number, row in enumerate(rows):
         if None in row or None in row.values() or not row.get("index"):
             raise DataError(f"row {number} of {location} does not have the columns of its first line, or no `index`")

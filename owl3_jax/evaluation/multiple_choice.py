@@ -1,8 +1,9 @@
 """What multiple-choice benchmarks have in common: how options are written, and which of them is right."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
+from owl3_jax.config import Json
 from owl3_jax.evaluation import strict
 from owl3_jax.evaluation.data_root import DataError
 from owl3_jax.evaluation.question import Judged, Question
@@ -21,14 +22,14 @@ def lettered(options: Sequence[str]) -> str:
     return "\n".join(f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False))
 
 
-def option_texts(value: Any, name: str) -> tuple[str, ...]:  # Any: JSON
+def option_texts(value: Json, name: str) -> tuple[str, ...]:
     """The options of a row, a list of at least two. Raises DataError, whose message calls the question `name`."""
     if not isinstance(value, list | tuple) or not 2 <= len(value) <= len(LETTERS):
         raise DataError(f"{name}: its options must be a list of 2 to {len(LETTERS)} texts, got {str(value)[:60]!r}")
     return tuple(map(str, value))
 
 
-def letter_of(value: Any, options: Sequence[str], name: str, ways: Sequence[Way]) -> str:  # Any: JSON
+def letter_of(value: Json, options: Sequence[str], name: str, ways: Sequence[Way]) -> str:
     """The letter of the right option.
 
     Args:
@@ -49,7 +50,7 @@ def letter_of(value: Any, options: Sequence[str], name: str, ways: Sequence[Way]
     raise DataError(f"the right answer of {name} is {str(value)[:40]!r}, which is none of its options {list(options)}")
 
 
-def _place(value: Any, options: Sequence[str], letters: str, way: Way) -> int | None:  # Any: JSON
+def _place(value: Json, options: Sequence[str], letters: str, way: Way) -> int | None:
     if isinstance(value, bool):
         return None
     text = str(value).strip()

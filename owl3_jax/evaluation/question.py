@@ -3,9 +3,9 @@
 import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
-from owl3_jax.config import JsonTree
+from owl3_jax.config import Json, JsonTree
 from owl3_jax.processing.chat import IMAGE, VIDEO
 
 Reading = Literal["official", "strict"]
@@ -36,7 +36,7 @@ class Question:
     split: str = ""  # a part of the benchmark with a score of its own
     group: str = ""  # questions of one group are right only together
     target: int | None = None  # which of the images is asked about, if it is one of several
-    facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # Any: JSON; what else the task's scores need
+    facts: Mapping[str, Json] = dataclasses.field(default_factory=dict)  # what else the task's scores need
 
     def __post_init__(self) -> None:
         for placeholder, media in ((IMAGE, self.images), (VIDEO, self.videos)):

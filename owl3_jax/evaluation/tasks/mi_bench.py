@@ -1,8 +1,8 @@
 """MI-Bench: multiple choice about several images. Each question is asked once for every rotation of its options."""
 
 from collections.abc import Sequence
-from typing import Any
 
+from owl3_jax.config import Json
 from owl3_jax.evaluation.data_root import DataError, DataRoot, Row
 from owl3_jax.evaluation.metrics import Scores, accuracy, by_split, group_shares, mean_metric
 from owl3_jax.evaluation.multiple_choice import (
@@ -75,7 +75,7 @@ def _rotations(data: DataRoot, name: str, row: Row) -> list[Question]:
 
 
 def _options(row: Row, place: str) -> tuple[str, ...]:
-    options: Any = row.get("options", row.get("choices"))
+    options: Json = row.get("options", row.get("choices"))
     return option_texts(list(options.values()) if isinstance(options, dict) else options, place)
 
 

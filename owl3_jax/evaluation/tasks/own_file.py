@@ -12,8 +12,8 @@ it. Conversations, as training reads them, are asked for the last answer, which 
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
+from owl3_jax.config import Json
 from owl3_jax.evaluation.data_root import DataError, DataRoot, Row
 from owl3_jax.evaluation.multiple_choice import LETTER, WORD, Way, judge_letters, letter_of, lettered, option_texts
 from owl3_jax.evaluation.official.choices import mmbench
@@ -91,7 +91,7 @@ def _question(row: Row, name: str, place: str) -> Question:
     )
 
 
-def _turn(row: Row, place: str) -> tuple[str, Any]:  # Any: JSON
+def _turn(row: Row, place: str) -> tuple[str, Json]:
     """The question and the right answer."""
     if "question" in row:
         if not isinstance(row["question"], str) or row.get("answer") is None:
@@ -127,7 +127,7 @@ def _options(row: Row, place: str) -> tuple[str, ...]:
     return texts
 
 
-def _gold(row: Row, answer: Any, options: tuple[str, ...], place: str) -> str:  # Any: JSON
+def _gold(row: Row, answer: Json, options: tuple[str, ...], place: str) -> str:
     """The letter of the right option: by the key or letter that the data gives it, or by its text.
 
     A number is the option of that text, or the one at that place from 0, but not where these are two.
