@@ -19,7 +19,7 @@ from owl3_jax.cli.model_flags import mesh_of
 from owl3_jax.config import ComputeConfig, Config, ConfigError, DType, ModelConfig, field_differences, parse_dtype
 from owl3_jax.evaluation.answer_file import answers_path
 from owl3_jax.evaluation.answering import Key, answer_questions
-from owl3_jax.evaluation.asked import Asked, Selection, ask_all, parse_shard
+from owl3_jax.evaluation.asked import Selection, ask_all, parse_shard, select
 from owl3_jax.evaluation.data_root import DataRoot
 from owl3_jax.evaluation.judge import Judge, JudgeError
 from owl3_jax.evaluation.paper import SIZES
@@ -123,7 +123,7 @@ def _ask(config: Config, flags: Flags, data: DataRoot) -> str:
     is_bundled = checkpoint != flags.checkpoint
     output = _output(flags, Path("eval") if is_bundled else checkpoint / "eval")
     chosen = _choose(config)
-    asked = _asked(chosen, flags, data)
+    asked = ask_all(chosen.tasks.values(), data, _selection(flags, data))
     use_compilation_cache()
     start_processes(flags.distributed)
     processor = Processor.from_pretrained(checkpoint)
@@ -148,7 +148,7 @@ def _score_answers(config: Config, flags: Flags, data: DataRoot) -> str:
     chosen = _choose(config)
     everything = ask_all(chosen.tasks.values(), data, Selection())
     answers = _given_answers(flags.answers, chosen, {each.key for each in everything})
-    asked = _asked(chosen, flags, data)
+    asked = select(everything, _selection(flags, data))
     samples = samples_of_given(asked, answers)
     finish(Run(chosen, data, samples, output, _about(flags), None, flags.model_size), _judge(flags, output))
     return _failures(samples)
@@ -208,9 +208,8 @@ def _choose(config: Config) -> Chosen:
     return choose(config.eval.tasks, config.eval.frames)
 
 
-def _asked(chosen: Chosen, flags: Flags, data: DataRoot) -> list[Asked]:
-    part, parts = parse_shard(flags.shard)
-    return ask_all(chosen.tasks.values(), data, Selection(flags.limit, part, parts, data.settings.seed))
+def _selection(flags: Flags, data: DataRoot) -> Selection:
+    return Selection(flags.limit, *parse_shard(flags.shard), seed=data.settings.seed)
 
 
 def _output(flags: Flags, default: Path | None) -> Path:

@@ -128,7 +128,7 @@ def _records(
     if not asked:
         return
     settings = data.settings
-    sizes = list(measure(processor, requests(asked, data, processor.image_size), model.max_position_embeddings))
+    sizes = list(measure(processor, requests(asked, data), model.max_position_embeddings))
     engine = load_engine()
     clock = engine.runtime.clock
     batches = choose_batch_sizes(

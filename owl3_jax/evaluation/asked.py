@@ -1,9 +1,10 @@
 """The questions of a run: which ones of which tasks, in which order, and as requests of the engine."""
 
 import dataclasses
+import functools
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -21,7 +22,7 @@ from owl3_jax.processing.images import ImageSource, load_image, squash
 from owl3_jax.processing.video import SampledVideo
 from owl3_jax.processing.view_cache import ViewCache
 
-_VIEW_BYTES = 2 * 10**9  # of decoded frames that are asked about again
+_VIEW_BYTES = 10**9  # of decoded images, and of frames, that are asked about again
 
 
 class Asked(NamedTuple):
@@ -85,11 +86,19 @@ def questions_of(task: Task, data: DataRoot) -> list[Question]:
 
 
 def ask_all(tasks: Iterable[Task], data: DataRoot, selection: Selection) -> list[Asked]:
-    """The chosen questions of all tasks, task by task. Raises what `questions_of` does."""
-    asked = [Asked(task, question) for task in tasks for question in selection.of(questions_of(task, data))]
-    if not asked:
+    """The chosen questions of all tasks, task by task. Raises what `questions_of` and `select` do."""
+    return select([Asked(task, question) for task in tasks for question in questions_of(task, data)], selection)
+
+
+def select(asked: Iterable[Asked], selection: Selection) -> list[Asked]:
+    """The chosen ones of each task's questions, which follow each other. Raises ConfigError when there is none."""
+    chosen: list[Asked] = []
+    for _, of_task in itertools.groupby(asked, key=lambda each: each.task.name):
+        members = list(of_task)
+        chosen += [Asked(members[0].task, question) for question in selection.of([each.question for each in members])]
+    if not chosen:
         raise ConfigError(f"part {selection.part + 1} of {selection.parts} has no question: there are fewer than parts")
-    return asked
+    return chosen
 
 
 def in_order_of_asking(asked: Sequence[Asked]) -> list[Asked]:
@@ -108,16 +117,20 @@ def in_order_of_asking(asked: Sequence[Asked]) -> list[Asked]:
     ]
 
 
-def requests(asked: Sequence[Asked], data: DataRoot, image_size: int) -> Iterator[Request | Failure]:
+def requests(asked: Sequence[Asked], data: DataRoot, image_size: int | None = None) -> Iterator[Request | Failure]:
     """The requests, numbered from 0 and made one at a time; one whose files are missing becomes a Failure.
 
-    Images that several questions show, and frames of videos that are asked about with several numbers of frames, are decoded
-    once, into views of `image_size` pixels, as long as there is room for them.
+    Frames of videos that are asked about with several numbers of frames are decoded once, and with an `image_size` (pixels)
+    images that several questions show are, too, as long as there is room for them.
     """
-    views, repeating = ViewCache(_VIEW_BYTES), _repeating(asked)
+    # Two caches: images are decoded by the thread that makes the requests, frames by the one that answers them.
+    pictures, frames, repeating = ViewCache(_VIEW_BYTES), ViewCache(_VIEW_BYTES), _repeating(asked)
     for number, each in enumerate(asked):
+        decode = None
+        if image_size is not None and each.task.name in repeating:
+            decode = functools.partial(_decoded, each.task, data, pictures, image_size)
         try:
-            yield _request(number, each, data, views, image_size if each.task.name in repeating else None)
+            yield _request(number, each, data, frames, decode)
         except FAILURES as error:
             yield Failure(number, str(error))
 
@@ -137,20 +150,18 @@ def rows_together(asked: Sequence[Asked], settings: EvalConfig) -> int | None:
     return min(together, settings.rows_per_batch or together)
 
 
-def _request(number: int, asked: Asked, data: DataRoot, views: ViewCache, image_size: int | None) -> Request:
-    """A request; its images are decoded already where a size of their views is given, and they are not cropped."""
+def _request(
+    number: int, asked: Asked, data: DataRoot, frames: ViewCache, decode: Callable[[str], ImageSource] | None
+) -> Request:
+    """A request; its images are decoded already where there is a way to, and they are not cropped."""
     task, question, settings = asked.task, asked.question, data.settings
     crop = settings.crop if settings.crop is not None else task.crop
-    images: Sequence[ImageSource]
-    if image_size is not None and crop is False:
-        images = [_decoded(task, data, name, views, image_size) for name in question.images]
-    else:
-        images = [task.image(data, name) for name in question.images]
+    image = decode if decode and crop is False else functools.partial(task.image, data)
     return Request(
         number,
         [{"role": "user", "content": question.text}],
-        images,
-        [_video(each, data, views, is_bare=task.crop is not None) for each in question.videos],
+        [image(name) for name in question.images],
+        [_video(each, data, frames, is_bare=task.crop is not None) for each in question.videos],
         Sampling(max_new_tokens=most_new_tokens(task, settings)),
         crop,
     )
@@ -166,7 +177,7 @@ def _repeating(asked: Sequence[Asked]) -> set[str]:
     return {task for task, count in uses.items() if count >= 2 * max(1, len(names[task]))}
 
 
-def _decoded(task: Task, data: DataRoot, name: str, views: ViewCache, size: int) -> UInt8[np.ndarray, "S S 3"]:
+def _decoded(task: Task, data: DataRoot, views: ViewCache, size: int, name: str) -> UInt8[np.ndarray, "S S 3"]:
     key = (task.name, name, size)
     if (kept := views.get_all([key])) is not None:
         return kept[0]
@@ -175,6 +186,6 @@ def _decoded(task: Task, data: DataRoot, name: str, views: ViewCache, size: int)
     return view
 
 
-def _video(excerpt: Excerpt, data: DataRoot, views: ViewCache, *, is_bare: bool) -> SampledVideo:
-    shared = views if excerpt.share else None
+def _video(excerpt: Excerpt, data: DataRoot, frames: ViewCache, *, is_bare: bool) -> SampledVideo:
+    shared = frames if excerpt.share else None
     return SampledVideo(data.file(excerpt.file), sampling_of(excerpt), is_bare=is_bare, views=shared)

@@ -34,9 +34,8 @@ NAME = "#"  # the key of a row's own name, for `DataRoot.media`
 
 _TABLES, _JSON = (".parquet", ".arrow"), (".json", ".jsonl")
 _DEPTH = 3  # folders in folders
-_MEDIA = re.compile(
-    r"image|videos?$|NExTVideo|frames|^[.]|subtitle", re.IGNORECASE
-)  # folders without data files; `videomme` is none
+# Folders without data files; `videomme` is none of them.
+_MEDIA = re.compile(r"image|videos?$|NExTVideo|frames|^[.]|subtitle", re.IGNORECASE)
 _ABOUT_DATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 _SPLIT = re.compile(r"train|test|val|dev", re.IGNORECASE)
 _LONGEST_INDEX = 64  # what is longer in a column of images is an image, and not the index of the row that has it
@@ -287,8 +286,8 @@ def _is_heavy(kind: pa.DataType) -> bool:
 
 def _table_image(location: str, row: int, column: str, place: str | None) -> ImageSource:
     try:
-        value: Json = dict(_table(location)[row])[column]  # type: ignore[call-overload]  # a row is an object
-        value = value[int(place)] if place is not None else value
+        columns: Json = _table(location)[row]
+        value = columns[column] if place is None else columns[column][int(place)]
     except (BadRecord, KeyError, IndexError, TypeError) as error:
         raise DataError(f"{location} has no image in column {column} of row {row}: {error}") from error
     if isinstance(value, Mapping):

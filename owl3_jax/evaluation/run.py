@@ -23,7 +23,7 @@ from owl3_jax.evaluation.samples import Sample, by_task, judged, write_samples
 from owl3_jax.evaluation.tables import task_table
 from owl3_jax.evaluation.task import Task
 from owl3_jax.evaluation.tasks import Chosen
-from owl3_jax.host.files import write_atomically, write_text
+from owl3_jax.host.files import write_bytes, write_text
 from owl3_jax.inference.results import Record
 
 _NO_SCORES: Scores = {reading: {} for reading in READINGS}
@@ -165,7 +165,7 @@ def _metric(metric: Metric) -> JsonTree:
 
 def _submissions(folder: Path, tasks: Mapping[str, Task], answered: Mapping[str, Sequence[Answered]]) -> list[Path]:
     return [
-        write_atomically(folder / file, lambda opened, content=content: opened.write(content))  # type: ignore[misc]
+        write_bytes(folder / file, content)
         for name, each in answered.items()
         if (submission := tasks[name].submission)
         for file, content in submission(each).items()
@@ -182,7 +182,7 @@ def _title(run: Run) -> str:
 
 
 def _facts(run: Run) -> list[tuple[str, str]]:
-    facts = [("time", describe_run()["time"]), ("device", describe_run()["device"])]
+    facts = [(name, str(describe_run()[name])) for name in ("time", "device")]
     facts += [(name, str(value)) for name, value in run.about.items() if value not in (None, "")]
     if run.spent and run.spent.questions:
         spent = run.spent.to_json()

@@ -19,7 +19,7 @@ class About(NamedTuple):
     needs: tuple[str, ...] = ()  # patterns of files below the data root; ` | ` separates alternatives
     source: str = ""  # where to get them
     paper: str = ""  # its column in the paper's tables (`owl3_jax.evaluation.paper`)
-    metric: str = "accuracy"  # the score that stands in that column; "" where a server or a judge gives it
+    metric: str = "accuracy"  # the score that this column reports; "" where a server or a judge gives it
     aliases: tuple[str, ...] = ()  # other names, those of the released code and of lmms-eval among them
 
 

@@ -8,7 +8,12 @@ from typing import BinaryIO
 
 def write_text(path: Path, text: str) -> Path:
     """Writes `text` in UTF-8, as `write_atomically` does. Halves of surrogate pairs are written as JSON's escapes of them."""
-    return write_atomically(path, lambda file: file.write(text.encode("utf-8", "backslashreplace")))
+    return write_bytes(path, text.encode("utf-8", "backslashreplace"))
+
+
+def write_bytes(path: Path, content: bytes) -> Path:
+    """Writes `content`, as `write_atomically` does."""
+    return write_atomically(path, lambda file: file.write(content))
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> Path:

@@ -42,7 +42,7 @@ _FORMS = "give a path or a list of frames: videos=[[frame, frame]]"
 class Video:
     """A video whose frames are chosen but not decoded."""
 
-    indices: Sequence[int]  # of the frames that `frames` gives, at least one; they rise, and the last one may be repeated
+    indices: Sequence[int]  # of the frames that `frames` gives, at least one; they rise, and may repeat
     frames: Callable[[], Iterator[Image.Image]]  # RGB, from the first one in every call; raises UnreadableVideo on damage
     is_bare: bool = False  # see `SampledVideo`
     views: ViewCache | None = None

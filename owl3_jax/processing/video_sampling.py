@@ -15,7 +15,7 @@ class FrameSampling(typing.Protocol):
     """A rule by which frames are chosen."""
 
     def indices(self, num_frames: int, fps: Fraction | float) -> list[int]:
-        """The frames to take of a video, in rising order; only the last one may be there several times.
+        """The frames to take of a video, in rising order; one may be there several times.
 
         Raises ValueError when there is none to take.
         """

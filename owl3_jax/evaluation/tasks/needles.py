@@ -72,7 +72,7 @@ def with_needle(photograph: Image.Image, number: str) -> Image.Image:
 
 
 def judge(question: Question, answer: str) -> Judged:
-    """Whether the number stands in the answer, and no other of four digits."""
+    """Whether the answer has the number on the photograph, and no other number of four digits."""
     numbers = set("".join(letter if letter.isdecimal() else " " for letter in answer).split())
     found = sorted(number for number in numbers if len(number) == 4)
     right = float(found == [question.gold])
