@@ -3,9 +3,9 @@
 import dataclasses
 import functools
 import json
+import re
 import sys
 import tempfile
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -18,16 +18,17 @@ from owl3_jax.cli.eval_list import list_ids, list_tasks
 from owl3_jax.cli.model_flags import mesh_of
 from owl3_jax.config import ComputeConfig, Config, ConfigError, DType, ModelConfig, field_differences, parse_dtype
 from owl3_jax.evaluation.answer_file import answers_path
-from owl3_jax.evaluation.answering import Key, answer_questions
+from owl3_jax.evaluation.answering import answer_questions
 from owl3_jax.evaluation.asked import Selection, ask_all, parse_shard, select
 from owl3_jax.evaluation.data_root import DataRoot
+from owl3_jax.evaluation.given_answers import read_answers
 from owl3_jax.evaluation.judge import Judge, JudgeError
 from owl3_jax.evaluation.paper import SIZES
 from owl3_jax.evaluation.question import Answered
 from owl3_jax.evaluation.run import Run, finish, rescored, samples_of, samples_of_given
-from owl3_jax.evaluation.samples import Sample, SamplesError, by_task, read_answers, read_samples
+from owl3_jax.evaluation.samples import Sample, SamplesError, by_task, read_samples
 from owl3_jax.evaluation.task import Task
-from owl3_jax.evaluation.tasks import Chosen, choose, find_task, members_of
+from owl3_jax.evaluation.tasks import Chosen, choose
 from owl3_jax.formats.bundled import find_checkpoint
 from owl3_jax.formats.checkpoint import load_config
 from owl3_jax.host import command_line
@@ -56,8 +57,8 @@ class Flags:
     dtype: str = (
         "auto"  # dtype to compute in: bfloat16, float32; auto: the config file's, or the checkpoint's own (float32 on a CPU)
     )
-    # names, patterns, files (file:PATH) or groups (paper-single, paper-multi, paper-video, all), separated by commas; list
-    # shows them. By default the config's
+    # names, patterns, files (file:PATH) or groups (paper-single, paper-multi, paper-video, all), separated by commas (one in
+    # a path is \,); list shows them. By default the config's
     tasks: str | None = None
     data_root: str = _HERE  # where `dataset/` and `images/` of the benchmarks are, here or gs://
     output: Path | None = None  # folder for the results; by default `eval` in the checkpoint
@@ -110,7 +111,8 @@ def _evaluate(config: Config, flags: Flags) -> str:
 
 
 def _with_flags(config: Config, flags: Flags) -> Config:
-    tasks = tuple(name.strip() for name in flags.tasks.split(",") if name.strip()) if flags.tasks else config.eval.tasks
+    given = re.split(r"(?<!\\),", flags.tasks or "")
+    tasks = tuple(name.strip().replace("\\,", ",") for name in given if name.strip()) or config.eval.tasks
     settings = dataclasses.replace(config.eval, tasks=tasks, frames=flags.frames or config.eval.frames)
     return dataclasses.replace(config, eval=settings)
 
@@ -147,38 +149,14 @@ def _score_answers(config: Config, flags: Flags, data: DataRoot) -> str:
         raise ConfigError("give --tasks: the tasks whose answers are scored")
     chosen = _choose(config)
     everything = ask_all(chosen.tasks.values(), data, Selection())
-    answers = _given_answers(flags.answers, chosen, {each.key for each in everything})
+    answers, others = read_answers(flags.answers, chosen, {each.key for each in everything})
+    if others:
+        named = ", ".join(f"{count} of {task}" for task, count in others.most_common(5))
+        print(f"{flags.answers} has answers to other tasks, which are left out: {named}", file=sys.stderr)
     asked = select(everything, _selection(flags, data))
     samples = samples_of_given(asked, answers)
     finish(Run(chosen, data, samples, output, _about(flags), None, flags.model_size), _judge(flags, output))
     return _failures(samples)
-
-
-def _given_answers(path: Path, chosen: Chosen, known: set[Key]) -> dict[Key, str]:
-    """The answers of a file to known questions. Raises SamplesError when one is to another question.
-
-    A line's task may have any of the task's names, or that of a benchmark whose tasks have different ids.
-    """
-    names = {alias: name for name, task in chosen.tasks.items() for alias in task.about.aliases}
-    names |= {find_task(name.partition("@")[0]).name: name for name in chosen.tasks} | {name: name for name in chosen.tasks}
-    answers, others = read_answers(path, names)
-    for members in dict.fromkeys(chosen.benchmarks.values()):
-        called = {task: task for task in others if members_of(task) == members}
-        for (benchmark, question), answer in read_answers(path, called).answers.items():
-            owners = [member for member in members if (member, question) in known] or [benchmark]
-            if len(owners) > 1:
-                raise SamplesError(
-                    f"{path}: question {question} of {benchmark} is one of {' and '.join(owners)}: name the task"
-                )
-            answers[owners[0], question] = answer
-        others = Counter({task: count for task, count in others.items() if task not in called})
-    if others:
-        named = ", ".join(f"{count} of {task}" for task, count in others.most_common(5))
-        print(f"{path} has answers to other tasks, which are left out: {named}", file=sys.stderr)
-    unknown = [f"{question!r} of {task}" for task, question in answers if (task, question) not in known]
-    if unknown:
-        raise SamplesError(f"{path} answers {len(unknown)} questions that there are not: {', '.join(unknown[:3])}")
-    return answers
 
 
 def _rescore(config: Config, flags: Flags, data: DataRoot) -> None:
@@ -199,7 +177,10 @@ def _rescore(config: Config, flags: Flags, data: DataRoot) -> None:
     if flags.data_root == _HERE and "data_root" in before:
         data = DataRoot(str(before["data_root"]), config.eval)
     about = {**_about(flags), **before, "rescored": ", ".join(map(str, flags.rescore))}
-    finish(Run(chosen, data, kept, output, about, None, flags.model_size), _judge(flags, output))
+    judge = _judge(flags, output)
+    if not judge and all("judge" in _about_before(folder) for folder in flags.rescore):
+        judge = _as_before(samples)
+    finish(Run(chosen, data, kept, output, about, None, flags.model_size), judge)
 
 
 def _choose(config: Config) -> Chosen:
@@ -246,6 +227,12 @@ def _about_before(folder: Path) -> dict[str, object]:
 
 def _judge(flags: Flags, output: Path) -> Callable[[Task, Answered], Answered] | None:
     return Judge(flags.judge_url, flags.judge_model, output / "judged.jsonl").score if flags.judge_url else None
+
+
+def _as_before(samples: Sequence[Sample]) -> Callable[[Task, Answered], Answered]:
+    """What a judge said in an earlier run."""
+    judged = {(each.task, each.answered.question.id): each.answered for each in samples}
+    return lambda task, answered: judged[task.name, answered.question.id] if task.judge_prompt else answered
 
 
 def _failures(samples: Sequence[Sample]) -> str:

@@ -15,13 +15,14 @@ from owl3_jax.evaluation.data_root import DataRoot
 from owl3_jax.evaluation.frames import sampling_of
 from owl3_jax.evaluation.question import Excerpt, Question, distinct
 from owl3_jax.evaluation.task import Task
+from owl3_jax.host.array_cache import ArrayCache
 from owl3_jax.inference.memory import FAILURES
 from owl3_jax.inference.requests import Failure, Request
 from owl3_jax.inference.sampling import Sampling
 from owl3_jax.processing.images import ImageSource, load_image, squash
-from owl3_jax.processing.video import SampledVideo
-from owl3_jax.processing.view_cache import ViewCache
+from owl3_jax.processing.video import FrameCache, SampledVideo
 
+_Pictures = ArrayCache[tuple[str, str, int]]  # images as the model sees them, by task, name and size (pixels)
 _VIEW_BYTES = 10**9  # of decoded images, and of frames, that are asked about again
 
 
@@ -124,7 +125,8 @@ def requests(asked: Sequence[Asked], data: DataRoot, image_size: int | None = No
     images that several questions show are, too, as long as there is room for them.
     """
     # Two caches: images are decoded by the thread that makes the requests, frames by the one that answers them.
-    pictures, frames, repeating = ViewCache(_VIEW_BYTES), ViewCache(_VIEW_BYTES), _repeating(asked)
+    pictures, frames = _Pictures(_VIEW_BYTES), FrameCache(_VIEW_BYTES)
+    repeating = _repeating(asked)
     for number, each in enumerate(asked):
         decode = None
         if image_size is not None and each.task.name in repeating:
@@ -151,7 +153,7 @@ def rows_together(asked: Sequence[Asked], settings: EvalConfig) -> int | None:
 
 
 def _request(
-    number: int, asked: Asked, data: DataRoot, frames: ViewCache, decode: Callable[[str], ImageSource] | None
+    number: int, asked: Asked, data: DataRoot, frames: FrameCache, decode: Callable[[str], ImageSource] | None
 ) -> Request:
     """A request; its images are decoded already where there is a way to, and they are not cropped."""
     task, question, settings = asked.task, asked.question, data.settings
@@ -177,15 +179,15 @@ def _repeating(asked: Sequence[Asked]) -> set[str]:
     return {task for task, count in uses.items() if count >= 2 * max(1, len(names[task]))}
 
 
-def _decoded(task: Task, data: DataRoot, views: ViewCache, size: int, name: str) -> UInt8[np.ndarray, "S S 3"]:
+def _decoded(task: Task, data: DataRoot, pictures: _Pictures, size: int, name: str) -> UInt8[np.ndarray, "S S 3"]:
     key = (task.name, name, size)
-    if (kept := views.get_all([key])) is not None:
-        return kept[0]
-    view = squash(load_image(task.image(data, name), name), size)
-    views.put(key, view)
-    return view
+    kept: UInt8[np.ndarray, "S S 3"] | None = pictures.get(key)
+    if kept is None:
+        kept = squash(load_image(task.image(data, name), name), size)
+        pictures.put(key, kept)
+    return kept
 
 
-def _video(excerpt: Excerpt, data: DataRoot, frames: ViewCache, *, is_bare: bool) -> SampledVideo:
+def _video(excerpt: Excerpt, data: DataRoot, frames: FrameCache, *, is_bare: bool) -> SampledVideo:
     shared = frames if excerpt.share else None
-    return SampledVideo(data.file(excerpt.file), sampling_of(excerpt), is_bare=is_bare, views=shared)
+    return SampledVideo(data.file(excerpt.file), sampling_of(excerpt), is_bare=is_bare, frames=shared)

@@ -73,6 +73,11 @@ class Judged(NamedTuple):
         return self.official if reading == "official" else self.strict
 
 
+def unscored(parsed: str) -> Judged:
+    """An answer that a server or a judge scores, which have what is right: what they get."""
+    return Judged(0.0, 0.0, parsed, parsed)
+
+
 class Answered(NamedTuple):
     """A question with its answer."""
 

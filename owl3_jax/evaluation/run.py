@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import jax
 
-from owl3_jax.config import JsonTree
+from owl3_jax.config import Json, JsonTree
 from owl3_jax.evaluation.answering import Key, Spent
 from owl3_jax.evaluation.asked import Asked
 from owl3_jax.evaluation.contact_sheet import cards_of, draw_contact_sheet
@@ -92,7 +92,7 @@ def finish(run: Run, judge: Callable[[Task, Answered], Answered] | None = None) 
         written.append(save_figure(draw_contact_sheet(cards), run.output / "samples.png"))
     page = render_report(_title(run), results, samples, figures, run.data, tasks, list(_facts(run)))
     written.append(write_text(run.output / "report.html", page))
-    _print(results, written)
+    _print(results, written, run.about.get("shard"))
     return results
 
 
@@ -192,7 +192,7 @@ def _facts(run: Run) -> list[tuple[str, str]]:
     return facts
 
 
-def _print(results: Sequence[Result], written: Sequence[Path]) -> None:
+def _print(results: Sequence[Result], written: Sequence[Path], shard: Json) -> None:
     for each in results:
         if each.task is None:
             line = ", ".join(
@@ -201,4 +201,6 @@ def _print(results: Sequence[Result], written: Sequence[Path]) -> None:
             print(f"{each.name} ({each.title}): {line}\n")
         else:
             print(task_table(each.task, each.scores, each.questions, each.failed, size=each.size) + "\n")
+    if shard:
+        print(f"These are scores of the part {shard} of the questions; owl3 eval --rescore DIR DIR ... joins all parts.\n")
     print("\n".join(map(str, written)))

@@ -1,8 +1,7 @@
 """samples.jsonl: one line for each question, with its answer and how it was read. `--rescore` and `owl3 compare` read it."""
 
 import json
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -49,7 +48,7 @@ def read_samples(folder: Path) -> list[Sample]:
     if not path.is_file():
         raise SamplesError(f"there is no {path}; give the --output of a finished evaluation")
     samples = []
-    for number, line in enumerate(_lines(path), start=1):
+    for number, line in enumerate(read_lines(path), start=1):
         if not line.strip():
             continue
         try:
@@ -87,60 +86,9 @@ def by_task(samples: Iterable[Sample]) -> dict[str, list[Sample]]:
     return tasks
 
 
-class Answers(NamedTuple):
-    """Answers that any model has given."""
-
-    answers: dict[tuple[str, str], str]  # by task and id
-    others: Counter[str]  # lines by their tasks, of tasks that were not asked for
-
-
-def read_answers(path: Path, tasks: Mapping[str, str]) -> Answers:
-    """The answers of a file, stripped: lines `{"task", "id", "answer"}`.
-
-    Args:
-        path: of the file.
-        tasks: what a line's task may be called, with the name that it has in the result.
-
-    Raises SamplesError, whose message names the line: it is not such an object, or its question has an answer already.
-    """
-    answers: dict[tuple[str, str], str] = {}
-    others: Counter[str] = Counter()
-    for number, line in enumerate(_lines(path), start=1):
-        if not line.strip():
-            continue
-        try:
-            tree = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise SamplesError(f"line {number} of {path} is not valid JSON: {error}") from error
-        if not isinstance(tree, dict) or not {"task", "id", "answer"} <= set(tree):
-            raise SamplesError(f'line {number} of {path} must be an object with "task", "id" and "answer": {line[:80]}')
-        task, name, answer = tree["task"], tree["id"], tree["answer"]
-        if (
-            not isinstance(task, str)
-            or isinstance(name, bool)
-            or not isinstance(name, str | int)
-            or not isinstance(answer, str)
-        ):
-            raise SamplesError(
-                f"line {number} of {path}: task and answer must be texts, id a text or a whole number: {line[:80]}"
-            )
-        if task not in tasks:
-            others[task] += 1
-            continue
-        key = tasks[task], str(name)
-        if key in answers:
-            raise SamplesError(f"line {number} of {path} is the second answer to question {name} of {task}")
-        answers[key] = _without_surrogates(answer).strip()
-    return Answers(answers, others)
-
-
-def _lines(path: Path) -> list[str]:
+def read_lines(path: Path) -> list[str]:
+    """The lines of a file in UTF-8. Raises SamplesError."""
     try:
         return path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise SamplesError(f"cannot read {path}: {error}") from error
-
-
-def _without_surrogates(text: str) -> str:
-    """The text, in which halves of surrogate pairs, which JSON can write but no file can hold, are replaced."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

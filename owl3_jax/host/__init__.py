@@ -5,6 +5,7 @@ distributed        starts the processes of a run, and names those that are missi
 signals            SIGTERM and SIGINT as a request to stop
 files              files that are written whole or not at all
 compilation_cache  where compiled programs are kept
+array_cache        arrays in a limited number of bytes
 progress           the one progress bar
 source             a digest of this package's code
 """

@@ -1,7 +1,6 @@
 """Features of images seen before, by content: a repeated image is not encoded again."""
 
 import hashlib
-from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +8,7 @@ from jaxtyping import Shaped
 
 from owl3_jax.batch import AnyArray
 from owl3_jax.config import ConfigError
+from owl3_jax.host.array_cache import ArrayCache
 
 
 def key_of(pixels: Shaped[np.ndarray, "height width 3"]) -> bytes:
@@ -32,61 +32,52 @@ class FeatureCache:
             raise ConfigError(f"the feature cache's max_bytes must be at least 0 (off), got {max_bytes}")
         self.hits = 0
         self.misses = 0
-        self.bytes = 0
-        self.max_bytes = max_bytes
-        self._arrays: OrderedDict[bytes, AnyArray] = OrderedDict()  # most recently used last
+        self._arrays: ArrayCache[bytes] = ArrayCache(max_bytes, self._store)
         self._folder = folder
         self._stored: dict[bytes, tuple[np.dtype[np.generic], tuple[int, ...]]] = {}  # dtypes and shapes of those on the disk
 
     def __len__(self) -> int:
-        """The number of arrays that are kept."""
+        """The number of arrays in memory."""
         return len(self._arrays)
+
+    @property
+    def max_bytes(self) -> int:
+        """Of the arrays in memory; 0: nothing is kept."""
+        return self._arrays.max_bytes
+
+    @property
+    def nbytes(self) -> int:
+        """Of the arrays that are in memory now."""
+        return self._arrays.nbytes
 
     def get(self, key: bytes) -> AnyArray | None:
         """The array of `key`, or None; counted in `hits` or `misses`."""
         array = self._arrays.get(key)
-        if array is None:
+        if array is None and key in self._stored:
             array = self._load(key)
-            if array is not None:
-                self.put(key, array)
+            self.put(key, array)
         if array is None:
             self.misses += 1
             return None
         self.hits += 1
-        if key in self._arrays:
-            self._arrays.move_to_end(key)
         return array
 
     def put(self, key: bytes, array: AnyArray) -> None:
         """Keeps an array, replacing the one of the same key; one that is larger than the whole cache is not kept."""
-        self._drop(key)
-        if array.nbytes > self.max_bytes:
-            return
-        self._arrays[key] = array
-        self.bytes += array.nbytes
-        while self.bytes > self.max_bytes:
-            oldest = next(iter(self._arrays))
-            self._store(oldest)
-            self._drop(oldest)
+        self._arrays.put(key, array)
 
     def clear(self) -> None:
         """Forgets all arrays; `hits` and `misses` stay."""
         self._arrays.clear()
         self._stored.clear()
-        self.bytes = 0
 
-    def _store(self, key: bytes) -> None:
+    def _store(self, key: bytes, dropped: AnyArray) -> None:
         if self._folder is not None and key not in self._stored:
-            array = np.asarray(self._arrays[key])
+            array = np.asarray(dropped)
             (self._folder / key.hex()).write_bytes(array.tobytes())
             self._stored[key] = array.dtype, array.shape
 
-    def _load(self, key: bytes) -> AnyArray | None:
-        if self._folder is None or key not in self._stored:
-            return None
+    def _load(self, key: bytes) -> AnyArray:
+        assert self._folder is not None
         dtype, shape = self._stored[key]
         return np.fromfile(self._folder / key.hex(), dtype).reshape(shape)
-
-    def _drop(self, key: bytes) -> None:
-        if key in self._arrays:
-            self.bytes -= self._arrays.pop(key).nbytes

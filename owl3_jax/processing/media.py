@@ -74,12 +74,13 @@ class Clip:
 
     def views(self, size: int) -> Iterator[UInt8[np.ndarray, "S S 3"]]:
         """The frames in order, each with S = `size`. Raises UnreadableVideo."""
-        video, cache = self.video, self.video.views
+        video, cache = self.video, self.video.cache
         if cache is None:
             yield from (squash(frame, size) for frame in video.frames())
             return
         keys = [(video.name, index, size) for index in video.indices]
-        if (kept := cache.get_all(keys)) is not None:
+        kept = [cache.get(key) for key in keys]
+        if all(view is not None for view in kept):
             yield from kept
             return
         for key, frame in zip(keys, video.frames(), strict=True):

@@ -12,12 +12,14 @@ import numpy as np
 from jaxtyping import Shaped
 from PIL import Image
 
+from owl3_jax.host.array_cache import ArrayCache
 from owl3_jax.host.foreign import foreign_errors
 from owl3_jax.processing.images import ImageSource, UnreadableImage, load_image, upright_size
 from owl3_jax.processing.location import locate
 from owl3_jax.processing.video_file import UnreadableVideo, decode_frames, read_frame_table
 from owl3_jax.processing.video_sampling import FrameSampling
-from owl3_jax.processing.view_cache import ViewCache
+
+FrameCache = ArrayCache[tuple[str, int, int]]  # frames as the model sees them, by their video, index and size (pixels)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +29,7 @@ class SampledVideo:
     source: str | Path | bytes
     sampling: FrameSampling
     is_bare: bool = False  # its frames are images like any others in the text, without marks around them
-    views: ViewCache | None = None  # where frames are kept that other prompts ask about too
+    frames: FrameCache | None = None  # where those are kept that other prompts ask about too
 
 
 # `open_video` checks that an array is uint8 [frames, height, width, 3].
@@ -45,8 +47,8 @@ class Video:
     indices: Sequence[int]  # of the frames that `frames` gives, at least one; they rise, and may repeat
     frames: Callable[[], Iterator[Image.Image]]  # RGB, from the first one in every call; raises UnreadableVideo on damage
     is_bare: bool = False  # see `SampledVideo`
-    views: ViewCache | None = None
-    name: str = ""  # by which `views` knows it
+    cache: FrameCache | None = None
+    name: str = ""  # by which `cache` knows it
 
     @property
     def num_frames(self) -> int:
@@ -70,7 +72,7 @@ def open_video(source: object, sampling: FrameSampling, name: str) -> Video:
     """
     if isinstance(source, SampledVideo):
         opened = open_video(source.source, source.sampling, name)
-        return dataclasses.replace(opened, is_bare=source.is_bare, views=source.views, name=str(source.source))
+        return dataclasses.replace(opened, is_bare=source.is_bare, cache=source.frames, name=str(source.source))
     if isinstance(source, str | Path):
         return _open_path(source, sampling, name)
     if isinstance(source, bytes | bytearray | memoryview):

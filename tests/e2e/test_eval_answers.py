@@ -50,13 +50,32 @@ def test_benchmarks_of_several_tasks_and_patterns(root, tmp_path):
         score(root, tmp_path / "b.jsonl", tmp_path / "out", "pope")
 
 
-def test_rescoring_joins_shards_and_needs_no_data(root, tmp_path, monkeypatch):
+def test_answers_of_a_sweep_name_their_number_of_frames(root, tmp_path):
+    answers = write_answers(tmp_path / "a.jsonl", root, "videomme", "A", name="videomme@4")
+    assert set(score(root, answers, tmp_path / "out", "videomme@4")) == {"videomme@4"}
+    answers = write_answers(tmp_path / "b.jsonl", root, "videomme", "A")
+    assert set(score(root, answers, tmp_path / "out", "videomme@4")) == {"videomme@4"}
+    with pytest.raises(SystemExit, match="line 1 of .*b.jsonl: question .* of videomme is one of videomme@2 and videomme@4"):
+        score(root, answers, tmp_path / "out", "videomme", "--frames", "2", "4")
+
+
+def test_a_comma_in_a_path_is_written_with_a_backslash(tmp_path):
+    (tmp_path / "mine, too.jsonl").write_text('{"question": "1 + 1?", "answer": "2"}')
+    task = f"file:{tmp_path}/mine, too.jsonl"
+    (tmp_path / "a.jsonl").write_text(json.dumps({"task": task, "id": "0", "answer": "2."}))
+    scores = score(tmp_path, tmp_path / "a.jsonl", tmp_path / "out", task.replace(",", r"\,"))
+    assert scores[task]["official"]["accuracy"] == 100
+
+
+def test_rescoring_joins_shards_and_needs_no_data(root, tmp_path, monkeypatch, capsys):
     answers = write_answers(tmp_path / "a.jsonl", root, "mmbench_dev_en", "B")
     whole = score(root, answers, tmp_path / "whole", "mmbench_dev_en")
     for part in (1, 2, 3):
         score(root, answers, tmp_path / f"{part}", "mmbench_dev_en", f"--shard={part}/3")
+    assert "scores of the part 3/3 of the questions" in capsys.readouterr().out
     monkeypatch.chdir(tmp_path)
     main(["--rescore", "1", "2", "3", "--output", "joined"])
+    assert "of the part" not in capsys.readouterr().out
     assert json.loads((tmp_path / "joined/scores.json").read_text()) == whole
     before = (tmp_path / "whole/samples.jsonl").read_bytes()
     main(["--rescore", "whole"])
@@ -168,6 +187,8 @@ def test_a_judge_scores_open_answers_and_is_asked_once(root, tmp_path):
         assert score(root, answers, tmp_path / "out", "mmvet", *flags)["mmvet"]["official"]["accuracy"] == 75
         assert score(root, answers, tmp_path / "out", "mmvet", *flags)["mmvet"]["official"]["accuracy"] == 75
     assert len(_Judge.asked) == 2 and "red<OR>scarlet" in _Judge.asked[0] and "Answer: scarlet" in _Judge.asked[0]
+    main(["--rescore", str(tmp_path / "out"), "--output", str(tmp_path / "again")])
+    assert json.loads((tmp_path / "again/scores.json").read_text())["mmvet"]["official"]["accuracy"] == 75
     write_answers(answers, root, "mmvet", "another")
     with pytest.raises(SystemExit, match=r"the judge at .* gave no answer"):
         score(root, answers, tmp_path / "out", "mmvet", *flags)

@@ -13,7 +13,7 @@ from owl3_jax.evaluation.data_root import DataError, DataRoot, Row
 from owl3_jax.evaluation.metrics import Scores, accuracy, circular, group_shares, grouped, mean_metric
 from owl3_jax.evaluation.multiple_choice import LETTER, judge_letters, letter_of, lettered, option_texts, require
 from owl3_jax.evaluation.official.choices import mmbench
-from owl3_jax.evaluation.question import READINGS, Answered, Judged, Question
+from owl3_jax.evaluation.question import READINGS, Answered, Judged, Question, unscored
 from owl3_jax.evaluation.scores import LETTERS
 from owl3_jax.evaluation.task import About, Task
 
@@ -69,11 +69,6 @@ def submission(answered: Sequence[Answered], name: str) -> Mapping[str, bytes]:
     content = io.BytesIO()
     book.save(content)
     return {f"{name}_submission.xlsx": content.getvalue()}
-
-
-def not_judged(question: Question, answer: str) -> Judged:
-    """The server has the right answers."""
-    return Judged(0.0, 0.0, mmbench(answer, question.options), mmbench(answer, question.options))
 
 
 def _cell(sheet: Any, value: object) -> Any:  # Any: openpyxl has no types
@@ -138,7 +133,15 @@ def _make_task(split: str, language: str) -> Task:
     )
     if is_dev:
         return Task(name, about, reader, judge, score, crop=True)
-    return Task(name, about, reader, not_judged, accuracy, submission=lambda answered: submission(answered, name), crop=True)
+    return Task(
+        name,
+        about,
+        reader,
+        lambda question, answer: unscored(mmbench(answer, question.options)),
+        accuracy,
+        submission=lambda answered: submission(answered, name),
+        crop=True,
+    )
 
 
 MMBENCH = tuple(_make_task(split, language) for split in ("dev", "test") for language in ("en", "cn"))

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from owl3_jax.evaluation.data_root import DataError, DataRoot
 from owl3_jax.evaluation.multiple_choice import require
-from owl3_jax.evaluation.question import Answered, Judged, Question
+from owl3_jax.evaluation.question import Answered, Question, unscored
 from owl3_jax.evaluation.task import About, Task
 
 _FILE = "dataset/mmvet/mm-vet.json"
@@ -23,11 +23,6 @@ def read(data: DataRoot) -> list[Question]:
         image = f"images/mmvet/images/{row['imagename']}"
         questions.append(Question(name, f"<|image|>\n{str(row['question']).strip()}", images=(image,), facts=facts))
     return questions
-
-
-def not_judged(question: Question, answer: str) -> Judged:
-    """A judge decides."""
-    return Judged(0.0, 0.0, answer, answer)
 
 
 def submission(answered: Sequence[Answered]) -> Mapping[str, bytes]:
@@ -52,7 +47,7 @@ MMVET = Task(
         "MM-Vet (judge)", (_FILE,), "yuweihao/MM-Vet; images in images/mmvet/images", "MM-Vet", metric="", aliases=("mm_vet",)
     ),
     read,
-    not_judged,
+    lambda question, answer: unscored(answer),
     submission=submission,
     judge_prompt=judge_prompt,
     crop=True,

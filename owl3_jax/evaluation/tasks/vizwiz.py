@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from owl3_jax.evaluation.data_root import DataError, DataRoot
 from owl3_jax.evaluation.multiple_choice import WORD
 from owl3_jax.evaluation.official.vqa import first_part
-from owl3_jax.evaluation.question import Answered, Judged, Question
+from owl3_jax.evaluation.question import Answered, Judged, Question, unscored
 from owl3_jax.evaluation.task import About, Task
 from owl3_jax.evaluation.tasks import vqa_rows
 
@@ -47,11 +47,6 @@ def judge(question: Question, answer: str) -> Judged:
     return vqa_rows.judge_soft(question, parse(answer))
 
 
-def not_judged(question: Question, answer: str) -> Judged:
-    """The server has the right answers."""
-    return Judged(0.0, 0.0, parse(answer), parse(answer))
-
-
 def submission(answered: Sequence[Answered]) -> Mapping[str, bytes]:
     """EvalAI's JSON."""
     rows = [{"image": each.question.id, "answer": parse(each.answer)} for each in answered]
@@ -79,7 +74,7 @@ VIZWIZ_TEST = Task(
         aliases=("vizwiz_test",),
     ),
     read_test,
-    not_judged,
+    lambda question, answer: unscored(parse(answer)),
     submission=submission,
     crop=True,
 )

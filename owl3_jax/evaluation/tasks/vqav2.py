@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from owl3_jax.evaluation.data_root import DataRoot
 from owl3_jax.evaluation.official.vqa import evalai
-from owl3_jax.evaluation.question import Answered, Judged, Question
+from owl3_jax.evaluation.question import Answered, Judged, Question, unscored
 from owl3_jax.evaluation.task import About, Task
 from owl3_jax.evaluation.tasks import vqa_rows
 
@@ -32,11 +32,6 @@ def read_test(data: DataRoot) -> list[Question]:
 def judge(question: Question, answer: str) -> Judged:
     """The released code normalises answers as EvalAI does; what it writes is scored by the VQA evaluator."""
     return vqa_rows.judge_soft(question, evalai(answer))
-
-
-def not_judged(question: Question, answer: str) -> Judged:
-    """The server has the right answers."""
-    return Judged(0.0, 0.0, evalai(answer), evalai(answer))
 
 
 def submission(answered: Sequence[Answered]) -> Mapping[str, bytes]:
@@ -72,7 +67,7 @@ VQAV2_TEST = Task(
         metric="",
     ),
     read_test,
-    not_judged,
+    lambda question, answer: unscored(evalai(answer)),
     submission=submission,
     crop=True,
 )

@@ -29,7 +29,7 @@ def test_the_least_recently_used_gives_way(limit, steps):
         while sum(array.nbytes for _, array in kept) > limit:
             kept.pop(0)
         assert len(cache) == len(kept)
-        assert cache.bytes == sum(array.nbytes for _, array in kept) <= limit
+        assert cache.nbytes == sum(array.nbytes for _, array in kept) <= limit
 
 
 def test_hits_and_misses_are_counted():
@@ -38,13 +38,13 @@ def test_hits_and_misses_are_counted():
     assert cache.get(b"a") is None
     cache.put(b"a", features)
     assert cache.get(b"a") is features
-    assert (cache.hits, cache.misses, cache.bytes, len(cache)) == (1, 1, 24, 1)
+    assert (cache.hits, cache.misses, cache.nbytes, len(cache)) == (1, 1, 24, 1)
 
 
 def test_zero_is_off_and_less_is_refused():
     cache = FeatureCache(0)
     cache.put(b"a", np.ones(1))
-    assert (cache.get(b"a"), len(cache), cache.bytes) == (None, 0, 0)
+    assert (cache.get(b"a"), len(cache), cache.nbytes) == (None, 0, 0)
     with pytest.raises(ConfigError, match=r"max_bytes must be at least 0 \(off\), got -1"):
         FeatureCache(-1)
 
@@ -62,9 +62,9 @@ def test_a_cleared_cache_is_empty_and_takes_more():
     cache = FeatureCache(100)
     cache.put(b"a", np.zeros(10, np.float32))
     cache.clear()
-    assert (len(cache), cache.bytes, cache.get(b"a")) == (0, 0, None)
+    assert (len(cache), cache.nbytes, cache.get(b"a")) == (0, 0, None)
     cache.put(b"b", np.zeros(25, np.float32))
-    assert len(cache) == 1 and cache.bytes == 100
+    assert len(cache) == 1 and cache.nbytes == 100
 
 
 def test_what_outgrows_memory_comes_back_from_the_disk(tmp_path):
@@ -73,7 +73,7 @@ def test_what_outgrows_memory_comes_back_from_the_disk(tmp_path):
     arrays[b"half"] = jnp.full((10, 20), 1.5, jnp.bfloat16)
     for key, array in arrays.items():
         cache.put(key, array)
-    assert cache.bytes <= cache.max_bytes and len(list(tmp_path.iterdir())) == 5
+    assert cache.nbytes <= cache.max_bytes and len(list(tmp_path.iterdir())) == 5
     for key, array in arrays.items():
         found = cache.get(key)
         assert found.dtype == array.dtype
