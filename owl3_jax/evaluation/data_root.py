@@ -15,6 +15,7 @@ import functools
 import io
 import json
 import re
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -143,9 +144,11 @@ class DataRoot:
         return _table_image(location, int(entry["row"]), entry["column"] or "image", entry["place"])
 
     def file(self, name: str) -> Path | bytes:
-        """A file that a row names: its path, or what is stored at its URL. Raises DataError."""
+        """A file or folder that a row names: its path, or what is stored at its URL; of a folder, a copy. Raises DataError."""
         location = self.location(name)
-        return _read(location) if storage.is_url(location) else Path(location)
+        if not storage.is_url(location):
+            return Path(location)
+        return Path(_copy(location).name) if storage.is_folder(location) else _read(location)
 
     def _matching(self, pattern: str) -> list[str]:
         location = self.location(pattern)
@@ -221,6 +224,16 @@ def _plain(name: str) -> str:
 def _read(location: str) -> bytes:
     with foreign_errors(DataError, f"cannot read {location}"):
         return storage.read_bytes(location)
+
+
+@functools.lru_cache(64)
+def _copy(folder: str) -> tempfile.TemporaryDirectory[str]:
+    """The files of a folder at a URL, on this machine until they are forgotten."""
+    copy = tempfile.TemporaryDirectory(prefix="owl3-frames-")
+    for place in storage.children(folder):
+        if not place.is_folder:
+            (Path(copy.name) / place.name).write_bytes(_read(storage.join(folder, place.name)))
+    return copy
 
 
 def _text(location: str) -> str:

@@ -73,8 +73,7 @@ def find(pattern: str | Path) -> list[str]:
     """The locations that match a pattern with `*`, `?` and `**`, sorted. Raises StorageError."""
     with _naming(pattern):
         system, path = _system(pattern)
-        found = sorted(system.glob(path))
-        return [str(system.unstrip_protocol(name)) for name in found] if is_url(pattern) else found
+        return [_location(name, pattern, system, path) for name in sorted(system.glob(path))]
 
 
 class Place(NamedTuple):
@@ -97,8 +96,7 @@ def sizes(location: str | Path) -> dict[str, int]:
     with _naming(location):
         system, path = _system(location)
         found = system.find(path, detail=True)
-        name = system.unstrip_protocol if is_url(location) else str
-        return {str(name(key)): int(info["size"]) for key, info in sorted(found.items())}
+        return {_location(key, location, system, path): int(info["size"]) for key, info in sorted(found.items())}
 
 
 def join(folder: str | Path, name: str) -> str:
@@ -119,6 +117,14 @@ def _system(location: str | Path) -> tuple[AbstractFileSystem, str]:
         system, path = url_to_fs(str(location))
         return system, str(path)
     return LocalFileSystem(), str(location)
+
+
+def _location(found: str, asked: str | Path, system: AbstractFileSystem, path: str) -> str:
+    """A path that a file system found, as a location that begins as the one that was asked for, which has this `path`."""
+    if not is_url(asked):
+        return found
+    scheme, has_path, _ = str(asked).rstrip("/").rpartition(path)
+    return scheme + found if has_path else str(system.unstrip_protocol(found))
 
 
 def _naming(location: str | Path) -> contextlib.AbstractContextManager[None]:

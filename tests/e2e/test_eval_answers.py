@@ -55,7 +55,7 @@ def test_answers_of_a_sweep_name_their_number_of_frames(root, tmp_path):
     assert set(score(root, answers, tmp_path / "out", "videomme@4")) == {"videomme@4"}
     answers = write_answers(tmp_path / "b.jsonl", root, "videomme", "A")
     assert set(score(root, answers, tmp_path / "out", "videomme@4")) == {"videomme@4"}
-    with pytest.raises(SystemExit, match="line 1 of .*b.jsonl: question .* of videomme is one of videomme@2 and videomme@4"):
+    with pytest.raises(SystemExit, match=r"line 1 of .*b\.jsonl: question .* of videomme is one of videomme@2 and videomme@4"):
         score(root, answers, tmp_path / "out", "videomme", "--frames", "2", "4")
 
 

@@ -1,9 +1,11 @@
 """Every benchmark from its files to answers, with a scripted model: images, crops, videos and their frames."""
 
 import dataclasses
+import hashlib
 import json
 from pathlib import Path
 
+import fsspec
 import pytest
 from PIL import Image
 
@@ -27,7 +29,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(
-    root: Path, output: Path, tasks: str, model: Answering | None = None, **settings: object
+    root: Path | str, output: Path, tasks: str, model: Answering | None = None, **settings: object
 ) -> dict[tuple[str, str], Record]:
     model = model or Answering(lambda prompt: f"A {prompt.num_images}")
     model.engine.runtime.config = ROOMY
@@ -56,6 +58,20 @@ def test_all_tasks_run_end_to_end(root, tmp_path):
     scores = json.loads((tmp_path / "scores.json").read_text())
     assert {"pope", "llava_interleave_bench_out_domain", "mmbench_dev_en", "distractor_resistance"} <= set(scores)
     assert len(list((tmp_path / "submissions").iterdir())) == 5
+
+
+def test_files_of_a_bucket_give_the_questions_images_and_videos_of_the_disk(root, tmp_path):
+    bucket = fsspec.filesystem("memory")
+    for path in root.rglob("*"):
+        if path.is_file():
+            bucket.pipe_file(f"/benchmarks/{path.relative_to(root)}", path.read_bytes())
+    model = Answering(lambda prompt: hashlib.md5(b"".join(view.tobytes() for view in prompt.views())).hexdigest())
+    tasks = "mmbench_dev_en,ai2d,vqav2_val,nlvr2,mantis_eval,mi_bench,nextqa,videomme_w_subtitle,mvbench"
+    here = run(root, tmp_path / "here", tasks, model, frames=(2,))
+    there = run("memory://benchmarks", tmp_path / "there", tasks, model, frames=(2,))
+    for key, record in here.items():
+        assert {**there[key], "id": ""} == {**record, "id": ""} and "error" not in record
+    assert len(here) == len(there) == 29
 
 
 def test_single_images_are_seen_in_crops_and_several_are_not(root, tmp_path):

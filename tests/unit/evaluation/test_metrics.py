@@ -4,6 +4,7 @@ import random
 
 import numpy as np
 import pytest
+from answer_corpus import answers
 
 from owl3_jax.evaluation import strict
 from owl3_jax.evaluation.by_images import circular_by_images, pivot
@@ -11,7 +12,6 @@ from owl3_jax.evaluation.metrics import accuracy, add_means, bootstrap_metric, c
 from owl3_jax.evaluation.official.yes_no import YesNo
 from owl3_jax.evaluation.question import Answered, Judged, Question
 from owl3_jax.evaluation.tasks.nextqa import judge
-from tests.unit.evaluation.official.corpus import answers
 
 
 def made(count: int, seed: int = 0) -> list[Answered]:

@@ -3,9 +3,9 @@
 import random
 
 import pytest
+from answer_corpus import answers
 
 from owl3_jax.evaluation.official.choices import check_answer, is_interleave_match, marked_letter, mmbench, videomme
-from tests.unit.evaluation.official.corpus import answers
 from tests.unit.evaluation.official.test_vqa import one_line, second_punctuation
 
 COUNT = 20_000

@@ -4,9 +4,9 @@ import itertools
 import random
 
 import pytest
+from answer_corpus import answers
 
 from owl3_jax.evaluation.official.vqa import CONTRACTIONS, evalai, gqa, normalize_prediction, soft_accuracy, strip_punctuation
-from tests.unit.evaluation.official.corpus import answers
 
 COUNT = 20_000
 

@@ -3,9 +3,9 @@
 import random
 
 import pytest
+from answer_corpus import answers
 
 from owl3_jax.evaluation.official.yes_no import YesNo, yes_or_no
-from tests.unit.evaluation.official.corpus import answers
 
 
 @pytest.mark.parametrize(
