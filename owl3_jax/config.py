@@ -312,6 +312,7 @@ class DataConfig:
     tokens_per_row: int = 512
     images_per_row: int = 12
     pack: bool = True  # several samples per row; otherwise one, padded
+    pack_ahead: int = 8  # samples among which a row chooses those that fill it; more fill it better, and wait longer
     too_long: TooLong = "raise"  # a sample that does not fit a row ends the run, is skipped, or loses its last turns
     max_skipped: float = 0.1  # largest share of a source's samples that may be skipped before the run ends
     jpeg_draft: bool = False  # decode large JPEG files at a fraction of their size: faster, views differ by a few levels
@@ -320,7 +321,7 @@ class DataConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _require_positive(self, "rows", "tokens_per_row", "images_per_row", "prefetch")
+        _require_positive(self, "rows", "tokens_per_row", "images_per_row", "pack_ahead", "prefetch")
         _require(bool(self.sources), "data.sources is empty: name at least one file, folder or data set")
         paths = [(source.path, source.split) for source in self.sources]
         _require(len(set(paths)) == len(paths), f"data.sources names the same source twice: {sorted(set(paths))}")

@@ -195,27 +195,32 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
-def rows_of_process(processes: Int[np.ndarray, "data fsdp tensor context"], process: int) -> tuple[int, int]:
-    """Which part of a batch's rows a process makes, and how many parts there are.
+def rows_of_process(processes: Int[np.ndarray, "data fsdp tensor context"], process: int, rows: int) -> list[int]:
+    """The rows of a batch that a process makes, by their numbers, which rise.
 
-    Processes that `tensor` or `context` extends over hold the same rows, so they make the same part.
+    Processes that `tensor` or `context` extends over hold the same rows, and each makes them.
 
     Args:
         processes: the process that each device of a mesh belongs to.
         process: this one.
+        rows: of the batch; a multiple of `data` times `fsdp`.
 
     Raises:
-        ConfigError: parts overlap without being the same, or differ in size.
+        ConfigError: rows are not such a multiple; or processes hold some of their rows together, but not all, or not equally
+            many.
     """
     holders = processes.reshape(processes.shape[0] * processes.shape[1], -1)  # of each block of rows
     blocks = {each: frozenset(np.flatnonzero((holders == each).any(axis=1)).tolist()) for each in np.unique(processes)}
-    parts = sorted(set(blocks.values()), key=min)
+    parts = set(blocks.values())
     if sum(map(len, parts)) != len(holders) or len({len(part) for part in parts}) > 1:
         raise ConfigError(
             f"the devices of a process hold rows of a batch that others hold in part ({blocks}): choose mesh.tensor and "
             "mesh.context so that they divide the devices of a host, or are a multiple of them"
         )
-    return parts.index(blocks[process]), len(parts)
+    if rows % len(holders):
+        raise ConfigError(f"data.rows {rows} is not a multiple of the mesh's data x fsdp axes ({len(holders)})")
+    size = rows // len(holders)
+    return [block * size + row for block in sorted(blocks[process]) for row in range(size)]
 
 
 def processes_of(mesh: Mesh) -> Int[np.ndarray, "data fsdp tensor context"]:
@@ -223,15 +228,21 @@ def processes_of(mesh: Mesh) -> Int[np.ndarray, "data fsdp tensor context"]:
     return np.array([device.process_index for device in mesh.devices.flat]).reshape(mesh.devices.shape)
 
 
-def own_rows(mesh: Mesh) -> tuple[int, int]:
+def own_rows(mesh: Mesh, rows: int) -> list[int]:
     """`rows_of_process` for this process."""
-    return rows_of_process(processes_of(mesh), jax.process_index())
+    return rows_of_process(processes_of(mesh), jax.process_index(), rows)
 
 
 def shard_batch(batch: Batch, mesh: Mesh) -> Batch:
     """The rows of `own_rows` as a batch of global arrays."""
     sharding = batch_sharding(mesh)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+
+
+def to_own_rows(array: Shaped[Array, "rows ..."]) -> Shaped[np.ndarray, "own ..."]:
+    """The rows of `own_rows` of a global array."""
+    shards = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}  # copies are alike
+    return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -1,104 +1,152 @@
-"""From records to training batches: shuffle, shard, mix, process, pack, prefetch (grain).
+"""From records to training batches: shuffle, mix, process, pack in lanes, prefetch (grain).
 
-The iterator's state is the index of the next record. Everything else follows from it and the seed, so `set_state` resumes
-with exactly the batches that would have come, in the middle of an epoch too.
+The batches are a function of the config: neither the number of hosts and worker processes nor restarts change them.
 """
 
 import functools
-from collections.abc import Mapping, Sized
+import logging
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence, Sized
 
 import grain
+import jax
+import numpy as np
 from absl import flags
+from jaxtyping import Int32
 
-from owl3_jax.config import ConfigError, DataConfig, SourceConfig
-from owl3_jax.data.packing import pack_samples
-from owl3_jax.data.readers.records import Records
-from owl3_jax.data.samples import Group, Guarded, Loaded, for_source, join, load, split
-from owl3_jax.data.skipped import Skipped, Skips
+from owl3_jax.batch import Batch
+from owl3_jax.config import DataConfig, SourceConfig
+from owl3_jax.data.lanes import Lanes, LaneState, Order, Row, ahead_of
+from owl3_jax.data.readers.records import Kind, Records
+from owl3_jax.data.samples import Guarded, consider, for_source
+from owl3_jax.data.skipped import Counts, check_share
 from owl3_jax.data.sources import open_source
 from owl3_jax.processing.processor import Processor
+
+_logger = logging.getLogger(__name__)
 
 # With its filter, grain appends a note about itself to the message of every error that passes through it.
 grain.config.update("py_traceback_filtering", "off")
 
-_GROUP = 8  # samples that a worker process sends at a time
-_BUFFERED = 2  # groups of each worker process that wait to be packed
+_BUFFERED = 2  # rows of each worker process that wait for the others'
+
+States = Int32[np.ndarray, "lanes S"]
+
+
+class TrainIterator(Iterator[Batch]):
+    """An endless iterator over numpy `Batch`es of some of the rows.
+
+    It raises ConfigError for a sample that does not fit a row if `data.too_long` is "raise", and TooManySkippedError.
+    """
+
+    def __init__(
+        self,
+        rows: grain.DatasetIterator[Row] | Generator[Row, None, None],
+        states: States,
+        sizes: Mapping[str, float],
+        max_skipped: float,
+    ) -> None:
+        self.states = states  # of the lanes, after the last batch
+        self.sizes = sizes  # records of each source that these rows have in an epoch
+        self._rows, self._max_skipped = rows, max_skipped
+
+    def __next__(self) -> Batch:
+        rows = [next(self._rows) for _ in self.states]
+        self.states = np.stack([np.asarray(row.state) for row in rows])
+        for skipped in (each for row in rows for each in row.skipped):
+            _logger.warning("skipped %s: %s", skipped.record, skipped.detail)
+            check_share(self.counts, list(self.sizes), self._max_skipped, skipped)
+        return jax.tree.map(lambda *arrays: np.concatenate(arrays), *(row.batch for row in rows))
+
+    def close(self) -> None:
+        """Stops its thread and processes."""
+        self._rows.close()
+        self._rows = iter(())
+
+    @property
+    def counts(self) -> Counts:
+        """The samples of these rows that were used and skipped since the run began."""
+        sources = len(self.sizes)
+        return Counts.total((LaneState.from_array(state, sources).counts for state in self.states), sources)
+
+    def skips(self) -> dict[tuple[str, Kind], int]:
+        """Samples skipped since the run began, by source and kind of problem."""
+        counts = self.counts
+        return {
+            (source, kind): count for number, source in enumerate(self.sizes) for kind, count in counts.reasons(number).items()
+        }
+
+    def epochs(self) -> dict[str, float]:
+        """How often each source was read since the run began."""
+        counts = self.counts
+        return {source: counts.seen(number) / size for number, (source, size) in enumerate(self.sizes.items())}
 
 
 def make_train_iterator(
-    config: DataConfig,
-    processor: Processor,
-    *,
-    shard_index: int = 0,
-    shard_count: int = 1,
-    skips: Skips | None = None,
-) -> grain.DatasetIterator:
-    """An endless iterator over this host's part of the training batches.
+    config: DataConfig, processor: Processor, lanes: Sequence[int] | None = None, states: States | None = None
+) -> TrainIterator:
+    """The iterator over the training batches, or over some of their rows.
 
     Args:
         config: `rows` counts the rows of all hosts.
         processor: makes samples from records.
-        shard_index: which part of the rows this host makes (`owl3_jax.sharding.own_rows`).
-        shard_count: number of parts; for each, its own part of every epoch is read and rows / shard_count rows are made.
-        skips: counts the records that are used, and those that are skipped, by source.
-
-    Returns:
-        Iterator over numpy `Batch`es, with `get_state` and `set_state`; `close` stops its thread and processes. It raises
-        ConfigError for a sample that does not fit a row if `data.too_long` is "raise", and TooManySkippedError.
+        lanes: the rows, by their numbers in a batch (`owl3_jax.sharding.own_rows`); by default all.
+        states: where these begin (`TrainIterator.states`); by default at the beginning.
 
     Raises:
-        ConfigError: a source cannot be read, or the rows can't be divided among the hosts.
+        ConfigError: a source cannot be read.
         FileNotFoundError: a data set is not prepared.
     """
     records = {source: open_source(source, config) for source in config.sources}
-    return iterate_batches(records, config, processor, shard_index, shard_count, skips or Skips())
+    return iterate_batches(records, config, processor, lanes, states)
 
 
 def iterate_batches(
     records: Mapping[SourceConfig, Records],
     config: DataConfig,
     processor: Processor,
-    shard_index: int,
-    shard_count: int,
-    skips: Skips,
-) -> grain.DatasetIterator:
+    lanes: Sequence[int] | None = None,
+    states: States | None = None,
+) -> TrainIterator:
     """`make_train_iterator` over given records."""
-    rows = _rows_per_shard(config, shard_count)
-    skips.sizes = {source.label: len(given) / shard_count for source, given in records.items()}
+    lanes = range(config.rows) if lanes is None else lanes
+    if states is None:
+        states = np.stack([LaneState.fresh(len(records)).to_array(ahead_of(config))] * len(lanes))
+    order = sample_order(
+        {source: Guarded(source.label, given) for source, given in records.items()},
+        config,
+        lambda source: functools.partial(consider, config=config, source=source, processor=for_source(processor, source)),
+    )
+    sizes = {source.label: len(given) for source, given in records.items()}
+    rows: grain.IterDataset[Row] = Lanes(order, config, processor.image_size, sizes, lanes, states)
+    if workers := _workers(config, len(lanes)):
+        if not flags.FLAGS.is_parsed():  # grain's processes read flags of absl, which nobody else here does
+            flags.FLAGS(["owl3"])
+        # Small arrays are pickled: a segment of shared memory for each would take longer than a row's pixels.
+        rows = grain.experimental.WithOptionsIterDataset(rows, grain.experimental.DatasetOptions(min_shm_size=2**15))
+        rows = rows.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=_BUFFERED))
+    ahead = grain.experimental.ThreadPrefetchIterDataset(rows, prefetch_buffer_size=config.prefetch * len(lanes))
+    own = {source: size * len(lanes) / config.rows for source, size in sizes.items()}
+    return TrainIterator(iter(ahead), states, own, config.max_skipped)
+
+
+def sample_order(
+    records: Mapping[SourceConfig, Sized], config: DataConfig, consider: Callable[[SourceConfig], Callable[..., object]]
+) -> Order:
+    """The order of all samples of all sources: each shuffled anew in every epoch, mixed by weight.
+
+    `consider` gives for a source the function of a record that makes its sample.
+    """
     parts = [
-        grain.MapDataset.source(Guarded(source.label, given))
-        .seed(config.seed + number)
-        .shuffle()[shard_index::shard_count]
-        .repeat()
-        .map(functools.partial(load, config=config, source=source, processor=for_source(processor, source)))
+        grain.MapDataset.source(given).seed(config.seed + number).shuffle().repeat().map(consider(source))
         for number, (source, given) in enumerate(records.items())
     ]
     mixed = parts[0] if len(parts) == 1 else grain.MapDataset.mix(parts, weights=mixture_weights(records))
-    # Without workers one thread does all (below): the work is short Python calls, which more threads would only interrupt.
-    reading = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
-    if config.workers:
-        if not flags.FLAGS.is_parsed():  # grain's processes read flags of absl, which nobody else here does
-            flags.FLAGS(["owl3"])
-        options = grain.MultiprocessingOptions(num_workers=config.workers, per_worker_buffer_size=_BUFFERED)
-        # Small arrays are pickled: a segment of shared memory for each would take longer than the image's.
-        shared = grain.experimental.DatasetOptions(min_shm_size=2**15)
-        groups = mixed.batch(_GROUP, batch_fn=join).to_iter_dataset(reading)
-        groups = grain.experimental.WithOptionsIterDataset(groups, shared).mp_prefetch(options)
-        samples = grain.experimental.FlatMapIterDataset(groups, _Ungroup())
-    else:
-        samples = mixed.to_iter_dataset(reading)
-    kept = samples.filter(functools.partial(_keep, config=config, skips=skips))
-    batches = pack_samples(kept, config, rows)
-    return iter(grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=config.prefetch))
+    return Order(mixed, config.rows, config.seed)
 
 
-class _Ungroup(grain.experimental.FlatMapTransform):
-    """The samples of a group, one by one."""
-
-    max_fan_out = _GROUP
-
-    def flat_map(self, group: Group) -> list[Loaded | Skipped]:
-        return split(group)
+def _workers(config: DataConfig, lanes: int) -> int:
+    """Worker processes: the most that `data.workers` allows and that have equally many lanes."""
+    return max((count for count in range(1, min(config.workers, lanes) + 1) if lanes % count == 0), default=0)
 
 
 def mixture_weights(records: Mapping[SourceConfig, Sized]) -> list[float]:
@@ -106,22 +154,3 @@ def mixture_weights(records: Mapping[SourceConfig, Sized]) -> list[float]:
     if all(source.weight is None for source in records):
         return [float(len(given)) for given in records.values()]
     return [1.0 if source.weight is None else source.weight for source in records]
-
-
-def _rows_per_shard(config: DataConfig, shard_count: int) -> int:
-    if config.rows % shard_count:
-        raise ConfigError(f"data.rows {config.rows} must be a multiple of the number of hosts, {shard_count}")
-    return config.rows // shard_count
-
-
-def _keep(item: Loaded | Skipped, config: DataConfig, skips: Skips) -> bool:
-    """Whether this is a sample; counts it. It runs in the training process, whichever process has made the sample."""
-    if isinstance(item, Loaded):
-        skips.use(item.source)
-        return True
-    if item.kind in ("too-long", "too-many-images") and config.too_long == "raise":
-        raise ConfigError(
-            f"{item.record}: {item.detail}. Raise that, or set data.too_long to skip, or to truncate, which drops last turns"
-        )
-    skips.skip(item, config.max_skipped)
-    return False

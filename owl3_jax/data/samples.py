@@ -2,11 +2,7 @@
 
 import dataclasses
 import zlib
-from collections.abc import Sequence
 from typing import NamedTuple
-
-import numpy as np
-from jaxtyping import UInt8
 
 from owl3_jax.config import DataConfig, SourceConfig
 from owl3_jax.data.readers.records import BadRecord, Kind, Problem, Record, Records
@@ -17,40 +13,22 @@ from owl3_jax.processing.video_file import UnreadableVideo
 from owl3_jax.processing.video_sampling import VideoSampling
 
 
-class Loaded(NamedTuple):
-    """A sample, and the source that it is from."""
+class Candidate(NamedTuple):
+    """A sample that fits a row, and is not decoded yet."""
 
     source: str
-    sample: Sample
+    record: str  # its name
+    prepared: Prepared
     loss_weight: float
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Its tokens and images."""
+        return len(self.prepared.input_ids), self.prepared.num_images
 
-class Group(NamedTuple):
-    """Samples with all their pixels in one array, which takes less time to send to another process than many."""
-
-    items: tuple[Loaded | Skipped, ...]  # samples without their pixels
-    pixel_values: UInt8[np.ndarray, "I S S 3"]  # of all samples
-
-
-def join(items: Sequence[Loaded | Skipped]) -> Group:
-    """A group of samples of one image size."""
-    pixels = [item.sample.pixel_values for item in items if isinstance(item, Loaded)]
-    joined = np.concatenate(pixels) if pixels else np.empty((0, 0, 0, 3), np.uint8)
-    return Group(tuple(_with_pixels(item, joined[:0]) for item in items), joined)
-
-
-def split(group: Group) -> list[Loaded | Skipped]:
-    """The samples of a group, with views of its array."""
-    found, start = [], 0
-    for item in group.items:
-        stop = start + (len(item.sample.image_starts) if isinstance(item, Loaded) else 0)
-        found.append(_with_pixels(item, group.pixel_values[start:stop]))
-        start = stop
-    return found
-
-
-def _with_pixels(item: Loaded | Skipped, pixels: UInt8[np.ndarray, "I S S 3"]) -> Loaded | Skipped:
-    return item._replace(sample=item.sample._replace(pixel_values=pixels)) if isinstance(item, Loaded) else item
+    def read(self) -> Sample:
+        """The sample, decoded. Raises ValueError for damaged images and videos."""
+        return self.prepared.read()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,8 +56,8 @@ def for_source(processor: Processor, source: SourceConfig) -> Processor:
     return dataclasses.replace(processor, video_sampling=sampling)
 
 
-def load(record: Record | Skipped, config: DataConfig, source: SourceConfig, processor: Processor) -> Loaded | Skipped:
-    """The sample of a record, with its images decoded."""
+def consider(record: Record | Skipped, config: DataConfig, source: SourceConfig, processor: Processor) -> Candidate | Skipped:
+    """What becomes of a record; its images are not decoded."""
     if isinstance(record, Skipped):
         return record
     try:
@@ -92,7 +70,7 @@ def load(record: Record | Skipped, config: DataConfig, source: SourceConfig, pro
         if problems:
             return Skipped(source.label, record.name, *problems[0])
         prepared = prepared.as_draft() if config.jpeg_draft else prepared
-        return Loaded(source.label, prepared.read(), source.loss_weight)
+        return Candidate(source.label, record.name, prepared, source.loss_weight)
     except ValueError as error:
         return Skipped(source.label, record.name, kind_of(error), str(error))
 

@@ -19,7 +19,7 @@ def pad_batch(samples: Sequence[Sample], *, tokens_per_row: int, images_per_row:
 def pack_batch(rows: Sequence[Sequence[Sample]], *, tokens_per_row: int, images_per_row: int, image_size: int) -> Batch:
     """Writes the samples of each row one after the other.
 
-    The caller chooses which samples share a row; in training grain does (`owl3_jax.data.packing`).
+    The caller chooses which samples share a row; in training a lane does (`owl3_jax.data.lanes`).
 
     Args:
         rows: the samples of each row; a row may be empty.

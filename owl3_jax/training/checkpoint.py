@@ -4,29 +4,28 @@
                 those that it trains: `run/` says where the others are
     progress/   step, optimizer state and random key
     ema/        with train.ema_decay: as params/, the moving average in place of what is trained
-    iterator/   the position of the data iterator, one file per process
-    run/        the run's Config, its number of processes and how many records it has read, as JSON: no checkpoint is read as
-                another model's
+    data/       how far the lane of each row of the batches has come (`owl3_jax.data.lanes`)
+    run/        the run's Config, as JSON: no checkpoint is read as another model's
+
+Every array is read into the sharding of the run that resumes, so that may have another mesh, and another number of processes.
 
 A checkpoint is written under a temporary name, in the background, and renamed once all of it is on disk: a process
 killed or a disk filled during a save leaves the one before as it was, and only complete checkpoints are ever seen.
 
-Of orbax's two interfaces this uses CheckpointManager with `args.Composite`, because grain's handlers use it and
-the newer one is still called experimental.
+Of orbax's two interfaces this uses CheckpointManager with `args.Composite`, because the newer one is still called
+experimental.
 """
 
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from types import MappingProxyType
 
-import grain
-import grain.checkpoint
 import jax
 import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import Int32
 
 from owl3_jax.config import Config, ConfigError, JsonTree, field_differences, load_json_tree
 from owl3_jax.formats.workdir import CHECKPOINTS
@@ -35,10 +34,11 @@ from owl3_jax.training.frozen import holds_all, join_params, saved_paths, split_
 from owl3_jax.training.step import TrainState
 
 NO_PARAMS: Params = {}
-NOTHING: Mapping[str, int] = MappingProxyType({})
+LANES = "lanes"
+Lanes = Int32[jax.Array, "rows S"]  # the state of each, split as the rows of a batch
 
 # Settings of the data that change no batch: a run may be resumed under other ones.
-_FREE_DATA_FIELDS = ("data.data_dir", "data.prefetch", "data.max_skipped")
+_FREE_DATA_FIELDS = ("data.data_dir", "data.prefetch", "data.workers", "data.max_skipped")
 # Settings of the training that change what a state consists of: a run must be resumed under the same ones.
 _STATE_FIELDS = (
     "train.trained",
@@ -88,28 +88,24 @@ class Checkpoints:
         step = self.latest_step()
         if step is None:
             return
-        saved, processes, _ = _restore_run(self._manager, step)
+        saved = _restore_config(self._manager, step)
         differences = config_differences(saved, self._config, "model", "processor", "data")
         differences = [line for line in differences if not line.startswith(_FREE_DATA_FIELDS)]
         trained = config_differences(saved, self._config, "train", "lora", "optimizer")
         differences += [line for line in trained if line.startswith(_STATE_FIELDS)]
-        if processes != jax.process_count():  # each of them read a share of the data
-            differences.append(f"processes: {processes} there, {jax.process_count()} in this run")
         _require_no_differences(self._manager, step, differences)
 
-    def save(self, step: int, state: TrainState, iterator: grain.DatasetIterator, seen: Mapping[str, int] = NOTHING) -> None:
+    def save(self, step: int, state: TrainState, lanes: Lanes) -> None:
         """Saves in the background; returns when the arrays are off the device and the save before this one is done.
-
-        `seen` are the records that this process has read of each source.
 
         Raises SavedRunError when that earlier save has failed.
         """
         items = ocp.args.Composite(
             params=ocp.args.StandardSave(self._saved(state.params)),
             progress=ocp.args.StandardSave(_progress(state)),
-            iterator=grain.checkpoint.CheckpointSave(iterator),
+            data=ocp.args.StandardSave({LANES: lanes}),
             **({"ema": ocp.args.StandardSave(self._saved(_averaged(state)))} if state.ema else {}),
-            run=ocp.args.JsonSave(self._description() | {"seen": dict(seen)}),
+            run=ocp.args.JsonSave(self._description()),
         )
         with self._naming_the_last_good_step():
             if step not in self._manager.all_steps():
@@ -125,8 +121,10 @@ class Checkpoints:
         with self._naming_the_last_good_step():
             self._manager.wait_until_finished()
 
-    def restore(self, step: int, abstract: TrainState, iterator: grain.DatasetIterator, base: Params = NO_PARAMS) -> TrainState:
-        """The saved state, each array straight in the sharding of its place in `abstract`; restores `iterator` too.
+    def restore(
+        self, step: int, abstract: TrainState, lanes: jax.ShapeDtypeStruct, base: Params = NO_PARAMS
+    ) -> tuple[TrainState, Lanes]:
+        """The saved state and the states of the lanes, each array straight in the sharding of its place in what is given.
 
         `base` are the parameters that the checkpoint does not hold (`owl3_jax.training.start.base_params`).
         """
@@ -135,21 +133,17 @@ class Checkpoints:
             step,
             params=ocp.args.StandardRestore(self._saved(abstract.params)),
             progress=ocp.args.StandardRestore(_progress(abstract)),
-            iterator=grain.checkpoint.CheckpointRestore(iterator),
+            data=ocp.args.StandardRestore({LANES: lanes}),
             **({"ema": ocp.args.StandardRestore(self._saved(_averaged(abstract)))} if abstract.ema else {}),
         )
         ema = split_params(items.ema, trained_paths(self._config))[0] if abstract.ema else {}
-        return TrainState(params=join_params(items.params, base), ema=ema, **items.progress)
-
-    def seen(self, step: int) -> dict[str, int]:
-        """The records that were read of each source, by the process that saved."""
-        return _restore_run(self._manager, step)[2]
+        return TrainState(params=join_params(items.params, base), ema=ema, **items.progress), items.data[LANES]
 
     def _saved(self, params: Params) -> Params:
         return params if holds_all(self._config) else split_params(params, saved_paths(self._config))[0]
 
     def _description(self) -> JsonTree:
-        description: JsonTree = {"config": dataclasses.asdict(self._config), "processes": jax.process_count()}
+        description: JsonTree = {"config": dataclasses.asdict(self._config)}
         if holds_all(self._config):
             return description
         return description | {"base": {"directory": self._config.start.checkpoint, "dtype": self._config.train.frozen_dtype}}
@@ -193,11 +187,11 @@ def _restore(manager: ocp.CheckpointManager, step: int, **items: ocp.args.Checkp
         ) from error
 
 
-def _restore_run(manager: ocp.CheckpointManager, step: int) -> tuple[Config, int, dict[str, int]]:
-    """The Config that a checkpoint was made under, the number of processes, and how much of each source was read."""
+def _restore_config(manager: ocp.CheckpointManager, step: int) -> Config:
+    """The Config that a checkpoint was made under."""
     run = _restore(manager, step, run=ocp.args.JsonRestore()).run
     try:
-        return load_json_tree(Config, run["config"]), run["processes"], run.get("seen", {})
+        return load_json_tree(Config, run["config"])
     except ConfigError as error:
         raise SavedRunError(f"checkpoint {Path(manager.directory) / str(step)} is of another version: {error}") from error
 

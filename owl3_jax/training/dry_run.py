@@ -18,13 +18,12 @@ from owl3_jax.batch import Batch
 from owl3_jax.config import Config, DataConfig
 from owl3_jax.convert.stored import open_parameters
 from owl3_jax.data.cards import Card, pieces_of, render
-from owl3_jax.data.skipped import Skips
 from owl3_jax.formats.bundled import find_checkpoint
 from owl3_jax.host.files import write_text
 from owl3_jax.params import count_params
 from owl3_jax.processing.processor import Processor
 from owl3_jax.training.frozen import DTypes, split_params, trained_paths
-from owl3_jax.training.loop import make_iterator
+from owl3_jax.training.loop import make_iterator, prepare_data
 from owl3_jax.training.lora import abstract_run_params
 from owl3_jax.training.processor import make_processor
 from owl3_jax.training.start import resolve_start
@@ -99,16 +98,18 @@ def _describe_memory(config: Config, mesh: Mesh, state: TrainState) -> Iterator[
 
 
 def _describe_data(config: Config, mesh: Mesh, processor: Processor, workdir: Path) -> Iterator[str]:
-    skips, began = Skips(), time.monotonic()
-    with contextlib.closing(make_iterator(config, mesh, processor, skips)) as iterator:
+    prepare_data(config)
+    began = time.monotonic()
+    with contextlib.closing(make_iterator(config, mesh, processor)) as iterator:
         batches = list(itertools.islice(iterator, _BATCHES_READ))
+        skipped_samples, sizes = iterator.skips(), iterator.sizes
     seconds = time.monotonic() - began
-    _, hosts = sharding.own_rows(mesh)
+    hosts = config.data.rows // len(batches[0].tokens)
     step = _Step.of(batches, hosts)
     yield step.describe(config.data)
-    for (source, kind), skipped in skips.by_reason().items():
+    for (source, kind), skipped in skipped_samples.items():
         yield f"skipped among the first: {skipped} of {source} ({kind})"
-    records = round(hosts * sum(skips.sizes.values()))
+    records = round(hosts * sum(sizes.values()))
     steps = records / step.samples
     yield (
         f"an epoch: {records:,} records, about {steps:,.1f} steps; the run's {config.train.steps:,} steps are "

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-import grain
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
@@ -18,8 +18,8 @@ from jax.sharding import Mesh
 from owl3_jax import sharding
 from owl3_jax.batch import Batch
 from owl3_jax.config import Config
-from owl3_jax.data.pipeline import make_train_iterator
-from owl3_jax.data.skipped import Skips
+from owl3_jax.data.lanes import state_size
+from owl3_jax.data.pipeline import TrainIterator, make_train_iterator
 from owl3_jax.data.sources import prepare_sources
 from owl3_jax.host.files import write_text
 from owl3_jax.host.progress import Progress
@@ -27,7 +27,7 @@ from owl3_jax.host.signals import StopSignal
 from owl3_jax.params import count_params
 from owl3_jax.processing.processor import Processor
 from owl3_jax.training import compiled_step
-from owl3_jax.training.checkpoint import Checkpoints
+from owl3_jax.training.checkpoint import Checkpoints, Lanes
 from owl3_jax.training.frozen import split_params, trained_paths
 from owl3_jax.training.lora import abstract_run_params
 from owl3_jax.training.metrics import MetricsFiles, Window, format_values
@@ -57,8 +57,7 @@ class _Run(NamedTuple):
     workdir: Path
     compiled: Path | None  # file of the train step, compiled before
     mesh: Mesh
-    iterator: grain.DatasetIterator
-    skips: Skips
+    iterator: TrainIterator
     checkpoints: Checkpoints
     files: MetricsFiles | None  # of the first process only
     progress: Progress
@@ -80,11 +79,11 @@ def train(config: Config, workdir: Path, compiled: Path | None = None) -> TrainS
       1. The mesh is made; `start.checkpoint` says which model and processor it is, where the config takes them from there.
       2. The last complete checkpoint is looked for. If it is of another model or other data, the run ends here, before
          anything is written.
-      3. The data set is built if it is missing, and the iterator over this process's rows is made.
+      3. The data set is built if it is missing.
       4. config.json, processor.json, tokenizer.json and sharding.txt are written.
-      5. Parameters, optimizer, step, random key and the iterator's place come from the checkpoint, straight into their
-         shardings; without one parameters come from `start.checkpoint`, or `start.vision` and `start.language`, and
-         without these from `train.seed`. In short: resume > start > fresh.
+      5. Parameters, optimizer, step, random key and the place in the data come from the checkpoint, straight into the
+         shardings of this run; without one parameters come from `start.checkpoint`, or `start.vision` and
+         `start.language`, and without these from `train.seed`. In short: resume > start > fresh.
       6. metrics.jsonl and the TensorBoard events continue after that step; later entries are removed.
 
     `compiled` is a file of `owl3_jax.training.compiled_step`, which is executed in place of compiling the step.
@@ -101,22 +100,22 @@ def train(config: Config, workdir: Path, compiled: Path | None = None) -> TrainS
     mesh, config = sharding.make_mesh(config.mesh), resolve_start(config)
     with Checkpoints(workdir, config) as checkpoints, contextlib.ExitStack() as stack:
         checkpoints.check_same_run()
-        processor, skips = make_processor(config), Skips()
-        iterator = stack.enter_context(contextlib.closing(make_iterator(config, mesh, processor, skips)))
+        processor = make_processor(config)
+        prepare_data(config)
         is_first = jax.process_index() == 0
         if is_first:
             _write_run_files(config, workdir, processor, mesh)
         start = checkpoints.latest_step() or 0
         if start:
             abstract = abstract_state(config, mesh, stored_dtypes(workdir))
-            state = checkpoints.restore(start, abstract, iterator, base_params(config, mesh))
-            skips.resume(checkpoints.seen(start))
+            state, lanes = checkpoints.restore(start, abstract, _abstract_lanes(config, mesh), base_params(config, mesh))
         else:
-            state = start_state(config, mesh)
+            state, lanes = start_state(config, mesh), None
+        iterator = stack.enter_context(contextlib.closing(make_iterator(config, mesh, processor, lanes)))
         files = stack.enter_context(MetricsFiles(workdir, start)) if is_first else None
         progress = stack.enter_context(Progress(config.train.steps, "step", done=start, silent=not is_first))
         stop = stack.enter_context(StopSignal())
-        run = _Run(config, workdir, compiled, mesh, iterator, skips, checkpoints, files, progress, stop)
+        run = _Run(config, workdir, compiled, mesh, iterator, checkpoints, files, progress, stop)
         _say_what_runs(run, state, start)
         if start < config.train.steps:
             state = _take_steps(run, state, start)
@@ -186,8 +185,8 @@ def _require_finite(run: _Run, state: TrainState, taken: _Taken | None) -> None:
 
 
 def _report(run: _Run, step: int, window: Window) -> None:
-    values = window.take() | {"skipped_samples": float(run.skips.count)}
-    values |= {f"epochs/{source}": epochs for source, epochs in run.skips.epochs().items()}
+    values = window.take() | {"skipped_samples": float(run.iterator.counts.skipped)}
+    values |= {f"epochs/{source}": epochs for source, epochs in run.iterator.epochs().items()}
     run.progress.note(format_values(values))
     if run.files is not None:
         run.files.write(step, values)
@@ -198,17 +197,27 @@ def _save(run: _Run, state: TrainState, taken: _Taken | None) -> None:
     """Saves the state after `taken`, which is never a broken one."""
     if taken is not None:
         _require_finite(run, state, taken)
-        run.checkpoints.save(taken.step, state, run.iterator, run.skips.seen())
+        lanes = jax.make_array_from_process_local_data(sharding.batch_sharding(run.mesh), run.iterator.states)
+        run.checkpoints.save(taken.step, state, lanes)
 
 
-def make_iterator(config: Config, mesh: Mesh, processor: Processor, skips: Skips) -> grain.DatasetIterator:
-    """Batches of this process's rows, from a data set that is built when it is missing."""
+def make_iterator(config: Config, mesh: Mesh, processor: Processor, lanes: Lanes | None = None) -> TrainIterator:
+    """Batches of this process's rows, from the beginning or from where `lanes` are."""
+    states = None if lanes is None else sharding.to_own_rows(lanes)
+    return make_train_iterator(config.data, processor, sharding.own_rows(mesh, config.data.rows), states)
+
+
+def _abstract_lanes(config: Config, mesh: Mesh) -> jax.ShapeDtypeStruct:
+    shape = config.data.rows, state_size(config.data)
+    return jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding.batch_sharding(mesh))
+
+
+def prepare_data(config: Config) -> None:
+    """Builds data sets that are missing."""
     if jax.process_index() == 0:
         prepare_sources(config.data)
     multihost_utils.sync_global_devices("data set prepared")
     prepare_sources(config.data)  # for hosts that do not share the first one's disk
-    index, count = sharding.own_rows(mesh)
-    return make_train_iterator(config.data, processor, shard_index=index, shard_count=count, skips=skips)
 
 
 def _write_run_files(config: Config, workdir: Path, processor: Processor, mesh: Mesh) -> None:

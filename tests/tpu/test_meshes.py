@@ -18,9 +18,9 @@ def test_a_preset_makes_a_mesh_whose_hosts_have_whole_parts_of_the_rows(name, pr
     topology = get_topology(name, config.slices)
     mesh = make_mesh(config, topology.devices)
     processes = processes_of(mesh)
-    parts = [rows_of_process(processes, process) for process in np.unique(processes).tolist()]
-    (count,) = {count for _, count in parts}
-    assert {index for index, _ in parts} == set(range(count))
+    blocks = mesh.shape["data"] * mesh.shape["fsdp"]
+    parts = [tuple(rows_of_process(processes, process, blocks)) for process in np.unique(processes).tolist()]
+    assert sorted(row for part in set(parts) for row in part) == list(range(blocks))
     rows = processes.reshape(mesh.shape["data"] * mesh.shape["fsdp"], -1)
     own = dict(zip(np.unique(processes).tolist(), parts, strict=True))
     assert all(len({own[process] for process in row}) == 1 for row in rows.tolist()), "who holds a row makes it"

@@ -246,19 +246,26 @@ def test_full_7b_train_step_lowers_with_one_scanned_body():
 
 
 @pytest.mark.parametrize(
-    ("processes", "parts"),
+    ("processes", "rows"),
     [
-        ([[[[0]], [[0]], [[1]], [[1]]]], {0: (0, 2), 1: (1, 2)}),
-        ([[[[0], [1]], [[0], [1]], [[2], [3]], [[2], [3]]]], {0: (0, 2), 1: (0, 2), 2: (1, 2), 3: (1, 2)}),
-        ([[[[1]], [[0]], [[1]], [[0]]]], {1: (0, 2), 0: (1, 2)}),  # rows that do not lie side by side
-        ([[[[0], [1]]]], {0: (0, 1), 1: (0, 1)}),
+        ([[[[0]], [[0]], [[1]], [[1]]]], {0: [0, 1, 2, 3], 1: [4, 5, 6, 7]}),
+        (
+            [[[[0], [1]], [[0], [1]], [[2], [3]], [[2], [3]]]],
+            {process: [0, 1, 2, 3] if process < 2 else [4, 5, 6, 7] for process in range(4)},
+        ),
+        ([[[[1]], [[0]], [[1]], [[0]]]], {1: [0, 1, 4, 5], 0: [2, 3, 6, 7]}),  # rows that are not side by side
+        ([[[[0], [1]]]], {0: [*range(8)], 1: [*range(8)]}),
     ],
 )
-def test_processes_that_hold_the_same_rows_make_the_same_part(processes, parts):
-    found = {process: sharding.rows_of_process(np.array(processes), process) for process in parts}
-    assert found == parts
+def test_processes_make_the_rows_that_they_hold(processes, rows):
+    assert {process: sharding.rows_of_process(np.array(processes), process, 8) for process in rows} == rows
+
+
+def test_rows_must_divide_among_the_devices():
+    with pytest.raises(ConfigError, match=r"data\.rows 9 is not a multiple of the mesh's data x fsdp axes \(2\)"):
+        sharding.rows_of_process(np.array([[[[0]], [[1]]]]), 0, 9)
 
 
 def test_processes_that_share_some_of_their_rows_are_refused():
     with pytest.raises(ConfigError, match="divide the devices of a host, or are a multiple of them"):
-        sharding.rows_of_process(np.array([[[[0], [0]], [[0], [1]], [[1], [1]]]]), 0)
+        sharding.rows_of_process(np.array([[[[0], [0]], [[0], [1]], [[1], [1]]]]), 0, 12)

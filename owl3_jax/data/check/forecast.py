@@ -1,13 +1,14 @@
 """How many rows and steps an epoch has, by packing samples of the right sizes as training would."""
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 
-import grain
 import numpy as np
 
-from owl3_jax.config import DataConfig
-from owl3_jax.data.packing import first_fit
+from owl3_jax.config import DataConfig, SourceConfig
+from owl3_jax.data.lanes import Order, ahead_of, choose
+from owl3_jax.data.pipeline import sample_order
 
 _MOST = 20_000  # samples that are packed; what they fill is scaled up for more
 
@@ -28,7 +29,7 @@ class Forecast:
 def forecast_epoch(
     sizes: Mapping[str, Sequence[tuple[int, int]]], weights: Sequence[float], config: DataConfig
 ) -> Forecast | None:
-    """The forecast for one host.
+    """The forecast.
 
     Args:
         sizes: tokens and images of the usable records of each source.
@@ -43,16 +44,10 @@ def forecast_epoch(
     total = sum(len(each) for each, _ in filled.values())
     weight_sum = sum(weight for _, weight in filled.values())
     epochs = {path: weight / weight_sum * total / len(each) for path, (each, weight) in filled.items()}
-    parts = [
-        grain.MapDataset.source(list(each)).seed(config.seed + number).shuffle().repeat()
-        for number, (each, _) in enumerate(filled.values())
-    ]
-    mixed = parts[0] if len(parts) == 1 else grain.MapDataset.mix(parts, weights=[weight for _, weight in filled.values()])
+    records = {SourceConfig(path, weight=weight): _Sizes(each) for path, (each, weight) in filled.items()}
+    order = sample_order(records, config, lambda source: _as_it_is)
     packed_samples = min(total, _MOST)
-    lengths = {"tokens": config.tokens_per_row, "images": config.images_per_row}
-    # A thread would only interrupt: the work is short Python calls.
-    samples = mixed[:packed_samples].to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
-    rows = list(_rows(first_fit(samples.map(_to_arrays), config, config.rows, lengths)))
+    rows = list(_rows(order, config, packed_samples))
     count, (tokens, images) = len(rows), np.sum(rows, axis=0)
     scale = total / packed_samples
     return Forecast(
@@ -66,14 +61,34 @@ def forecast_epoch(
     )
 
 
-def _to_arrays(size: tuple[int, int]) -> dict[str, np.ndarray]:
-    tokens, images = size
-    return {"tokens": np.ones(tokens, np.bool_), "images": np.ones(images, np.bool_)}
+@dataclasses.dataclass(frozen=True)
+class _Sizes:
+    """Tokens and images of records, by their index."""
+
+    sizes: Sequence[tuple[int, int]]
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def __getitem__(self, index: int) -> tuple[int, int]:
+        return self.sizes[index]
 
 
-def _rows(packed: grain.IterDataset) -> Iterator[tuple[int, int]]:
-    """Tokens and images of each row that has some."""
-    for row in packed:
-        tokens = int(np.sum(row["tokens"]))
-        if tokens:
-            yield tokens, int(np.sum(row["images"]))
+def _as_it_is(size: tuple[int, int]) -> tuple[int, int]:
+    return size
+
+
+def _rows(order: Order, config: DataConfig, samples: int) -> Iterator[tuple[int, int]]:
+    """Tokens and images of the rows that so many samples fill, lane by lane."""
+    for lane in range(order.lanes):
+        own = iter([order.samples[order.place(lane, number)] for number in range(-(-samples // order.lanes))])
+        pending = list(itertools.islice(own, ahead_of(config)))
+        while pending:
+            room = tokens, images = config.tokens_per_row, config.images_per_row
+            while (place := choose(pending, (tokens, images), is_empty=(tokens, images) == room)) is not None:
+                size = pending.pop(place)
+                pending += itertools.islice(own, 1)
+                tokens, images = tokens - size[0], images - size[1]
+                if not (config.pack and pending):
+                    break
+            yield room[0] - tokens, room[1] - images

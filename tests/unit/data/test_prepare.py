@@ -1,5 +1,6 @@
 """Prepared data gives the samples of its sources; a stopped preparation goes on, and ends with the same bytes."""
 
+import contextlib
 import io
 import json
 from pathlib import Path
@@ -13,8 +14,9 @@ from owl3_jax.config import DataConfig, SourceConfig
 from owl3_jax.data import prepare as module
 from owl3_jax.data.digits.tokenizer import make_tokenizer
 from owl3_jax.data.prepare import ShardWriter, shrink
-from owl3_jax.data.samples import Loaded, load
+from owl3_jax.data.samples import Candidate, consider
 from owl3_jax.data.sources import open_source
+from owl3_jax.processing.images import UnreadableImage
 from owl3_jax.processing.processor import Processor
 from tests.videos import write_video
 
@@ -50,8 +52,10 @@ def samples_of(paths: list[Path]) -> list[tuple[np.ndarray, ...]]:
     processor, found = Processor(make_tokenizer(), 28), []
     for source in config.sources:
         records = open_source(source, config)
-        loaded = [load(records[index], config, source, processor) for index in range(len(records))]
-        found += [item.sample for item in loaded if isinstance(item, Loaded)]
+        considered = [consider(records[index], config, source, processor) for index in range(len(records))]
+        for each in considered:
+            with contextlib.suppress(UnreadableImage):
+                found += [each.read()] if isinstance(each, Candidate) else []
     return sorted(found, key=lambda sample: sample.input_ids.tolist())
 
 

@@ -2,16 +2,16 @@
 
 import dataclasses
 import functools
+import itertools
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 
-import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,7 +21,9 @@ import pytest
 
 from owl3_jax.batch import Batch
 from owl3_jax.config import Config, ConfigError, DataConfig, TrainConfig, load_json_tree
-from owl3_jax.data.skipped import Skipped, Skips
+from owl3_jax.data.lanes import LaneState, Row, ahead_of
+from owl3_jax.data.pipeline import TrainIterator
+from owl3_jax.data.skipped import Counts
 from owl3_jax.sharding import batch_sharding, replicated
 from owl3_jax.training import loop
 from owl3_jax.training.checkpoint import SavedRunError
@@ -45,21 +47,32 @@ def make_batch(index: int, *, broken: int | None = None, rows: int = ROWS, offse
     return Batch(text, text, text, np.zeros((rows, 1, 11, 11, 3), np.uint8), image, image, np.ones((rows, 3), np.float32))
 
 
-def make_iterator(
-    *settings: object,
-    skips: Skips,
-    shard_index: int = 0,
-    shard_count: int = 1,
+def numbered(
+    config: DataConfig,
+    processor: object,
+    lanes: Sequence[int],
+    states: np.ndarray | None,
+    *,
     broken: int | None = None,
     before: Callable[[int], None] = lambda index: None,
-) -> grain.DatasetIterator:
+    skipped: int = 0,
+) -> TrainIterator:
     """Batch 1, 2, 3, ...; the second of several processes has 10 more in its rows. `before` is called with the number."""
+    first = 0 if states is None else int(states[0, 0])
+    offset = 10 if lanes[0] >= ROWS // 2 else 0
+    counts = Counts.zeros(1)
+    counts.array[0, 1] = skipped
 
-    def batch(index: int) -> Batch:
-        before(index)
-        return make_batch(index, broken=broken, rows=ROWS // shard_count, offset=10 * shard_index)
+    def state(index: int) -> np.ndarray:
+        return LaneState(index, [], counts).to_array(ahead_of(config))
 
-    return iter(grain.MapDataset.range(1, 1000).map(batch).to_iter_dataset(grain.ReadOptions(num_threads=0)))
+    def rows() -> Generator[Row, None, None]:
+        for index in itertools.count(first + 1):
+            before(index)
+            row = make_batch(index, broken=broken, rows=1, offset=offset)
+            yield from (Row(row, state(index), ()) for _ in lanes)
+
+    return TrainIterator(rows(), np.stack([state(first)] * len(lanes)), {"digits": 100.0}, 1.0)
 
 
 def take_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -97,7 +110,7 @@ SMALL_PARTS = {
     "make_train_step": make_train_step,
     "nonfinite_tensors": lambda config, mesh: lambda state, batch: ["params/w", "grads/w"],
     "prepare_sources": lambda config: [],
-    "make_train_iterator": make_iterator,
+    "make_train_iterator": numbered,
 }
 
 
@@ -191,7 +204,7 @@ def test_a_signal_ends_the_step_and_saves(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr(loop, "make_train_iterator", functools.partial(make_iterator, before=terminate_at(12)))
+        patched.setattr(loop, "make_train_iterator", functools.partial(numbered, before=terminate_at(12)))
         state = train(CONFIG, tmp_path)
     assert int(state.step) == 12
     assert saved_steps(tmp_path) == [7, 12]
@@ -205,7 +218,7 @@ def test_a_step_that_is_not_finite_stops_the_run_and_is_never_saved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: int
 ) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr(loop, "make_train_iterator", functools.partial(make_iterator, broken=broken))
+        patched.setattr(loop, "make_train_iterator", functools.partial(numbered, broken=broken))
         with pytest.raises(NonFiniteError, match=rf"^step {broken} is not finite \(loss nan, .* in params/w, grads/w\."):
             train(CONFIG, tmp_path)
     assert all(step < broken for step in saved_steps(tmp_path))
@@ -216,7 +229,7 @@ def test_a_step_that_is_not_finite_stops_the_run_and_is_never_saved(
 def test_a_long_list_of_tensors_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = [f"grads/{number:02}" for number in range(13)]
     monkeypatch.setattr(loop, "nonfinite_tensors", lambda config, mesh: lambda state, batch: names)
-    monkeypatch.setattr(loop, "make_train_iterator", functools.partial(make_iterator, broken=2))
+    monkeypatch.setattr(loop, "make_train_iterator", functools.partial(numbered, broken=2))
     with pytest.raises(NonFiniteError, match=r"in grads/12, .*grads/05 and 5 more\."):
         train(CONFIG, tmp_path)
 
@@ -272,13 +285,9 @@ def test_metrics_are_fetched_one_step_late_and_otherwise_only_for_reports(
 
 
 def test_skipped_samples_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def skipping(*settings: object, skips: Skips, **shard: int) -> grain.DatasetIterator:
-        skips.skip(Skipped("digits", "digits/train[3]", "unreadable-image", "cut off"), 0.1)
-        return make_iterator(skips=skips, **shard)
-
-    monkeypatch.setattr(loop, "make_train_iterator", skipping)
+    monkeypatch.setattr(loop, "make_train_iterator", functools.partial(numbered, skipped=1))
     train(with_train(steps=5), tmp_path)
-    assert logged(tmp_path)[0]["skipped_samples"] == 1.0
+    assert logged(tmp_path)[0]["skipped_samples"] == ROWS
 
 
 ONE_OF_TWO_PROCESSES = """
@@ -290,7 +299,7 @@ jax.distributed.initialize(address, num_processes=2, process_id=int(index))
 from tests.unit.training import test_loop as parts
 vars(parts.loop).update(parts.SMALL_PARTS)
 if index == "1":
-    signalled = functools.partial(parts.make_iterator, before=parts.terminate_at(12))
+    signalled = functools.partial(parts.numbered, before=parts.terminate_at(12))
     parts.loop.make_train_iterator = signalled
 parts.train(parts.CONFIG, Path(workdir))
 """
@@ -309,9 +318,5 @@ def test_two_processes_train_together_and_stop_at_the_same_step(tmp_path: Path) 
     assert "2 cpu device(s)" in printed[0] and "stopped by a signal: step 15 of 23" in printed[0]
     assert [line for line in printed[1].splitlines() if not line.startswith("[Gloo]")] == []
     assert [line["step"] for line in logged(tmp_path)] == [5, 10, 15]
-    assert sorted(path.name for path in (tmp_path / "checkpoints" / "15" / "iterator").glob("*.json")) == [
-        "process_0-of-2.json",
-        "process_1-of-2.json",
-    ]
     params = ocp.StandardCheckpointer().restore(tmp_path / "checkpoints" / "15" / "params", fresh_state().params)
     np.testing.assert_array_equal(params["w"], expected_w(15, offset=5))
