@@ -1,5 +1,6 @@
 """Scores a model on benchmarks, or answers that exist: `owl3 eval --checkpoint DIR --tasks nlvr2,mvbench --data_root DATA`."""
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -127,11 +128,13 @@ def _ask(config: Config, flags: Flags, data: DataRoot) -> str:
     chosen = _choose(config)
     asked = ask_all(chosen.tasks.values(), data, _selection(flags, data))
     use_compilation_cache()
-    start_processes(flags.distributed)
-    processor = Processor.from_pretrained(checkpoint)
-    dtype = _dtype(config, flags)
-    path = answers_path(output, checkpoint, model, str(dtype), processor)
-    with tempfile.TemporaryDirectory(prefix="owl3-features-") as features:
+    with (
+        start_processes(flags.distributed) or contextlib.nullcontext(),
+        tempfile.TemporaryDirectory(prefix="owl3-features-") as features,
+    ):
+        processor = Processor.from_pretrained(checkpoint)
+        dtype = _dtype(config, flags)
+        path = answers_path(output, checkpoint, model, str(dtype), processor)
         load = functools.partial(_load_engine, config, checkpoint, dtype, Path(features))
         records, spent = answer_questions(asked, data, path, model, processor, load)
     if jax.process_index() > 0:

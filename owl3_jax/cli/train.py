@@ -6,6 +6,7 @@
 Compiled programs are kept in the user's cache directory, or in JAX_COMPILATION_CACHE_DIR, for the next start.
 """
 
+import contextlib
 import dataclasses
 import sys
 from collections.abc import Sequence
@@ -45,14 +46,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     config, flags = command_line.parse(Flags, argv, prog="owl3 train")
     use_compilation_cache()
     try:
-        start_processes(flags.distributed)
-        if flags.profiler_port:
-            jax.profiler.start_server(flags.profiler_port)
-        if flags.dry_run:
-            for line in dry_run(config, flags.workdir):
-                if jax.process_index() == 0:
-                    print(line, flush=True)
-            return
-        train(config, flags.workdir, flags.compiled)
+        with start_processes(flags.distributed) or contextlib.nullcontext():
+            if flags.profiler_port:
+                jax.profiler.start_server(flags.profiler_port)
+            if flags.dry_run:
+                for line in dry_run(config, flags.workdir):
+                    if jax.process_index() == 0:
+                        print(line, flush=True)
+                return
+            train(config, flags.workdir, flags.compiled)
     except (*_OF_THE_CONFIG, *_OF_THE_RUN) as error:
         sys.exit(f"error: {error}")

@@ -2,6 +2,7 @@
 
 command_line       `--config FILE[:ARGUMENT]`, overrides of its fields, and a subcommand's own flags
 distributed        starts the processes of a run, and names those that are missing
+lifeline           whether they are still there
 signals            SIGTERM and SIGINT as a request to stop
 files              files that are written whole or not at all
 compilation_cache  where compiled programs are kept

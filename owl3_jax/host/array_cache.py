@@ -10,11 +10,12 @@ Key = TypeVar("Key", bound=Hashable)
 class ArrayCache(Generic[Key]):
     """Arrays of at most `max_bytes` together; the least recently used one is dropped first. Not for several threads."""
 
+    # Any: an array, of numpy or jax
     def __init__(self, max_bytes: int, on_drop: Callable[[Key, Any], None] | None = None) -> None:
         """`on_drop` gets each array that makes room for others."""
         self.max_bytes, self.nbytes = max_bytes, 0
         self._on_drop = on_drop
-        self._arrays: OrderedDict[Key, Any] = OrderedDict()  # the most recently used last. Any: of numpy or jax
+        self._arrays: OrderedDict[Key, Any] = OrderedDict()  # the most recently used last. Any: as above
 
     def __len__(self) -> int:
         """The number of arrays that are kept."""

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import jax
 
+from owl3_jax.host.lifeline import Lifeline
 from owl3_jax.private_jax import hosts_of_slice, tpu_clusters
 
 _ENVIRONMENT = {"coordinator": "JAX_COORDINATOR_ADDRESS", "processes": "JAX_NUM_PROCESSES", "process": "JAX_PROCESS_ID"}
@@ -35,6 +36,7 @@ class ProcessFlags:
     processes: int | None = None  # number of processes; or JAX_NUM_PROCESSES
     process: int | None = None  # index of this process, from 0; or JAX_PROCESS_ID
     timeout: float = 300.0  # seconds to wait for all processes
+    silence: float = 60.0  # seconds after which a process that shows no sign of life counts as hung, and all end
 
 
 class Job(NamedTuple):
@@ -52,48 +54,64 @@ class Job(NamedTuple):
         return host.strip("[]"), int(port)
 
 
-def start_processes(flags: ProcessFlags) -> None:
+def start_processes(flags: ProcessFlags) -> Lifeline | None:
     """Joins the processes of a run into one; does nothing when there is only this one. Call it before any device is used.
+
+    From then on, all end when one of them ends with an error, is killed or hangs: see `Lifeline`, which this returns.
 
     Raises DistributedError when they do not all start in time, or the flags do not specify where they meet.
     """
     job = _given_job(flags, os.environ) or _tpu_pod(flags.timeout)
     if job is None or job.processes == 1:
-        return
-    call_roll(job, flags.timeout)
-    jax.distributed.initialize(job.coordinator, job.processes, job.process, initialization_timeout=round(flags.timeout))
+        return None
+    lifeline = Lifeline(job.process, call_roll(job, flags.timeout), flags.silence, job.names)
+    # JAX would abort all processes some time after one has gone; the lifeline does so at once, and says which.
+    jax.config.update("jax_enable_recoverability", True)
+    jax.distributed.initialize(
+        job.coordinator,
+        job.processes,
+        job.process,
+        initialization_timeout=round(flags.timeout),
+        heartbeat_timeout_seconds=max(100, round(4 * flags.silence)),
+    )
+    return lifeline
 
 
-def call_roll(job: Job, timeout: float) -> None:
-    """Returns when all processes have reported.
+def call_roll(job: Job, timeout: float) -> dict[int, socket.socket]:
+    """Returns when all processes have reported: the connections of process 0 to all others, of another one to process 0.
 
-    Raises DistributedError, in each that has, when others have not after `timeout` seconds.
+    Raises DistributedError, in each that has reported, when others have not after `timeout` seconds.
     """
-    missing = _await_reports(job, timeout) if job.process == 0 else _report(job, timeout)
+    missing, connections = _await_reports(job, timeout) if job.process == 0 else _report(job, timeout)
     if missing:
+        for connection in connections.values():
+            connection.close()
         names = ", ".join(f"{number} ({job.names[number]})" if job.names else str(number) for number in missing)
         raise DistributedError(
             f"{len(missing)} of {job.processes} processes did not start within {timeout:g} s: {names}. Start them with the "
             f"same command, check whether they ended with an error, and whether they can reach {job.coordinator}"
         )
+    return connections
 
 
-def _await_reports(job: Job, timeout: float) -> list[int]:
-    """The processes that do not report to this one, process 0, in time; it sends that list to the others."""
+def _await_reports(job: Job, timeout: float) -> tuple[list[int], dict[int, socket.socket]]:
+    """The processes that do not report to this one, process 0, in time; it sends that list to the others. Their connections."""
     deadline, present = time.monotonic() + timeout, dict[int, socket.socket]()
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(_listen(job))
         while len(present) < job.processes - 1 and (left := deadline - time.monotonic()) > 0:
             server.settimeout(left)
             with contextlib.suppress(TimeoutError):
-                connection = stack.enter_context(server.accept()[0])
+                connection = server.accept()[0]
                 if number := _read_number(connection, job.processes):
                     present[number] = connection
+                else:
+                    connection.close()
         missing = [number for number in range(1, job.processes) if number not in present]
         for connection in present.values():
             with contextlib.suppress(OSError):  # it has ended in the meantime, which JAX will notice
                 connection.sendall(f"missing {missing}\n".encode())
-    return missing
+    return missing, present
 
 
 def _listen(job: Job) -> socket.socket:
@@ -116,20 +134,33 @@ def _read_number(connection: socket.socket, processes: int) -> int | None:
     return None
 
 
-def _report(job: Job, timeout: float) -> list[int]:
+def _report(job: Job, timeout: float) -> tuple[list[int], dict[int, socket.socket]]:
     """Reports this process to process 0; returns its answer, the missing ones, once all are there or its timeout is over."""
-    with _connect(job, timeout) as connection, connection.makefile() as lines:
-        connection.settimeout(timeout + _PATIENCE)
-        try:
-            connection.sendall(f"process {job.process} of {job.processes}\n".encode())
-            answer = lines.readline()
-        except OSError as error:
-            raise DistributedError(f"process 0 at {job.coordinator} did not answer: {error}") from error
+    connection = _connect(job, timeout)
+    connection.settimeout(timeout + _PATIENCE)
+    try:
+        connection.sendall(f"process {job.process} of {job.processes}\n".encode())
+        answer = _read_line(connection)
+    except OSError as error:
+        connection.close()
+        raise DistributedError(f"process 0 at {job.coordinator} did not answer: {error}") from error
     if not answer:
+        connection.close()
         raise DistributedError(
             f"process 0 at {job.coordinator} ended, or has another number of processes than {job.processes}: see its output"
         )
-    return [int(number) for number in re.findall(r"\d+", answer)]
+    return [int(number) for number in re.findall(r"\d+", answer)], {0: connection}
+
+
+def _read_line(connection: socket.socket) -> str:
+    """A line, and nothing of what follows it; empty if the connection is closed first."""
+    line = b""
+    while not line.endswith(b"\n"):
+        byte = connection.recv(1)
+        if not byte:
+            return ""
+        line += byte
+    return line.decode()
 
 
 def _connect(job: Job, timeout: float) -> socket.socket:
