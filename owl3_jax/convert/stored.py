@@ -14,7 +14,7 @@ from owl3_jax.formats.checkpoint import is_stored
 from owl3_jax.formats.converted import PARAMS, read_model, read_unused
 from owl3_jax.formats.errors import CheckpointError
 from owl3_jax.formats.weight_files import Tensor
-from owl3_jax.formats.workdir import EMA, is_workdir, last_checkpoint, read_run_base, read_run_model
+from owl3_jax.formats.workdir import CHECKPOINTS, EMA, is_workdir, last_checkpoint, read_run_base, read_run_model
 
 
 class StoredCheckpoint(NamedTuple):
@@ -26,17 +26,19 @@ class StoredCheckpoint(NamedTuple):
     tied_head: bool  # whether the official files hold the embedding twice
 
 
-def open_stored(directory: Path, dtype: np.dtype | None = None, *, ema: bool = False) -> StoredCheckpoint:
+def open_stored(
+    directory: Path, dtype: np.dtype | None = None, *, ema: bool = False, step: int | None = None
+) -> StoredCheckpoint:
     """A converted directory or a workdir's last checkpoint, to be read in `dtype` (default: as stored).
 
-    `ema` takes the moving average of a run's parameters.
+    Of a run, `ema` takes the moving average of its parameters, and `step` the checkpoint of that step.
 
     Raises CheckpointError listing everything that is wrong with it.
     """
     if ema and not (is_workdir(directory) and (last_checkpoint(directory) / EMA).exists()):
         raise CheckpointError(directory, ["it has no moving average of parameters: a run has one with train.ema_decay"])
     if is_workdir(directory):
-        checkpoint = last_checkpoint(directory)
+        checkpoint = last_checkpoint(directory) if step is None else directory / CHECKPOINTS / str(step)
         config = read_run_model(checkpoint)
         parameters = open_params(checkpoint / (EMA if ema else PARAMS), config, dtype, _base_of(checkpoint, config, dtype))
         return StoredCheckpoint(config, parameters, (), tied_head=False)

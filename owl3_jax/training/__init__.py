@@ -7,6 +7,7 @@ loss           next-token cross-entropy, a few positions at a time
 frozen         which parameters are trained
 optimizer      AdamW with warm-up and cosine decay
 checkpoint     saves and restores a run
+checksums      notice arrays that storage has changed
 compiled_step  a compiled step as a file
 processor      the processor that a run's config describes
 metrics        what a run reports

@@ -5,6 +5,7 @@
     progress/   step, optimizer state and random key
     ema/        with train.ema_decay: as params/, the moving average in place of what is trained
     data/       how far the lane of each row of the batches has come (`owl3_jax.data.lanes`)
+    sums/       a checksum of each array (`owl3_jax.training.checksums`)
     run/        the run's Config, as JSON: no checkpoint is read as another model's
 
 Every array is read into the sharding of the run that resumes, so that may have another mesh, and another number of processes.
@@ -19,17 +20,20 @@ experimental.
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Int32
 
 from owl3_jax.config import Config, ConfigError, JsonTree, field_differences, load_json_tree
 from owl3_jax.formats.workdir import CHECKPOINTS
 from owl3_jax.params import Params
+from owl3_jax.training.checksums import checksums, names_of
 from owl3_jax.training.frozen import holds_all, join_params, saved_paths, split_params, trained_paths
 from owl3_jax.training.step import TrainState
 
@@ -55,6 +59,10 @@ class SavedRunError(RuntimeError):
     """A run's checkpoint that is missing, does not fit or could not be written, with what to do about it."""
 
 
+class DamagedError(SavedRunError):
+    """A checkpoint whose files cannot be read, or are not those that were saved."""
+
+
 class Checkpoints:
     """The checkpoints of one training run, to save and to resume from.
 
@@ -64,6 +72,7 @@ class Checkpoints:
     def __init__(self, workdir: Path, config: Config) -> None:
         _silence_orbax()
         self._config = config
+        self._passed_over: list[int] = []
         self._manager = ocp.CheckpointManager(
             (workdir / CHECKPOINTS).absolute(),
             options=ocp.CheckpointManagerOptions(
@@ -79,16 +88,28 @@ class Checkpoints:
         with self._naming_the_last_good_step():
             self._manager.close()
 
-    def latest_step(self) -> int | None:
-        """The training step of the last complete checkpoint; None when there is none."""
-        return self._manager.latest_step()
+    def steps(self) -> list[int]:
+        """The training steps of all complete checkpoints."""
+        return list(self._manager.all_steps())
+
+    def pass_over(self, steps: Sequence[int]) -> None:
+        """Takes these checkpoints as unreadable: the next one that is saved replaces them."""
+        self._passed_over = list(steps)
 
     def check_same_run(self) -> None:
-        """Raises SavedRunError if the last checkpoint has another model, processor, data or trained part; it lists these."""
-        step = self.latest_step()
-        if step is None:
+        """Raises SavedRunError if the last checkpoint has another model, processor, data or trained part; it lists these.
+
+        Those whose description cannot be read are left out.
+        """
+        for step in sorted(self.steps(), reverse=True):
+            try:
+                saved = _restore_config(self._manager, step)
+            except DamagedError:
+                continue
+            self._require_same_run(step, saved)
             return
-        saved = _restore_config(self._manager, step)
+
+    def _require_same_run(self, step: int, saved: Config) -> None:
         differences = config_differences(saved, self._config, "model", "processor", "data")
         differences = [line for line in differences if not line.startswith(_FREE_DATA_FIELDS)]
         trained = config_differences(saved, self._config, "train", "lora", "optimizer")
@@ -100,14 +121,15 @@ class Checkpoints:
 
         Raises SavedRunError when that earlier save has failed.
         """
+        arrays = self._arrays(state, lanes)
         items = ocp.args.Composite(
-            params=ocp.args.StandardSave(self._saved(state.params)),
-            progress=ocp.args.StandardSave(_progress(state)),
-            data=ocp.args.StandardSave({LANES: lanes}),
-            **({"ema": ocp.args.StandardSave(self._saved(_averaged(state)))} if state.ema else {}),
+            **{name: ocp.args.StandardSave(tree) for name, tree in arrays.items()},
+            sums=ocp.args.StandardSave(checksums(arrays)),
             run=ocp.args.JsonSave(self._description()),
         )
         with self._naming_the_last_good_step():
+            while self._passed_over:
+                self._manager.delete(self._passed_over.pop())
             if step not in self._manager.all_steps():
                 self._manager.save(step, args=items)
 
@@ -127,17 +149,27 @@ class Checkpoints:
         """The saved state and the states of the lanes, each array straight in the sharding of its place in what is given.
 
         `base` are the parameters that the checkpoint does not hold (`owl3_jax.training.start.base_params`).
+
+        Raises SavedRunError: it is of another run; DamagedError: its files cannot be read, or have changed.
         """
-        items = _restore(
-            self._manager,
-            step,
-            params=ocp.args.StandardRestore(self._saved(abstract.params)),
-            progress=ocp.args.StandardRestore(_progress(abstract)),
-            data=ocp.args.StandardRestore({LANES: lanes}),
-            **({"ema": ocp.args.StandardRestore(self._saved(_averaged(abstract)))} if abstract.ema else {}),
-        )
+        self._require_same_run(step, _restore_config(self._manager, step))
+        arrays = self._arrays(abstract, lanes)
+        sums = dict.fromkeys(names_of(arrays), jax.ShapeDtypeStruct((), np.uint32, sharding=_whole(lanes)))
+        wanted = {name: ocp.args.StandardRestore(tree) for name, tree in (arrays | {"sums": sums}).items()}
+        items = _restore(self._manager, step, **wanted)
+        found = checksums({name: items[name] for name in arrays})
+        if changed := [name for name, value in items.sums.items() if int(value) != int(found[name])]:
+            raise DamagedError(
+                f"cannot read checkpoint {Path(self._manager.directory) / str(step)}: {len(changed)} arrays are not those that "
+                f"were saved, {', '.join(changed[:3])} among them"
+            )
         ema = split_params(items.ema, trained_paths(self._config))[0] if abstract.ema else {}
         return TrainState(params=join_params(items.params, base), ema=ema, **items.progress), items.data[LANES]
+
+    def _arrays(self, state: TrainState, lanes: Lanes | jax.ShapeDtypeStruct) -> dict[str, Params]:
+        """The items of a checkpoint that hold arrays."""
+        arrays = {"params": self._saved(state.params), "progress": _progress(state), "data": {LANES: lanes}}
+        return arrays | ({"ema": self._saved(_averaged(state))} if state.ema else {})
 
     def _saved(self, params: Params) -> Params:
         return params if holds_all(self._config) else split_params(params, saved_paths(self._config))[0]
@@ -173,6 +205,12 @@ def _averaged(state: TrainState) -> Params:
     return unflatten_dict(flatten_dict(state.params) | flatten_dict(state.ema))
 
 
+def _whole(lanes: jax.ShapeDtypeStruct) -> jax.sharding.Sharding | None:
+    """A full copy on every device, of the mesh that the lanes are split over."""
+    given = lanes.sharding
+    return NamedSharding(given.mesh, PartitionSpec()) if isinstance(given, NamedSharding) else given
+
+
 def _progress(state: TrainState) -> dict[str, object]:
     return {"step": state.step, "opt_state": state.opt_state, "rng": state.rng}
 
@@ -181,10 +219,7 @@ def _restore(manager: ocp.CheckpointManager, step: int, **items: ocp.args.Checkp
     try:
         return manager.restore(step, args=ocp.args.Composite(**items))
     except (OSError, ValueError, KeyError) as error:
-        raise SavedRunError(
-            f"cannot read checkpoint {Path(manager.directory) / str(step)}: {error}; "
-            "if its files are damaged, delete that directory to resume from the one before"
-        ) from error
+        raise DamagedError(f"cannot read checkpoint {Path(manager.directory) / str(step)}: {error}") from error
 
 
 def _restore_config(manager: ocp.CheckpointManager, step: int) -> Config:

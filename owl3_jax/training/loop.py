@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
+from orbax.checkpoint import multihost
 
 from owl3_jax import sharding
 from owl3_jax.batch import Batch
@@ -21,13 +23,14 @@ from owl3_jax.config import Config
 from owl3_jax.data.lanes import state_size
 from owl3_jax.data.pipeline import TrainIterator, make_train_iterator
 from owl3_jax.data.sources import prepare_sources
+from owl3_jax.formats.errors import CheckpointError
 from owl3_jax.host.files import write_text
 from owl3_jax.host.progress import Progress
 from owl3_jax.host.signals import StopSignal
 from owl3_jax.params import count_params
 from owl3_jax.processing.processor import Processor
 from owl3_jax.training import compiled_step
-from owl3_jax.training.checkpoint import Checkpoints, Lanes
+from owl3_jax.training.checkpoint import Checkpoints, DamagedError, Lanes
 from owl3_jax.training.frozen import split_params, trained_paths
 from owl3_jax.training.lora import abstract_run_params
 from owl3_jax.training.metrics import MetricsFiles, Window, format_values
@@ -43,6 +46,7 @@ from owl3_jax.training.step import (
     nonfinite_tensors,
 )
 
+_LONGEST_WAIT = 3600  # seconds, for a data set that another process prepares, or a step that it compiles
 TENSORS_NAMED = 8  # in the message about a step that broke
 
 
@@ -82,14 +86,15 @@ def train(config: Config, workdir: Path, compiled: Path | None = None) -> TrainS
       3. The data set is built if it is missing.
       4. config.json, processor.json, tokenizer.json and sharding.txt are written.
       5. Parameters, optimizer, step, random key and the place in the data come from the checkpoint, straight into the
-         shardings of this run; without one parameters come from `start.checkpoint`, or `start.vision` and
-         `start.language`, and without these from `train.seed`. In short: resume > start > fresh.
+         shardings of this run, and where it is damaged from the one before it. Without one parameters come from
+         `start.checkpoint`, or `start.vision` and `start.language`, and without these from `train.seed`. In short: resume >
+         start > fresh.
       6. metrics.jsonl and the TensorBoard events continue after that step; later entries are removed.
 
     `compiled` is a file of `owl3_jax.training.compiled_step`, which is executed in place of compiling the step.
 
-    SIGTERM or SIGINT ends it after the current step with a checkpoint. All processes of a run call this function; only
-    the first prints and writes metrics.
+    SIGTERM or SIGINT, to any process, ends it with a checkpoint: a single process after the current step, several ones after
+    a step that they agree on. All processes of a run call this function; only the first prints and writes metrics.
 
     Raises:
         SavedRunError: see `Checkpoints`.
@@ -105,12 +110,7 @@ def train(config: Config, workdir: Path, compiled: Path | None = None) -> TrainS
         is_first = jax.process_index() == 0
         if is_first:
             _write_run_files(config, workdir, processor, mesh)
-        start = checkpoints.latest_step() or 0
-        if start:
-            abstract = abstract_state(config, mesh, stored_dtypes(workdir))
-            state, lanes = checkpoints.restore(start, abstract, _abstract_lanes(config, mesh), base_params(config, mesh))
-        else:
-            state, lanes = start_state(config, mesh), None
+        start, state, lanes = _restore(config, mesh, workdir, checkpoints) or (0, start_state(config, mesh), None)
         iterator = stack.enter_context(contextlib.closing(make_iterator(config, mesh, processor, lanes)))
         files = stack.enter_context(MetricsFiles(workdir, start)) if is_first else None
         progress = stack.enter_context(Progress(config.train.steps, "step", done=start, silent=not is_first))
@@ -123,12 +123,38 @@ def train(config: Config, workdir: Path, compiled: Path | None = None) -> TrainS
         return state
 
 
+def _restore(config: Config, mesh: Mesh, workdir: Path, checkpoints: Checkpoints) -> tuple[int, TrainState, Lanes] | None:
+    """The last checkpoint that can be read, with its step; None of a new run. All processes take the same one.
+
+    Raises the error of the last one when there are only damaged ones.
+    """
+    problems: list[Exception] = []
+    steps = sorted(checkpoints.steps(), reverse=True)
+    for number, step in enumerate(steps):
+        found = None
+        try:
+            abstract = abstract_state(config, mesh, stored_dtypes(workdir, step))
+            found = checkpoints.restore(step, abstract, _abstract_lanes(config, mesh), base_params(config, mesh))
+        except (DamagedError, CheckpointError) as error:
+            problems.append(error)
+        if multihost_utils.process_allgather(np.array(found is not None)).all() and found is not None:
+            checkpoints.pass_over(steps[:number])
+            return step, *found
+        if found is not None:
+            problems.append(DamagedError(f"another process cannot read checkpoint {step}: see its output"))
+        print(f"checkpoint {step} is passed over: {problems[-1]}", file=sys.stderr, flush=True)
+    if problems:
+        raise problems[0]
+    return None
+
+
 def _take_steps(run: _Run, state: TrainState, start: int) -> TrainState:
     """The steps after `start`; the host runs at most one step ahead of the device."""
     settings = run.config.train
     train_step = _compile(run, state)
+    _meet("step compiled")
     window, taken, step = Window([source.label for source in run.config.data.sources]), None, start
-    while step < settings.steps and not _must_stop(run, step):
+    while step < settings.steps and not run.stop.must_stop(step):
         step += 1
         batch = sharding.shard_batch(next(run.iterator), run.mesh)
         with jax.transfer_guard("disallow"):
@@ -159,15 +185,6 @@ def _compile(run: _Run, state: TrainState) -> Callable[[TrainState, Batch], tupl
     megabytes = memory.peak_memory_in_bytes / 1e6 if memory else math.nan
     run.progress.say(f"compiled in {time.monotonic() - began:.1f} s; a step needs {megabytes:,.1f} MB on each device")
     return compiled
-
-
-def _must_stop(run: _Run, step: int) -> bool:
-    """Whether a signal came. Several processes agree on it, at the steps that report, so that all stop at the same one."""
-    if jax.process_count() == 1:
-        return run.stop.received is not None
-    if step % run.config.train.log_every:
-        return False
-    return bool(multihost_utils.process_allgather(np.array(run.stop.received is not None)).any())
 
 
 def _require_finite(run: _Run, state: TrainState, taken: _Taken | None) -> None:
@@ -208,15 +225,21 @@ def make_iterator(config: Config, mesh: Mesh, processor: Processor, lanes: Lanes
 
 
 def _abstract_lanes(config: Config, mesh: Mesh) -> jax.ShapeDtypeStruct:
+    sharding.own_rows(mesh, config.data.rows)  # raises ConfigError where the mesh does not divide them
     shape = config.data.rows, state_size(config.data)
     return jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding.batch_sharding(mesh))
+
+
+def _meet(place: str) -> None:
+    """Waits until all processes are here: a collective operation would give up after 30 s, on CPUs and GPUs."""
+    multihost.sync_global_processes(place, timeout=_LONGEST_WAIT, processes=set(range(jax.process_count())))
 
 
 def prepare_data(config: Config) -> None:
     """Builds data sets that are missing."""
     if jax.process_index() == 0:
         prepare_sources(config.data)
-    multihost_utils.sync_global_devices("data set prepared")
+    _meet("data set prepared")
     prepare_sources(config.data)  # for hosts that do not share the first one's disk
 
 

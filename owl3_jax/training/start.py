@@ -73,9 +73,9 @@ def base_params(config: Config, mesh: Mesh) -> Params:
     return {} if params is None else split_params(params, saved_paths(config))[1]
 
 
-def stored_dtypes(workdir: Path) -> DTypes:
-    """The dtype of each parameter in the last checkpoint of a run."""
-    return {path: parameter.dtype for path, parameter in open_stored(workdir).parameters.items()}
+def stored_dtypes(workdir: Path, step: int) -> DTypes:
+    """The dtype of each parameter in a checkpoint of a run. Raises CheckpointError when that cannot be read."""
+    return {path: parameter.dtype for path, parameter in open_stored(workdir, step=step).parameters.items()}
 
 
 def _read_params(config: Config, mesh: Mesh) -> Params | None:

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import owl3_jax
-from owl3_jax.config import Config, LoraConfig, SourceConfig, TrainConfig
+from owl3_jax.config import Config, LoraConfig, MeshConfig, SourceConfig, TrainConfig
 from owl3_jax.data.digits.images import COLOURS, digit_image, encoded_image, split_ids
 from owl3_jax.data.digits.tokenizer import make_tokenizer
 from owl3_jax.data.pipeline import make_train_iterator
@@ -224,10 +224,9 @@ def test_lora_learns_them_and_merged_and_unmerged_answers_are_equal(place, workd
     answers = answers_of(merged.engine, processor, place)
     assert answers == expected
 
-    finished = train(
-        dataclasses.replace(config_for(place, place.llava), lora=LORA, train=TrainConfig(steps=STEPS, frozen_dtype=None)),
-        workdir,
-    )
+    settings = TrainConfig(steps=STEPS, frozen_dtype=None)
+    config = dataclasses.replace(config_for(place, place.llava), lora=LORA, train=settings)
+    finished = train(dataclasses.replace(config, mesh=MeshConfig(data=4, context=2)), workdir)  # whose batches have 4 rows
     params = jax.tree.map(jnp.asarray, jax.device_get(finished.params))
     unmerged = Runtime(merged.config, dataclasses.replace(merged.runtime.compute, scan_layers=True), params)
     assert answers_of(Engine(unmerged, processor.tokenizer), processor, place) == answers

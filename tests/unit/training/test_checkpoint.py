@@ -46,7 +46,7 @@ def abstract(state: TrainState) -> TrainState:
 
 def restore(workdir: Path, like: TrainState) -> tuple[int | None, TrainState]:
     with Checkpoints(workdir, CONFIG) as checkpoints:
-        step = checkpoints.latest_step()
+        step = max(checkpoints.steps())
         return step, checkpoints.restore(step, abstract(like), abstract(make_lanes()))[0]
 
 
@@ -64,7 +64,7 @@ def test_all_of_the_state_and_the_place_in_the_data_come_back(tmp_path: Path) ->
         checkpoints.save(11, state, lanes)
     split = jax.sharding.NamedSharding(make_mesh(MeshConfig(data=4, fsdp=2)), jax.sharding.PartitionSpec(("data", "fsdp")))
     with Checkpoints(tmp_path, CONFIG) as checkpoints:
-        assert checkpoints.latest_step() == 11
+        assert checkpoints.steps() == [11]
         restored, restored_lanes = checkpoints.restore(11, abstract(state), abstract(jax.device_put(lanes, split)))
     assert_equal(restored, state)
     assert restored_lanes.sharding == split
@@ -116,7 +116,7 @@ def test_a_step_is_saved_once(tmp_path: Path) -> None:
 
 def test_a_new_workdir_has_no_checkpoint(tmp_path: Path) -> None:
     with Checkpoints(tmp_path, CONFIG) as checkpoints:
-        assert checkpoints.latest_step() is None
+        assert checkpoints.steps() == []
         checkpoints.check_same_run()
 
 
@@ -206,7 +206,7 @@ def test_a_checkpoint_from_before_there_were_processor_settings_has_the_default_
 
 def test_a_damaged_checkpoint_is_named(saved: Path) -> None:
     (saved / "checkpoints" / "3" / "progress" / "manifest.ocdbt").write_bytes(b"damaged")
-    with pytest.raises(SavedRunError, match=r"cannot read checkpoint .*checkpoints/3: .*delete that directory"):
+    with pytest.raises(SavedRunError, match=r"cannot read checkpoint .*checkpoints/3: "):
         restore(saved, make_state(3))
 
 

@@ -5,6 +5,7 @@ import functools
 import itertools
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -106,7 +107,7 @@ def abstract_state(config: Config, mesh: jax.sharding.Mesh) -> TrainState:
 SMALL_PARTS = {
     "start_state": init_state,
     "abstract_state": lambda config, mesh, dtypes: abstract_state(config, mesh),
-    "stored_dtypes": lambda workdir: {},
+    "stored_dtypes": lambda workdir, step: {},
     "make_train_step": make_train_step,
     "nonfinite_tensors": lambda config, mesh: lambda state, batch: ["params/w", "grads/w"],
     "prepare_sources": lambda config: [],
@@ -226,6 +227,61 @@ def test_a_step_that_is_not_finite_stops_the_run_and_is_never_saved(
     np.testing.assert_array_equal(state.params["w"], expected_w(23))
 
 
+def data_files(item: Path) -> list[Path]:
+    """Those with the arrays of an item of a checkpoint; of some there are two, and only one is read."""
+    return [path for path in item.rglob("*") if path.parent.name == "d"]
+
+
+def flip(path: Path) -> None:
+    """Some bits in the middle of a file."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0x55
+    path.write_bytes(content)
+
+
+def swap(checkpoint: Path) -> None:
+    """The parameters of the checkpoint before, in perfect order."""
+    shutil.rmtree(checkpoint / "params")
+    shutil.copytree(checkpoint.with_name("7") / "params", checkpoint / "params")
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "files are gone": lambda checkpoint: [path.unlink() for path in data_files(checkpoint / "params")],
+    "files are cut": lambda checkpoint: [os.truncate(path, 10) for path in data_files(checkpoint / "params")],
+    "files are empty": lambda checkpoint: [path.write_bytes(b"") for path in data_files(checkpoint / "progress")],
+    "bits are flipped": lambda checkpoint: [flip(path) for path in data_files(checkpoint / "data")],
+    "an item is gone": lambda checkpoint: shutil.rmtree(checkpoint / "progress"),
+    "an item is another one's": swap,
+    "the description is gone": lambda checkpoint: shutil.rmtree(checkpoint / "run"),
+    "the description is cut": lambda checkpoint: os.truncate(checkpoint / "run" / "metadata", 20),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str
+) -> None:
+    train(with_train(steps=12), tmp_path)
+    assert saved_steps(tmp_path) == [7, 12]
+    DAMAGES[damage](tmp_path / "checkpoints" / "12")
+    capsys.readouterr()
+    state = train(with_train(steps=16), tmp_path)
+    np.testing.assert_array_equal(state.params["w"], expected_w(16))
+    said = capsys.readouterr()
+    assert "checkpoint 12 is passed over: cannot read checkpoint" in said.err and "resuming after step 7 of 16" in said.out
+    assert saved_steps(tmp_path) == [14, 16]
+    np.testing.assert_array_equal(train(CONFIG, tmp_path).params["w"], expected_w(23))
+
+
+def test_without_a_readable_checkpoint_nothing_is_trained(tmp_path: Path) -> None:
+    train(with_train(steps=12), tmp_path)
+    for step in (7, 12):
+        shutil.rmtree(tmp_path / "checkpoints" / str(step) / "params")
+    with pytest.raises(SavedRunError, match=r"cannot read checkpoint .*12"):
+        train(CONFIG, tmp_path)
+    assert saved_steps(tmp_path) == [7, 12]
+
+
 def test_a_long_list_of_tensors_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = [f"grads/{number:02}" for number in range(13)]
     monkeypatch.setattr(loop, "nonfinite_tensors", lambda config, mesh: lambda state, batch: names)
@@ -291,7 +347,7 @@ def test_skipped_samples_are_reported(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 ONE_OF_TWO_PROCESSES = """
-import functools, sys
+import functools, sys, time
 from pathlib import Path
 import jax
 address, index, workdir = sys.argv[1:]
@@ -299,14 +355,15 @@ jax.distributed.initialize(address, num_processes=2, process_id=int(index))
 from tests.unit.training import test_loop as parts
 vars(parts.loop).update(parts.SMALL_PARTS)
 if index == "1":
-    signalled = functools.partial(parts.numbered, before=parts.terminate_at(12))
-    parts.loop.make_train_iterator = signalled
-parts.train(parts.CONFIG, Path(workdir))
+    parts.loop.make_train_iterator = functools.partial(parts.numbered, before=parts.terminate_at(12))
+else:
+    parts.loop.make_train_iterator = functools.partial(parts.numbered, before=lambda index: time.sleep(0.02))
+parts.train(parts.with_train(steps=1000), Path(workdir))
 """
 
 
 def test_two_processes_train_together_and_stop_at_the_same_step(tmp_path: Path) -> None:
-    """Each reads its own rows; the signal reaches the second only, and both stop where they report next."""
+    """Each reads its own rows; the signal reaches the second only, and both stop at a step that they agree on."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -315,8 +372,9 @@ def test_two_processes_train_together_and_stop_at_the_same_step(tmp_path: Path) 
     processes = [run([sys.executable, "-c", ONE_OF_TWO_PROCESSES, address, str(index), str(tmp_path)]) for index in range(2)]
     printed = [process.communicate(timeout=120)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
-    assert "2 cpu device(s)" in printed[0] and "stopped by a signal: step 15 of 23" in printed[0]
+    assert "2 cpu device(s)" in printed[0] and "stopped by a signal: step" in printed[0]
     assert [line for line in printed[1].splitlines() if not line.startswith("[Gloo]")] == []
-    assert [line["step"] for line in logged(tmp_path)] == [5, 10, 15]
-    params = ocp.StandardCheckpointer().restore(tmp_path / "checkpoints" / "15" / "params", fresh_state().params)
-    np.testing.assert_array_equal(params["w"], expected_w(15, offset=5))
+    last = max(saved_steps(tmp_path))
+    assert 12 <= last < 1000 and f"stopped by a signal: step {last} of 1000; run the same command" in printed[0]
+    params = ocp.StandardCheckpointer().restore(tmp_path / "checkpoints" / str(last) / "params", fresh_state().params)
+    np.testing.assert_array_equal(params["w"], expected_w(last, offset=5))
