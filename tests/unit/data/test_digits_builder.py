@@ -12,7 +12,7 @@ from owl3_jax.data.digits.builder import PARTS
 from owl3_jax.data.digits.images import COLOURS, digit_image, encoded_image, split_ids
 from owl3_jax.data.digits.tokenizer import make_tokenizer
 from owl3_jax.data.readers.records import Record
-from owl3_jax.data.samples import load
+from owl3_jax.data.samples import consider
 from owl3_jax.data.sources import open_source, prepare_sources
 from owl3_jax.processing.chat import chat_chunks
 from owl3_jax.processing.processor import Processor
@@ -90,7 +90,7 @@ def test_colour_answers_are_true(records):
 
 def test_records_process_into_samples(config, records):
     record = records["test"][0]
-    sample = load(record, config, config.sources[0], Processor(make_tokenizer(), 8)).sample
+    sample = consider(record, config, config.sources[0], Processor(make_tokenizer(), 8)).read()
     assert len(sample.image_starts) == len(record.images)
     stored = np.asarray(Image.open(io.BytesIO(record.images[0])))
     np.testing.assert_array_equal(sample.pixel_values[0], stored)

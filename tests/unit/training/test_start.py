@@ -173,7 +173,7 @@ def test_the_command_says_what_is_wrong_in_a_sentence(checkpoint, source, tmp_pa
     wrong = {
         "no such directory": [str(tmp_path / "nowhere"), str(source)],
         "there is no file or folder": [str(checkpoint), str(tmp_path / "nowhere.jsonl")],
-        "11 of the first 11 samples of .* were skipped": [str(checkpoint), str(tmp_path / "bad.jsonl")],
+        "all samples of .* were skipped, so there is nothing to train on": [str(checkpoint), str(tmp_path / "bad.jsonl")],
     }
     for message, (start, data) in wrong.items():
         with pytest.raises(SystemExit, match=rf"(?s)error: .*{message}"):
