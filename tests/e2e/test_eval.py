@@ -12,8 +12,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import grain
 import jax
+import jax.numpy as jnp
 import pytest
 
 from owl3_jax.cli.eval import main
@@ -74,9 +74,9 @@ def fresh(workdir, tmp_path) -> Path:
 
 
 def save_checkpoint(workdir: Path, config: Config, step: int) -> None:
-    data = iter(grain.MapDataset.range(3).to_iter_dataset())
+    lanes = jnp.zeros((config.data.rows, 5), jnp.int32)
     with Checkpoints(workdir, config) as checkpoints:
-        checkpoints.save(step, init_state(config, make_mesh(MeshConfig(), jax.devices()[:1])), data)
+        checkpoints.save(step, init_state(config, make_mesh(MeshConfig(), jax.devices()[:1])), lanes)
 
 
 def read_answers(workdir: Path) -> list[dict]:
