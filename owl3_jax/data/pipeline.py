@@ -52,9 +52,11 @@ class TrainIterator(Iterator[Batch]):
     def __next__(self) -> Batch:
         rows = [next(self._rows) for _ in self.states]
         self.states = np.stack([np.asarray(row.state) for row in rows])
-        for skipped in (each for row in rows for each in row.skipped):
-            _logger.warning("skipped %s: %s", skipped.record, skipped.detail)
-            check_share(self.counts, list(self.sizes), self._max_skipped, skipped)
+        if skipped := [each for row in rows for each in row.skipped]:
+            counts, sources = self.counts, list(self.sizes)
+            for each in skipped:
+                _logger.warning("skipped %s: %s", each.record, each.detail)
+                check_share(counts, sources, self._max_skipped, each)
         return jax.tree.map(lambda *arrays: np.concatenate(arrays), *(row.batch for row in rows))
 
     def close(self) -> None:

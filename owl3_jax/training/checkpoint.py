@@ -121,17 +121,18 @@ class Checkpoints:
 
         Raises SavedRunError when that earlier save has failed.
         """
-        arrays = self._arrays(state, lanes)
-        items = ocp.args.Composite(
-            **{name: ocp.args.StandardSave(tree) for name, tree in arrays.items()},
-            sums=ocp.args.StandardSave(checksums(arrays)),
-            run=ocp.args.JsonSave(self._description()),
-        )
         with self._naming_the_last_good_step():
             while self._passed_over:
                 self._manager.delete(self._passed_over.pop())
-            if step not in self._manager.all_steps():
-                self._manager.save(step, args=items)
+            if step in self._manager.all_steps():
+                return
+            arrays = self._arrays(state, lanes)
+            items = ocp.args.Composite(
+                **{name: ocp.args.StandardSave(tree) for name, tree in arrays.items()},
+                sums=ocp.args.StandardSave(checksums(arrays)),
+                run=ocp.args.JsonSave(self._description()),
+            )
+            self._manager.save(step, args=items)
 
     def check_for_errors(self) -> None:
         """Raises SavedRunError when a save in the background has failed; does not wait."""
