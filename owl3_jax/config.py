@@ -20,6 +20,7 @@ FrameRule = Literal["per_second", "middle"]
 TooLong = Literal["raise", "skip", "truncate"]
 OptimizerName = Literal["adamw", "adafactor", "lion", "muon", "sgd"]
 Schedule = Literal["cosine", "linear", "wsd", "constant"]
+BadSteps = Literal["stop", "skip", "rewind"]
 
 Json = Any  # Any: a JSON value, which is checked where it is read
 JsonTree = dict[str, Json]
@@ -450,16 +451,51 @@ class TrainConfig:
     shift_pixels: int = 0  # augmentation: each image moves by at most this many pixels
     log_every: int = 20  # steps
     checkpoint_every: int = 500  # steps
-    checkpoints_to_keep: int = 2
+    checkpoints_to_keep: int = 2  # the last ones
+    keep_every: int | None = None  # steps; checkpoints at multiples of it are kept too
+    keep_best: str | None = None  # a metric of the validation, such as heldout/loss; its best checkpoint is kept too
+    # A step is bad whose loss or gradients are not finite, or are a spike. It changes no parameter; then the run stops, or
+    # skips it, or goes back to the last checkpoint and leaves out the batches since.
+    bad_steps: BadSteps = "stop"
+    spike: float | None = None  # times their running mean that loss or gradient norm reach in a spike; None: nothing is one
+    max_bad_steps: int = 20  # after more, the run stops
+    repeat_every: int | None = None  # steps after which one is computed twice: the same bits, or a device computes wrongly
 
     def __post_init__(self) -> None:
         _require_positive(self, "steps", "log_every", "checkpoint_every", "checkpoints_to_keep")
-        _require_positive(self, "microbatches", "loss_chunk")
+        _require_positive(self, "microbatches", "loss_chunk", "max_bad_steps")
+        for name in ("keep_every", "repeat_every"):
+            value = getattr(self, name)
+            _require(value is None or value > 0, f"train.{name} must be positive, got {value}")
+        _require(
+            self.bad_steps in get_args(BadSteps),
+            f"train.bad_steps is {self.bad_steps!r}; it must be one of {', '.join(get_args(BadSteps))}",
+        )
+        _require(self.spike is None or self.spike > 1, f"train.spike must be above 1, got {self.spike}")
         for pattern in self.trained:
             _require(_is_regex(pattern), f"train.trained: {pattern!r} is not a regular expression")
         _require(self.z_loss >= 0, f"train.z_loss must not be negative, got {self.z_loss}")
         _require(self.ema_decay is None or 0 <= self.ema_decay < 1, f"train.ema_decay must be in [0, 1), got {self.ema_decay}")
         _require(self.shift_pixels >= 0, f"train.shift_pixels must not be negative, got {self.shift_pixels}")
+
+
+@dataclasses.dataclass(frozen=True)
+class ValidationConfig:
+    """What a training run evaluates on its way, on its own mesh and parameters."""
+
+    every: int | None = None  # steps; None: nothing
+    sources: tuple[SourceConfig, ...] = ()  # held-out records, for heldout/loss
+    batches: int = 8  # of them; always the same ones
+    tasks: tuple[str, ...] = ()  # of `owl3 eval`, for eval/TASK/METRIC, with the settings of `eval`
+    questions: int = 64  # a seeded sample of so many of each task
+    data_root: str = "."  # where the tasks' files are
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "batches", "questions")
+        asked = bool(self.sources or self.tasks)
+        _require(self.every is None or self.every > 0, f"validation.every must be positive, got {self.every}")
+        _require(self.every is None or asked, "validation.every is set: name validation.sources or validation.tasks")
+        _require(self.every is not None or not asked, "validation.sources and tasks need validation.every, in steps")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -510,9 +546,17 @@ class Config:
     lora: LoraConfig = LoraConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     train: TrainConfig = TrainConfig()
+    validation: ValidationConfig = ValidationConfig()
     eval: EvalConfig = EvalConfig()
 
     def __post_init__(self) -> None:
+        best = self.train.keep_best
+        _require(best is None or self.validation.every is not None, "train.keep_best needs a validation: set validation.every")
+        _require(
+            best is None or best.startswith(("heldout/", "eval/")),
+            f"train.keep_best is {best!r}; it must be a metric of the validation: heldout/loss, heldout/accuracy, or "
+            "eval/TASK/METRIC",
+        )
         _require(
             self.data.tokens_per_row <= self.model.max_position_embeddings,
             f"data.tokens_per_row {self.data.tokens_per_row} exceeds model.max_position_embeddings "

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import flax.linen as nn
 from flax.traverse_util import flatten_dict
 
+from owl3_jax.batch import Batch
 from owl3_jax.config import ComputeConfig, ModelConfig, Remat
 from owl3_jax.models.owl3 import abstract_params
 
@@ -22,6 +23,27 @@ _COMPUTED_AGAIN: dict[Remat, tuple[bool, bool]] = {
     "full": (True, True),
     "offload": (True, True),
 }
+
+
+# Operations a second in bfloat16 of one device, by its `jax.Device.device_kind`; as published by Google (`owl3_jax.tpu.chips`)
+# and NVIDIA (data sheets of November 2026, without sparsity).
+PEAKS = {
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5": 459e12,
+    "TPU v5p": 459e12,
+    "TPU v6 lite": 918e12,
+    "TPU7x": 2307e12 / 2,  # a chip is two devices
+    "NVIDIA A100-SXM4-40GB": 312e12,
+    "NVIDIA A100-SXM4-80GB": 312e12,
+    "NVIDIA H100 80GB HBM3": 989e12,
+    "NVIDIA H200": 989e12,
+}
+
+
+def peak_flops(device_kind: str) -> float | None:
+    """bfloat16 operations a second of a device; None where they are not known."""
+    return PEAKS.get(device_kind)
 
 
 class Work(NamedTuple):
@@ -39,6 +61,21 @@ class Work(NamedTuple):
         pairs = tokens * (tokens + 1) // 2
         image_pairs = tokens * images * config.vision.tokens_per_image // 2
         return cls(rows * tokens, rows * images, rows * pairs, rows * image_pairs, rows * tokens)
+
+    @classmethod
+    def of_batch(cls, config: ModelConfig, batch: Batch) -> "Work":
+        """What a batch holds, without padding; its arrays are numpy's."""
+        is_text = batch.segment_ids != 0
+        tokens = int(is_text.sum())
+        same = batch.segment_ids[:, :, None] == batch.image_segment_ids[:, None, :]  # [B, T, I]
+        after = batch.positions[:, :, None] > batch.image_positions[:, None, :]
+        seen = int((same & after & is_text[:, :, None]).sum())
+        pairs = int((batch.positions + 1)[is_text].sum())
+        return cls(tokens, int((batch.image_segment_ids != 0).sum()), pairs, seen * config.vision.tokens_per_image, tokens)
+
+    def plus(self, other: "Work") -> "Work":
+        """The work of both together."""
+        return Work(*(x + y for x, y in zip(self, other, strict=True)))
 
 
 class Part(NamedTuple):

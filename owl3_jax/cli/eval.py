@@ -1,6 +1,5 @@
 """Scores a model on benchmarks, or answers that exist: `owl3 eval --checkpoint DIR --tasks nlvr2,mvbench --data_root DATA`."""
 
-import contextlib
 import dataclasses
 import functools
 import json
@@ -129,7 +128,7 @@ def _ask(config: Config, flags: Flags, data: DataRoot) -> str:
     asked = ask_all(chosen.tasks.values(), data, _selection(flags, data))
     use_compilation_cache()
     with (
-        start_processes(flags.distributed) or contextlib.nullcontext(),
+        start_processes(flags.distributed),
         tempfile.TemporaryDirectory(prefix="owl3-features-") as features,
     ):
         processor = Processor.from_pretrained(checkpoint)

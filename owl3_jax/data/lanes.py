@@ -19,6 +19,7 @@ from owl3_jax.batch import Batch
 from owl3_jax.config import ConfigError, DataConfig
 from owl3_jax.data.samples import Candidate, kind_of
 from owl3_jax.data.skipped import FEW, KINDS, Counts, Skipped, check_share, check_usable
+from owl3_jax.data.sources import require_present
 from owl3_jax.processing.batch import pack_batch
 from owl3_jax.processing.processor import Sample
 
@@ -111,7 +112,7 @@ class Lane:
             self._pending.append((number, candidate))
 
     def next_row(self) -> Row:
-        """The next row. Raises ConfigError for a sample that does not fit it, and TooManySkippedError."""
+        """The next row. Raises ConfigError for a sample that does not fit it, TooManySkippedError, and StorageError."""
         config, skipped = self._config, list[Skipped]()
         chosen: list[tuple[Candidate, Sample]] = []
         tokens, images = config.tokens_per_row, config.images_per_row
@@ -122,7 +123,7 @@ class Lane:
                 break
             _, candidate = self._pending.pop(place)
             try:
-                sample = candidate.read()
+                sample = self._read(candidate)
             except ValueError as error:
                 self._skip(Skipped(candidate.source, candidate.record, kind_of(error), str(error)), skipped)
                 continue
@@ -133,6 +134,17 @@ class Lane:
                 break
         self._state.pending = [number for number, _ in self._pending]
         return Row(self._to_batch(chosen), self._state.to_array(ahead_of(config)), tuple(skipped))
+
+    def _read(self, candidate: Candidate) -> Sample:
+        """The sample, decoded. Raises ValueError where it is damaged, and StorageError where its source is gone."""
+        try:
+            return candidate.read()
+        except ValueError as error:
+            if kind_of(error) != "missing-file":
+                raise
+            # A file may be missing; but not because a disk or a bucket is, whose samples would be lost to this run.
+            require_present(next(each for each in self._config.sources if each.label == candidate.source))
+            return candidate.read()
 
     def _look_ahead(self, skipped: list[Skipped]) -> None:
         while len(self._pending) < ahead_of(self._config):

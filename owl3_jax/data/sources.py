@@ -125,6 +125,18 @@ def open_source(source: SourceConfig, config: DataConfig) -> Records:
     return records
 
 
+def require_present(source: SourceConfig) -> None:
+    """Raises StorageError when the files of a source that was open are gone, or the folder that its media are in."""
+    try:
+        locations = locations_of(source)
+    except ConfigError as error:
+        raise storage.StorageError(f"{source.path} was there when it was opened, and is gone: {error}") from error
+    if locations:
+        folder = source.media_root or (locations[0] if storage.is_folder(locations[0]) else storage.parent(locations[0]))
+        if not storage.exists(folder):
+            raise storage.StorageError(f"the folder {folder}, of the media of {source.path}, is gone")
+
+
 def _open_files(source: SourceConfig) -> Records:
     locations = locations_of(source)
     if storage.is_folder(locations[0]):

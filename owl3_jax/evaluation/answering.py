@@ -15,6 +15,7 @@ from owl3_jax.evaluation.answer_file import answer_key
 from owl3_jax.evaluation.asked import Asked, in_order_of_asking, requests, rows_together
 from owl3_jax.evaluation.data_root import DataRoot
 from owl3_jax.host.progress import SECONDS_BETWEEN_LINES, Progress
+from owl3_jax.host.signals import StoppedError
 from owl3_jax.inference.batcher import answer_requests, measure
 from owl3_jax.inference.clock import Stage
 from owl3_jax.inference.engine import Engine
@@ -56,6 +57,7 @@ def answer_questions(
     model: ModelConfig,
     processor: Processor,
     load_engine: Callable[[], Engine],
+    must_stop: Callable[[], bool] = lambda: False,
 ) -> tuple[dict[Key, Record], Spent]:
     """The records of all questions, with `answers` or `error`, and what the new ones cost. None but in the first process.
 
@@ -68,6 +70,7 @@ def answer_questions(
         model: of the engine.
         processor: of the same checkpoint.
         load_engine: called when there is a question without an answer.
+        must_stop: asked after each batch, by all processes, whether to raise StoppedError.
     """
     ordered = in_order_of_asking(asked)
     versions: dict[str, str] = {}
@@ -94,6 +97,8 @@ def answer_questions(
             if results is not None:
                 results.append(named)
             progress.advance(len(records))
+            if must_stop():
+                raise StoppedError
     if results is None:
         return {}, spent
     answered = results.answered()

@@ -10,7 +10,7 @@ import os
 import re
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import jax
@@ -54,16 +54,17 @@ class Job(NamedTuple):
         return host.strip("[]"), int(port)
 
 
-def start_processes(flags: ProcessFlags) -> Lifeline | None:
+def start_processes(flags: ProcessFlags) -> contextlib.AbstractContextManager[None]:
     """Joins the processes of a run into one; does nothing when there is only this one. Call it before any device is used.
 
-    From then on, all end when one of them ends with an error, is killed or hangs: see `Lifeline`, which this returns.
+    From then on, all end when one of them ends with an error, is killed or hangs: see `Lifeline`. What this returns is a
+    context that they leave together, once all have come to its end.
 
     Raises DistributedError when they do not all start in time, or the flags do not specify where they meet.
     """
     job = _given_job(flags, os.environ) or _tpu_pod(flags.timeout)
     if job is None or job.processes == 1:
-        return None
+        return contextlib.nullcontext()
     lifeline = Lifeline(job.process, call_roll(job, flags.timeout), flags.silence, job.names)
     # JAX would abort all processes some time after one has gone; the lifeline does so at once, and says which.
     jax.config.update("jax_enable_recoverability", True)
@@ -74,7 +75,16 @@ def start_processes(flags: ProcessFlags) -> Lifeline | None:
         initialization_timeout=round(flags.timeout),
         heartbeat_timeout_seconds=max(100, round(4 * flags.silence)),
     )
-    return lifeline
+    return _leaving_in_order(lifeline)
+
+
+@contextlib.contextmanager
+def _leaving_in_order(lifeline: Lifeline) -> Iterator[None]:
+    """Process 0 leaves last: the others abort when its coordination service ends before they have left that."""
+    with lifeline:
+        yield
+        lifeline.await_others()
+        jax.distributed.shutdown()
 
 
 def call_roll(job: Job, timeout: float) -> dict[int, socket.socket]:

@@ -72,6 +72,11 @@ class Lifeline:
             what = f"{type(error).__name__}: {error}".encode("utf-8", "replace").replace(b"\n", b" ")[:500]
             self._leave(_FAILED + b" %d " % self._process + what)
 
+    def await_others(self) -> None:
+        """In process 0: waits until all others have said goodbye."""
+        if self._process == 0:
+            self._thread.join()
+
     def close(self) -> None:
         """Says goodbye; a second time does nothing."""
         self._leave(_GOODBYE)

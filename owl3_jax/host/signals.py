@@ -10,6 +10,10 @@ from jax.experimental import multihost_utils
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
+class StoppedError(Exception):
+    """Work was interrupted because its process has to stop."""
+
+
 class StopSignal:
     """A context manager; `received` names the first signal that came inside it, or is None.
 
@@ -17,12 +21,13 @@ class StopSignal:
     only the steps since the last one are lost.
 
     In a run of several processes JAX's preemption service takes SIGTERM: it tells all processes of a signal that any of them
-    got, and finds a step that none has passed. SIGINT is passed on as SIGTERM.
+    got, and finds a question that none has asked yet. SIGINT is passed on as SIGTERM.
     """
 
     def __init__(self) -> None:
         self.received: str | None = None
         self._is_alone = jax.process_count() == 1
+        self._questions, self._must_stop = 0, False
 
     def __enter__(self) -> "StopSignal":
         if self._is_alone:
@@ -31,11 +36,13 @@ class StopSignal:
             self._handlers = {signal.SIGINT: signal.signal(signal.SIGINT, self._pass_on)}
         return self
 
-    def must_stop(self, step: int) -> bool:
-        """Whether to end after `step`: the same in all processes, which all ask after every step."""
+    def must_stop(self) -> bool:
+        """Whether to end now. All processes ask equally often, and get the same answer to the same question."""
         if self._is_alone:
             return self.received is not None
-        return bool(multihost_utils.reached_preemption_sync_point(step))
+        self._questions += 1
+        self._must_stop |= bool(multihost_utils.reached_preemption_sync_point(self._questions))
+        return self._must_stop
 
     def __exit__(self, *exception: object) -> None:
         for number, handler in self._handlers.items():

@@ -2,7 +2,7 @@
 
     params/     the parameters: all that `owl3_jax.convert.load` reads; of a run with adapters that starts from a checkpoint,
                 those that it trains: `run/` says where the others are
-    progress/   step, optimizer state and random key
+    progress/   step, optimizer state, random key, and what tells bad steps from good ones
     ema/        with train.ema_decay: as params/, the moving average in place of what is trained
     data/       how far the lane of each row of the batches has come (`owl3_jax.data.lanes`)
     sums/       a checksum of each array (`owl3_jax.training.checksums`)
@@ -20,8 +20,10 @@ experimental.
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import jax
 import numpy as np
@@ -30,7 +32,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Int32
 
-from owl3_jax.config import Config, ConfigError, JsonTree, field_differences, load_json_tree
+from owl3_jax.config import Config, ConfigError, JsonTree, TrainConfig, field_differences, load_json_tree
 from owl3_jax.formats.workdir import CHECKPOINTS
 from owl3_jax.params import Params
 from owl3_jax.training.checksums import checksums, names_of
@@ -38,6 +40,7 @@ from owl3_jax.training.frozen import holds_all, join_params, saved_paths, split_
 from owl3_jax.training.step import TrainState
 
 NO_PARAMS: Params = {}
+NO_METRICS: Mapping[str, float] = MappingProxyType({})
 LANES = "lanes"
 Lanes = Int32[jax.Array, "rows S"]  # the state of each, split as the rows of a batch
 
@@ -76,7 +79,8 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(
             (workdir / CHECKPOINTS).absolute(),
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=ocp.checkpoint_managers.LatestN(config.train.checkpoints_to_keep),
+                preservation_policy=_preservation(config.train),
+                best_fn=None if config.train.keep_best is None else _value_of(config.train.keep_best),
                 cleanup_tmp_directories=True,  # what a killed process left half-written
             ),
         )
@@ -116,8 +120,10 @@ class Checkpoints:
         differences += [line for line in trained if line.startswith(_STATE_FIELDS)]
         _require_no_differences(self._manager, step, differences)
 
-    def save(self, step: int, state: TrainState, lanes: Lanes) -> None:
+    def save(self, step: int, state: TrainState, lanes: Lanes, metrics: Mapping[str, float] = NO_METRICS) -> None:
         """Saves in the background; returns when the arrays are off the device and the save before this one is done.
+
+        `metrics` are those of the validation of this step, if there was one.
 
         Raises SavedRunError when that earlier save has failed.
         """
@@ -132,7 +138,9 @@ class Checkpoints:
                 sums=ocp.args.StandardSave(checksums(arrays)),
                 run=ocp.args.JsonSave(self._description()),
             )
-            self._manager.save(step, args=items)
+            best = self._config.train.keep_best
+            known = {best: metrics[best]} if best and math.isfinite(metrics.get(best, math.nan)) else None
+            self._manager.save(step, args=items, metrics=known)
 
     def check_for_errors(self) -> None:
         """Raises SavedRunError when a save in the background has failed; does not wait."""
@@ -195,6 +203,24 @@ class Checkpoints:
             ) from error
 
 
+def _preservation(settings: TrainConfig) -> ocp.checkpoint_managers.AnyPreservationPolicy:
+    """Which checkpoints are kept."""
+    policies = [ocp.checkpoint_managers.LatestN(settings.checkpoints_to_keep)]
+    if settings.keep_every is not None:
+        policies.append(ocp.checkpoint_managers.EveryNSteps(settings.keep_every))
+    if settings.keep_best is not None:
+        value_of, is_loss = _value_of(settings.keep_best), "loss" in settings.keep_best.split("/")
+        best = ocp.checkpoint_managers.BestN(
+            get_metric_fn=value_of, reverse=is_loss, n=1, keep_checkpoints_without_metrics=False
+        )
+        policies.append(best)
+    return ocp.checkpoint_managers.AnyPreservationPolicy(policies)
+
+
+def _value_of(metric: str) -> Callable[[Mapping[str, float]], float]:
+    return lambda metrics: metrics.get(metric, math.nan)
+
+
 def config_differences(saved: Config, wanted: Config, *sections: str) -> list[str]:
     """One line for each field of those sections that differs: `model.hidden_size: 64 there, 128 in this run`."""
     pairs = ((getattr(saved, section), getattr(wanted, section), section) for section in sections)
@@ -213,7 +239,7 @@ def _whole(lanes: jax.ShapeDtypeStruct) -> jax.sharding.Sharding | None:
 
 
 def _progress(state: TrainState) -> dict[str, object]:
-    return {"step": state.step, "opt_state": state.opt_state, "rng": state.rng}
+    return {"step": state.step, "opt_state": state.opt_state, "rng": state.rng, "guard": state.guard}
 
 
 def _restore(manager: ocp.CheckpointManager, step: int, **items: ocp.args.CheckpointArgs) -> ocp.args.Composite:

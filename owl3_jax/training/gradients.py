@@ -57,6 +57,19 @@ def make_loss_and_gradients(config: Config) -> Callable[..., tuple[Metrics, Para
     return loss_and_gradients
 
 
+def make_loss_of_batch(config: Config) -> Callable[[Params, Batch], LossSums]:
+    """A function (params, batch) -> the sums that its loss and accuracy come from, without dropout and augmentation."""
+    sums_of, parts = _make_loss_sums(config), config.train.microbatches
+
+    def loss_of_batch(params: Params, batch: Batch) -> LossSums:
+        def add(total: LossSums, number: Int[Array, ""]) -> tuple[LossSums, None]:
+            return jax.tree.map(jnp.add, total, sums_of(params, microbatch(batch, parts, number), None)), None
+
+        return jax.lax.scan(add, LossSums.zero(len(config.data.sources)), jnp.arange(parts))[0]
+
+    return loss_of_batch
+
+
 def _make_loss_sums(config: Config) -> Callable[[Params, Batch, Key[Array, ""] | None], LossSums]:
     model = Owl3(config.model, config.compute)
 

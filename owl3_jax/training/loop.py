@@ -6,7 +6,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,15 +26,17 @@ from owl3_jax.data.sources import prepare_sources
 from owl3_jax.formats.errors import CheckpointError
 from owl3_jax.host.files import write_text
 from owl3_jax.host.progress import Progress
-from owl3_jax.host.signals import StopSignal
+from owl3_jax.host.signals import StoppedError, StopSignal
 from owl3_jax.params import count_params
 from owl3_jax.processing.processor import Processor
 from owl3_jax.training import compiled_step
-from owl3_jax.training.checkpoint import Checkpoints, DamagedError, Lanes
+from owl3_jax.training.accounts import Stopwatch
+from owl3_jax.training.checkpoint import NO_METRICS, Checkpoints, DamagedError, Lanes
+from owl3_jax.training.checksums import Sums
 from owl3_jax.training.frozen import split_params, trained_paths
 from owl3_jax.training.lora import abstract_run_params
-from owl3_jax.training.metrics import MetricsFiles, Window, format_values
 from owl3_jax.training.processor import make_processor
+from owl3_jax.training.reports import Files, Reporter
 from owl3_jax.training.start import base_params, resolve_start, start_state, stored_dtypes
 from owl3_jax.training.step import (
     Metrics,
@@ -42,16 +44,22 @@ from owl3_jax.training.step import (
     abstract_like,
     abstract_state,
     example_batch,
+    make_step_checksums,
     make_train_step,
     nonfinite_tensors,
 )
+from owl3_jax.training.validation import Scorer, Validation, held_out
 
 _LONGEST_WAIT = 3600  # seconds, for a data set that another process prepares, or a step that it compiles
 TENSORS_NAMED = 8  # in the message about a step that broke
 
 
-class NonFiniteError(RuntimeError):
-    """The loss or a gradient is NaN or infinite: names the step and the tensors."""
+class BadStepError(RuntimeError):
+    """A step whose loss or gradients are not finite, or a spike; or one too many of them. Names the step, and the tensors."""
+
+
+class UnreliableError(RuntimeError):
+    """A step that was computed twice has given two results."""
 
 
 class _Run(NamedTuple):
@@ -61,11 +69,14 @@ class _Run(NamedTuple):
     workdir: Path
     compiled: Path | None  # file of the train step, compiled before
     mesh: Mesh
+    processor: Processor
     iterator: TrainIterator
     checkpoints: Checkpoints
-    files: MetricsFiles | None  # of the first process only
+    stopwatch: Stopwatch
+    reporter: Reporter
     progress: Progress
     stop: StopSignal
+    validate: Validation
 
 
 class _Taken(NamedTuple):
@@ -76,7 +87,7 @@ class _Taken(NamedTuple):
     metrics: Metrics
 
 
-def train(config: Config, workdir: Path, compiled: Path | None = None) -> TrainState:
+def train(config: Config, workdir: Path, compiled: Path | None = None, scorer: Scorer | None = None) -> TrainState:
     """Trains the model of `config` in `workdir`, or resumes the run in it, and returns the last state.
 
     A run starts in this order:
@@ -91,7 +102,8 @@ def train(config: Config, workdir: Path, compiled: Path | None = None) -> TrainS
          start > fresh.
       6. metrics.jsonl and the TensorBoard events continue after that step; later entries are removed.
 
-    `compiled` is a file of `owl3_jax.training.compiled_step`, which is executed in place of compiling the step.
+    `compiled` is a file of `owl3_jax.training.compiled_step`, which is executed in place of compiling the step. `scorer` asks
+    the questions of `validation.tasks` (`owl3_jax.evaluation.along`).
 
     SIGTERM or SIGINT, to any process, ends it with a checkpoint: a single process after the current step, several ones after
     a step that they agree on. All processes of a run call this function; only the first prints and writes metrics.
@@ -99,9 +111,11 @@ def train(config: Config, workdir: Path, compiled: Path | None = None) -> TrainS
     Raises:
         SavedRunError: see `Checkpoints`.
         CompiledStepError: `compiled` holds the step of another run.
-        ConfigError: the batch does not fit the mesh, or the vocabulary the tokenizer.
-        NonFiniteError: a step broke; the checkpoints are all from before it.
+        ConfigError: the batch does not fit the mesh, or the vocabulary the tokenizer; or there are tasks, but no `scorer`.
+        BadStepError: a step was bad, and `train.bad_steps` is stop; or too many were. The checkpoints are all from before.
+        UnreliableError: a step gave other bits when it was computed again.
     """
+    stopwatch = Stopwatch()
     mesh, config = sharding.make_mesh(config.mesh), resolve_start(config)
     with Checkpoints(workdir, config) as checkpoints, contextlib.ExitStack() as stack:
         checkpoints.check_same_run()
@@ -110,16 +124,20 @@ def train(config: Config, workdir: Path, compiled: Path | None = None) -> TrainS
         is_first = jax.process_index() == 0
         if is_first:
             _write_run_files(config, workdir, processor, mesh)
+        validate = Validation(config, mesh, processor, scorer)
         start, state, lanes = _restore(config, mesh, workdir, checkpoints) or (0, start_state(config, mesh), None)
         iterator = stack.enter_context(contextlib.closing(make_iterator(config, mesh, processor, lanes)))
-        files = stack.enter_context(MetricsFiles(workdir, start)) if is_first else None
         progress = stack.enter_context(Progress(config.train.steps, "step", done=start, silent=not is_first))
+        files = Files.of(workdir, stopwatch, start) if is_first else None
+        reporter = stack.enter_context(Reporter(config, iterator, stopwatch, progress, files))
         stop = stack.enter_context(StopSignal())
-        run = _Run(config, workdir, compiled, mesh, iterator, checkpoints, files, progress, stop)
+        run = _Run(
+            config, workdir, compiled, mesh, processor, iterator, checkpoints, stopwatch, reporter, progress, stop, validate
+        )
         _say_what_runs(run, state, start)
         if start < config.train.steps:
             state = _take_steps(run, state, start)
-        _say_how_it_ended(run, int(state.step))
+        reporter.end(*_how_it_ended(run, int(state.step)))
         return state
 
 
@@ -151,25 +169,85 @@ def _restore(config: Config, mesh: Mesh, workdir: Path, checkpoints: Checkpoints
 def _take_steps(run: _Run, state: TrainState, start: int) -> TrainState:
     """The steps after `start`; the host runs at most one step ahead of the device."""
     settings = run.config.train
-    train_step = _compile(run, state)
-    _meet("step compiled")
-    window, taken, step = Window([source.label for source in run.config.data.sources]), None, start
-    while step < settings.steps and not run.stop.must_stop(step):
+    with run.stopwatch.time("compile"):
+        train_step = _compile(run, state)
+        repeated = make_step_checksums(run.config, run.mesh) if settings.repeat_every else None
+        _meet("step compiled")
+    run.stopwatch.turn_to("step")
+    taken, step = None, start
+    if start and run.validate.is_due(start) and not _in_first_process(run.reporter.has_validation(start)):
+        _validate(run, state, start)  # which was interrupted
+    while step < settings.steps and not run.stop.must_stop():
+        with run.stopwatch.time("data"):
+            batch = next(run.iterator)
+        run.reporter.count(batch)
+        batch = sharding.shard_batch(batch, run.mesh)
         step += 1
-        batch = sharding.shard_batch(next(run.iterator), run.mesh)
+        if repeated and settings.repeat_every and step % settings.repeat_every == 0:
+            _require_same_bits(step, repeated(state, batch), repeated(state, batch))
         with jax.transfer_guard("disallow"):
             state, metrics = train_step(state, batch)
-        _require_finite(run, state, taken)  # of the step before, while this one runs
-        taken = _Taken(step, batch, metrics)
-        window.add(metrics)
-        run.progress.advance()
+        before, taken = taken, _Taken(step, batch, metrics)
+        saves, validates = step % settings.checkpoint_every == 0, run.validate.is_due(step)
+        settled = [before, taken] if saves or validates or step == settings.steps else [before]  # the others one step later
+        if any(_is_undone(run, state, each) for each in settled):
+            state = _go_back(run, taken)
+            step, taken = int(state.step), None
+            continue
+        run.reporter.add(metrics)
         if step % settings.log_every == 0 or step == settings.steps:
-            _report(run, step, window)
-        if step % settings.checkpoint_every == 0:
-            _save(run, state, taken)
-    _save(run, state, taken)
-    run.checkpoints.wait()
+            run.reporter.report(step)
+            run.checkpoints.check_for_errors()
+        found = _validate(run, state, step) if validates else NO_METRICS
+        if saves or (validates and settings.keep_best):
+            _save(run, step, state, found)
+    if step > start and not (taken and _is_undone(run, state, taken)):
+        _save(run, step, state)
+    with run.stopwatch.time("save"):
+        run.checkpoints.wait()
     return state
+
+
+def _in_first_process(answer: bool) -> bool:
+    return bool(multihost_utils.broadcast_one_to_all(np.array(answer)))
+
+
+def _is_undone(run: _Run, state: TrainState, taken: _Taken | None) -> bool:
+    """Waits for a step; returns whether it was bad and the run has to go back. Raises BadStepError when it has to stop."""
+    if taken is None or not taken.metrics["is_bad"]:
+        return False
+    settings, bad = run.config.train, int(taken.metrics["bad_steps"])
+    if settings.bad_steps == "stop":
+        raise BadStepError(_what_was_bad(run, state, taken))
+    if bad > settings.max_bad_steps:
+        raise BadStepError(
+            f"step {taken.step} is the bad step number {bad}; train.max_bad_steps allows {settings.max_bad_steps}. Nothing of "
+            "it was saved: look at the loss and the data of these steps, and at optimizer.learning_rate"
+        )
+    return settings.bad_steps == "rewind"
+
+
+def _go_back(run: _Run, taken: _Taken) -> TrainState:
+    """The last good state. The batches since then, `taken`'s among them, are left out: the iterator stays where it is."""
+    run.checkpoints.wait()
+    found = _restore(run.config, run.mesh, run.workdir, run.checkpoints)
+    state = start_state(run.config, run.mesh) if found is None else found[1]
+    run.reporter.go_back_to(int(state.step))
+    return dataclasses.replace(state, guard=state.guard._replace(bad=taken.metrics["bad_steps"]))
+
+
+def _what_was_bad(run: _Run, state: TrainState, taken: _Taken) -> str:
+    loss, norm = (float(taken.metrics[name]) for name in ("loss", "grad_norm"))
+    after = "Nothing of it was saved: lower optimizer.learning_rate, or set train.bad_steps to skip or rewind; run again to "
+    after += "resume from the last checkpoint before it"
+    if math.isfinite(loss) and math.isfinite(norm):
+        usual = f"their running means are {float(state.guard.loss):.4g} and {float(state.guard.grad_norm):.4g}"
+        limit = f"train.spike allows {run.config.train.spike:g} times these"
+        return f"step {taken.step} is a spike (loss {loss:.4g}, gradient norm {norm:.4g}): {usual}, and {limit}. {after}"
+    broken = sorted(nonfinite_tensors(run.config, run.mesh)(state, taken.batch), reverse=True)  # parameters, then gradients
+    named = ", ".join(broken[:TENSORS_NAMED]) or "none of the tensors on its own"
+    more = f" and {len(broken) - TENSORS_NAMED} more" if len(broken) > TENSORS_NAMED else ""
+    return f"step {taken.step} is not finite (loss {loss}, gradient norm {norm}), in {named}{more}. {after}"
 
 
 def _compile(run: _Run, state: TrainState) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
@@ -187,35 +265,32 @@ def _compile(run: _Run, state: TrainState) -> Callable[[TrainState, Batch], tupl
     return compiled
 
 
-def _require_finite(run: _Run, state: TrainState, taken: _Taken | None) -> None:
-    """Waits for a step; raises NonFiniteError when it broke. That step has left the parameters as they were."""
-    if taken is None or taken.metrics["finite"]:
-        return
-    loss, norm = (float(taken.metrics[name]) for name in ("loss", "grad_norm"))
-    broken = sorted(nonfinite_tensors(run.config, run.mesh)(state, taken.batch), reverse=True)  # parameters, then gradients
-    named = ", ".join(broken[:TENSORS_NAMED]) or "none of the tensors on its own"
-    more = f" and {len(broken) - TENSORS_NAMED} more" if len(broken) > TENSORS_NAMED else ""
-    raise NonFiniteError(
-        f"step {taken.step} is not finite (loss {loss}, gradient norm {norm}), in {named}{more}. Nothing of it was saved: "
-        "lower optimizer.learning_rate, and run again to resume from the last checkpoint before it"
-    )
+def _require_same_bits(step: int, first: Sums, second: Sums) -> None:
+    first, second = jax.device_get((first, second))
+    if differ := [name for name in first if int(first[name]) != int(second[name])]:
+        raise UnreliableError(
+            f"step {step} was computed twice, and {len(differ)} of {len(first)} arrays differ, {', '.join(differ[:3])} among "
+            "them: a device computes wrongly. Nothing of it was saved. Find the device by running each host alone, and leave "
+            "it out; the checkpoints since the last step that was computed twice may be wrong too"
+        )
 
 
-def _report(run: _Run, step: int, window: Window) -> None:
-    values = window.take() | {"skipped_samples": float(run.iterator.counts.skipped)}
-    values |= {f"epochs/{source}": epochs for source, epochs in run.iterator.epochs().items()}
-    run.progress.note(format_values(values))
-    if run.files is not None:
-        run.files.write(step, values)
-    run.checkpoints.check_for_errors()
+def _validate(run: _Run, state: TrainState, step: int) -> Mapping[str, float]:
+    """The metrics of the parameters after `step`; none when the run has to stop in between."""
+    with run.stopwatch.time("evaluation"):
+        run.progress.say(f"step {step}: evaluating")
+        try:
+            found = run.validate(state.params, step, run.stop.must_stop)
+        except StoppedError:
+            return NO_METRICS
+    run.reporter.report_validation(step, found)
+    return found
 
 
-def _save(run: _Run, state: TrainState, taken: _Taken | None) -> None:
-    """Saves the state after `taken`, which is never a broken one."""
-    if taken is not None:
-        _require_finite(run, state, taken)
+def _save(run: _Run, step: int, state: TrainState, metrics: Mapping[str, float] = NO_METRICS) -> None:
+    with run.stopwatch.time("save"):
         lanes = jax.make_array_from_process_local_data(sharding.batch_sharding(run.mesh), run.iterator.states)
-        run.checkpoints.save(taken.step, state, lanes)
+        run.checkpoints.save(step, state, lanes, metrics)
 
 
 def make_iterator(config: Config, mesh: Mesh, processor: Processor, lanes: Lanes | None = None) -> TrainIterator:
@@ -236,11 +311,14 @@ def _meet(place: str) -> None:
 
 
 def prepare_data(config: Config) -> None:
-    """Builds data sets that are missing."""
+    """Builds data sets that are missing, held-out ones too."""
+    wanted = [config.data, held_out(config)] if config.validation.sources else [config.data]
     if jax.process_index() == 0:
-        prepare_sources(config.data)
-    _meet("data set prepared")
-    prepare_sources(config.data)  # for hosts that do not share the first one's disk
+        for data in wanted:
+            prepare_sources(data)
+    _meet("data sets prepared")
+    for data in wanted:
+        prepare_sources(data)  # for hosts that do not share the first one's disk
 
 
 def _write_run_files(config: Config, workdir: Path, processor: Processor, mesh: Mesh) -> None:
@@ -263,11 +341,10 @@ def _say_what_runs(run: _Run, state: TrainState, start: int) -> None:
         run.progress.say(f"resuming after step {start} of {steps}")
 
 
-def _say_how_it_ended(run: _Run, step: int) -> None:
+def _how_it_ended(run: _Run, step: int) -> tuple[str, str]:
+    """In a word, and in a line."""
     steps = run.config.train.steps
     if step >= steps:
-        run.progress.say(f"finished: step {step} of {steps}; everything is saved in {run.workdir}")
-    else:
-        run.progress.say(
-            f"stopped by {run.stop.received or 'a signal'}: step {step} of {steps}; run the same command to resume"
-        )
+        return "finished", f"finished: step {step} of {steps}; everything is saved in {run.workdir}"
+    how = f"stopped by {run.stop.received or 'a signal'}"
+    return how, f"{how}: step {step} of {steps}; run the same command to resume"

@@ -1,7 +1,7 @@
 """What a run reports: means over the steps since the last report, as text, JSON lines and TensorBoard events."""
 
 import json
-import time
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,6 +13,10 @@ from owl3_jax.host.files import write_text
 
 Values = dict[str, float]
 
+VALIDATION = ("heldout/", "eval/")  # what the names of its metrics begin with
+
+_WORTH_A_WORD = 0.02  # share of the time
+
 
 class Window:
     """The metrics of the steps since the last report. They stay on the device until they are reported."""
@@ -21,35 +25,40 @@ class Window:
         """`sources` are the names of those that the training data is from."""
         self._sources = sources
         self._steps: list[Mapping[str, jax.Array]] = []
-        self._began = time.monotonic()
 
     def add(self, metrics: Mapping[str, jax.Array]) -> None:
         """The metrics of one more step, which may still be running."""
         self._steps.append(metrics)
 
-    def take(self) -> Values:
-        """Waits for the last step, and starts a new window."""
-        steps = jax.device_get(self._steps)
-        values = summarize(steps, time.monotonic() - self._began, self._sources)
-        self._steps, self._began = [], time.monotonic()
-        return values
+    def wait(self) -> None:
+        """Until the last step is done."""
+        jax.block_until_ready(self._steps)
+
+    def take(self, seconds: float) -> Values:
+        """Waits for the last step, and starts a new window. All of this one took `seconds`."""
+        steps, self._steps = jax.device_get(self._steps), []
+        return summarize(steps, seconds, self._sources)
 
 
 def summarize(steps: Sequence[Mapping[str, np.ndarray]], seconds: float, sources: Sequence[str] = ()) -> Values:
     """One report on several steps, which took `seconds` together.
 
-    `loss` and `accuracy` are means over target tokens, `grad_norm` over steps; `learning_rate` is the last step's. Of several
-    sources, each has its own loss too, unless it had no target tokens.
+    `loss` and `accuracy` are means over target tokens, norms over steps, both without bad steps; `learning_rate` and
+    `bad_steps` are the last step's. Of several sources, each has its own loss too, unless it had no target tokens.
     """
     columns = {name: np.array([step[name] for step in steps], np.float64) for name in steps[0]}
+    good = columns["is_bad"] == 0
+    last = {name: float(columns[name][-1]) for name in ("learning_rate", "bad_steps")}
+    rates = {f"{name}_per_second": float(columns[name].sum() / seconds) for name in ("tokens", "images")}
+    columns = {name: column[good] for name, column in columns.items()}
     targets = max(columns["target_tokens"].sum(), 1.0)
+    norms = [name for name in columns if name.startswith(("grad_norm", "update_norm"))]
     return {
-        "loss": float(columns["loss"] @ columns["target_tokens"] / targets),
+        "loss": float(columns["loss"] @ columns["target_tokens"] / targets) if good.any() else math.nan,
         "accuracy": float(columns["accuracy"] @ columns["target_tokens"] / targets),
-        "learning_rate": float(columns["learning_rate"][-1]),
-        "grad_norm": float(columns["grad_norm"].mean()),
-        "tokens_per_second": float(columns["tokens"].sum() / seconds),
-        "images_per_second": float(columns["images"].sum() / seconds),
+        **last,
+        **{name: float(columns[name].mean()) if good.any() else math.nan for name in norms},
+        **rates,
         **_source_losses(columns, sources),
     }
 
@@ -64,11 +73,26 @@ def _source_losses(columns: Mapping[str, np.ndarray], sources: Sequence[str]) ->
 
 def format_values(values: Values) -> str:
     """One report as text."""
-    skipped = f"  {values['skipped_samples']:.0f} samples skipped" if values["skipped_samples"] else ""
-    return (
-        f"loss {values['loss']:.4f}  accuracy {values['accuracy']:.3f}  learning rate {values['learning_rate']:.2e}"
-        f"  {values['tokens_per_second']:,.0f} tokens/s  {values['images_per_second']:,.0f} images/s{skipped}"
-    )
+    parts = [
+        f"loss {values['loss']:.4f}",
+        f"accuracy {values['accuracy']:.3f}",
+        f"learning rate {values['learning_rate']:.2e}",
+        f"{values['tokens_per_second']:,.0f} tokens/s",
+        f"{values['images_per_second']:,.0f} images/s",
+    ]
+    if "mfu" in values:
+        parts.append(f"MFU {values['mfu']:.1%}")
+    if (waits := values["seconds/data"] / max(sum(_seconds(values)), 1e-9)) >= _WORTH_A_WORD:
+        parts.append(f"{waits:.0%} of the time waiting for data")
+    if values["bad_steps"]:
+        parts.append(f"{values['bad_steps']:.0f} bad steps")
+    if values["skipped_samples"]:
+        parts.append(f"{values['skipped_samples']:.0f} samples skipped")
+    return "  ".join(parts)
+
+
+def _seconds(values: Values) -> list[float]:
+    return [value for name, value in values.items() if name.startswith("seconds/")]
 
 
 class MetricsFiles:
@@ -79,10 +103,8 @@ class MetricsFiles:
     """
 
     def __init__(self, workdir: Path, step: int) -> None:
-        path = workdir / "metrics.jsonl"
-        _drop_lines_after(path, step)
-        self._lines = path.open("a")
-        self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+        self._workdir = workdir
+        self._open(step)
 
     def __enter__(self) -> "MetricsFiles":
         return self
@@ -90,6 +112,23 @@ class MetricsFiles:
     def __exit__(self, *exception: object) -> None:
         self._lines.close()
         self._events.close()
+
+    def _open(self, step: int) -> None:
+        path = self._workdir / "metrics.jsonl"
+        _drop_lines_after(path, step)
+        self._lines = path.open("a")
+        self._events = SummaryWriter(str(self._workdir / "tensorboard"), purge_step=step + 1)
+
+    def has_validation(self, step: int) -> bool:
+        """Whether there is a report on the validation of the parameters after `step`."""
+        lines = map(json.loads, (self._workdir / "metrics.jsonl").read_text().splitlines())
+        return any(line["step"] == step and any(name.startswith(VALIDATION) for name in line) for line in lines)
+
+    def go_back_to(self, step: int) -> None:
+        """Removes reports on later steps."""
+        self._lines.close()
+        self._events.close()
+        self._open(step)
 
     def write(self, step: int, values: Values) -> None:
         """Appends one report, which others can read at once."""

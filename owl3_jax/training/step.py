@@ -1,6 +1,6 @@
 """The train step: a pure function (state, batch) -> (state, metrics), jitted over the mesh."""
 
-import dataclasses
+import re
 from collections.abc import Callable
 from types import MappingProxyType
 from typing import Any, Generic, ParamSpec, TypeVar
@@ -25,10 +25,13 @@ from owl3_jax.sharding import (
     rows_divisor,
     use_mesh,
 )
+from owl3_jax.training.checksums import Sums, traced_checksums
 from owl3_jax.training.frozen import DTypes, join_params, lower_frozen, split_params, trained_paths
 from owl3_jax.training.gradients import Metrics, make_loss_and_gradients
+from owl3_jax.training.guard import Guard
 from owl3_jax.training.lora import abstract_run_params, initial_run_params
 from owl3_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from owl3_jax.training.parts import PARTS
 
 NO_DTYPES: DTypes = MappingProxyType({})
 
@@ -64,6 +67,7 @@ class TrainState:
     opt_state: optax.OptState  # of the trained parameters
     rng: AnyArray  # random key; folded with the step, it chooses the shifts of each batch's images
     ema: Params = flax.struct.field(default_factory=dict)  # moving average of the trained parameters, with train.ema_decay
+    guard: Guard = flax.struct.field(default_factory=Guard.fresh)  # tells bad steps from good ones
 
 
 def example_batch(config: Config) -> Batch:
@@ -110,16 +114,40 @@ def state_from(config: Config, mesh: Mesh, params: Params) -> TrainState:
         ema = jax.jit(lambda x: _initial_ema(config, x), out_shardings=shardings.ema)(trained)
     _, rng = jax.random.split(jax.random.key(config.train.seed))
     step = jax.device_put(jnp.zeros((), jnp.int32), shardings.step)
-    return TrainState(step, params, opt_state, jax.device_put(rng, shardings.rng), ema)
+    guard = jax.device_put(Guard.fresh(), shardings.guard)
+    return TrainState(step, params, opt_state, jax.device_put(rng, shardings.rng), ema, guard)
 
 
 def make_train_step(config: Config, mesh: Mesh) -> OnMesh[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """The jitted step (state, batch) -> (state, metrics); it takes over (donates) the state's memory.
 
-    Metrics: loss, accuracy, target_tokens, tokens, images, grad_norm, learning_rate, and `finite`. A
-    step whose loss or gradients are not finite leaves parameters and optimizer as they were.
+    Metrics: loss, accuracy, target_tokens, tokens, images, learning_rate; norms of gradients and updates, `grad_norm` and of
+    each trained part `grad_norm/PART`, `update_norm/PART`; `is_bad` (`owl3_jax.training.guard`), and `bad_steps`, how many were
+    so far. A bad step leaves parameters and optimizer as they were.
     """
     _check_rows(config, mesh)
+    shardings = jax.tree.map(lambda x: x.sharding, abstract_state(config, mesh))
+    return OnMesh(
+        _step_function(config),
+        mesh,
+        in_shardings=(shardings, batch_sharding(mesh)),
+        out_shardings=(shardings, replicated(mesh)),
+        donate_argnums=0,
+    )
+
+
+def make_step_checksums(config: Config, mesh: Mesh) -> OnMesh[[TrainState, Batch], Sums]:
+    """A function (state, batch) -> checksums of all that the step makes of them. It changes no state, and keeps no new one."""
+    take_step = _step_function(config)
+
+    def sums(state: TrainState, batch: Batch) -> Sums:
+        new, metrics = take_step(state, batch)
+        return traced_checksums({"params": new.params, "opt_state": new.opt_state, "ema": new.ema, "loss": metrics["loss"]})
+
+    return OnMesh(sums, mesh, out_shardings=replicated(mesh))
+
+
+def _step_function(config: Config) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     loss_and_gradients = make_loss_and_gradients(config)
     optimizer = make_optimizer(config.optimizer, config.train.steps)
     schedule = learning_rate_schedule(config.optimizer, config.train.steps)
@@ -127,24 +155,19 @@ def make_train_step(config: Config, mesh: Mesh) -> OnMesh[[TrainState, Batch], t
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         metrics, grads = loss_and_gradients(state.params, batch, jax.random.fold_in(state.rng, state.step))
         norm = optax.tree.norm(grads)
-        finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
+        is_bad, guard = state.guard.judge(metrics["loss"], norm, config.train.spike)
         trained, frozen = split_params(state.params, trained_paths(config))
         updates, opt_state = optimizer.update(grads, state.opt_state, trained)
-        new = _new_if(finite, optax.apply_updates(trained, updates), trained)
-        metrics |= {"grad_norm": norm, "learning_rate": schedule(state.step), "finite": finite}
+        new = _new_unless(is_bad, optax.apply_updates(trained, updates), trained)
+        metrics |= {"grad_norm": norm, "learning_rate": schedule(state.step), "is_bad": is_bad, "bad_steps": guard.bad}
+        metrics |= _norms("grad_norm", grads) | _norms("update_norm", updates)
         metrics |= {"tokens": (batch.segment_ids != 0).sum(), "images": (batch.image_segment_ids != 0).sum()}
-        params, opt_state = join_params(new, frozen), _new_if(finite, opt_state, state.opt_state)
+        params, opt_state = join_params(new, frozen), _new_unless(is_bad, opt_state, state.opt_state)
         ema = _next_ema(config, new, state.ema)
-        return dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state, ema=ema), metrics
+        new_state = TrainState(state.step + 1, params, opt_state, state.rng, ema, guard)
+        return new_state, metrics
 
-    shardings = jax.tree.map(lambda x: x.sharding, abstract_state(config, mesh))
-    return OnMesh(
-        train_step,
-        mesh,
-        in_shardings=(shardings, batch_sharding(mesh)),
-        out_shardings=(shardings, replicated(mesh)),
-        donate_argnums=0,
-    )
+    return train_step
 
 
 def _initial_ema(config: Config, trained: Params) -> Params:
@@ -163,9 +186,16 @@ def _next_ema(config: Config, trained: Params, ema: Params) -> Params:
 Tree = TypeVar("Tree")
 
 
-def _new_if(finite: Bool[Array, ""], new: Tree, old: Tree) -> Tree:
-    kept: Tree = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+def _new_unless(is_bad: Bool[Array, ""], new: Tree, old: Tree) -> Tree:
+    kept: Tree = jax.tree.map(lambda n, o: jnp.where(is_bad, o, n), new, old)
     return kept
+
+
+def _norms(name: str, tree: Params) -> Metrics:
+    """The norm of each part of the model, where it has trained parameters."""
+    flat = flatten_dict(tree, sep="/")
+    of_part = {part: [x for path, x in flat.items() if re.fullmatch(regex, path)] for part, regex in PARTS.items()}
+    return {f"{name}/{part}": optax.tree.norm(found) for part, found in of_part.items() if found}
 
 
 def nonfinite_tensors(config: Config, mesh: Mesh) -> Callable[[TrainState, Batch], list[str]]:
@@ -207,7 +237,7 @@ def _state_shardings(config: Config, mesh: Mesh, shapes: TrainState) -> TrainSta
 
     opt_state = jax.tree_util.tree_map_with_path(place, shapes.opt_state)
     ema = split_params(params, trained_paths(config))[0] if config.train.ema_decay is not None else {}
-    return TrainState(whole, params, opt_state, whole, ema)
+    return TrainState(whole, params, opt_state, whole, ema, jax.tree.map(lambda _: whole, shapes.guard))
 
 
 def _check_rows(config: Config, mesh: Mesh) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -105,6 +106,19 @@ def test_who_says_goodbye_is_not_missed():
             sys.exit(0)
         time.sleep(3 * SILENCE)
         assert not any(run.losses.values())
+
+
+def test_process_0_waits_for_the_goodbyes_of_all_others():
+    with running(2) as run:
+        waiting = threading.Thread(target=run.lifelines[0].await_others)
+        waiting.start()
+        run.lifelines[1].await_others()  # which wait for nobody
+        run.lifelines[1].close()
+        waiting.join(timeout=SILENCE)
+        assert waiting.is_alive()
+        run.lifelines[2].close()
+        waiting.join(timeout=20)
+        assert not waiting.is_alive() and not any(run.losses.values())
 
 
 def test_nothing_happens_while_all_are_there():

@@ -17,6 +17,9 @@ VALUES = {
     "tokens_per_second": 12345.6,
     "images_per_second": 789.1,
     "skipped_samples": 0.0,
+    "bad_steps": 0.0,
+    "seconds/step": 9.9,
+    "seconds/data": 0.1,
 }
 LINE = "step 20/100  loss 2.3457  accuracy 0.250  learning rate 1.00e-03  12,346 tokens/s  789 images/s"
 
@@ -48,6 +51,12 @@ def test_skipped_images_are_shown(capsys):
     with Progress(100, "step", done=20) as progress:
         progress.note(format_values(VALUES | {"skipped_samples": 3.0}))
     assert capsys.readouterr().out == f"{LINE}  3 samples skipped\n"
+
+
+def test_what_a_person_should_know_is_shown(capsys):
+    with Progress(100, "step", done=20) as progress:
+        progress.note(format_values(VALUES | {"mfu": 0.512, "bad_steps": 2.0, "seconds/data": 1.1}))
+    assert capsys.readouterr().out == f"{LINE}  MFU 51.2%  10% of the time waiting for data  2 bad steps\n"
 
 
 def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch):

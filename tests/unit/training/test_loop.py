@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -19,16 +20,18 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
+from checkpoint_damage import DAMAGES
 
 from owl3_jax.batch import Batch
-from owl3_jax.config import Config, ConfigError, DataConfig, TrainConfig, load_json_tree
+from owl3_jax.config import Config, ConfigError, DataConfig, SourceConfig, TrainConfig, ValidationConfig, load_json_tree
 from owl3_jax.data.lanes import LaneState, Row, ahead_of
 from owl3_jax.data.pipeline import TrainIterator
 from owl3_jax.data.skipped import Counts
+from owl3_jax.host.signals import StoppedError
 from owl3_jax.sharding import batch_sharding, replicated
 from owl3_jax.training import loop
 from owl3_jax.training.checkpoint import SavedRunError
-from owl3_jax.training.loop import NonFiniteError, train
+from owl3_jax.training.loop import BadStepError, UnreliableError, train
 from owl3_jax.training.step import TrainState
 from tests import tiny
 
@@ -42,8 +45,8 @@ CONFIG = Config(
 BROKEN_VALUE = 1_000_003
 
 
-def make_batch(index: int, *, broken: int | None = None, rows: int = ROWS, offset: int = 0) -> Batch:
-    value = BROKEN_VALUE if index == broken else index + offset
+def make_batch(index: int, *, broken: frozenset[int] = frozenset(), rows: int = ROWS, offset: int = 0) -> Batch:
+    value = BROKEN_VALUE if index in broken else index + offset
     text, image = np.full((rows, 3), value, np.int32), np.zeros((rows, 1), np.int32)
     return Batch(text, text, text, np.zeros((rows, 1, 11, 11, 3), np.uint8), image, image, np.ones((rows, 3), np.float32))
 
@@ -54,7 +57,7 @@ def numbered(
     lanes: Sequence[int],
     states: np.ndarray | None,
     *,
-    broken: int | None = None,
+    broken: frozenset[int] = frozenset(),
     before: Callable[[int], None] = lambda index: None,
     skipped: int = 0,
 ) -> TrainIterator:
@@ -82,9 +85,11 @@ def take_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, ja
     finite = mean < BROKEN_VALUE
     params = {"w": jnp.where(finite, state.params["w"] * 1.25 + mean, state.params["w"]), "b": state.params["b"]}
     one = jnp.float32(1)
-    metrics = {"loss": jnp.where(finite, mean, jnp.nan), "finite": finite, "accuracy": one, "target_tokens": one}
+    loss = jnp.where(finite, mean, jnp.nan)
+    is_bad, guard = state.guard.judge(loss, one, None)
+    metrics = {"loss": loss, "is_bad": is_bad, "bad_steps": guard.bad, "accuracy": one, "target_tokens": one}
     metrics |= {"tokens": one, "images": one, "grad_norm": one, "learning_rate": one}
-    return state.replace(step=state.step + 1, params=params), metrics
+    return state.replace(step=state.step + 1, params=params, guard=guard), metrics
 
 
 def make_train_step(config: Config, mesh: jax.sharding.Mesh) -> object:
@@ -121,7 +126,7 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(loop, name, part)
 
 
-def with_train(**changes: int) -> Config:
+def with_train(**changes: object) -> Config:
     return dataclasses.replace(CONFIG, train=dataclasses.replace(CONFIG.train, **changes))
 
 
@@ -219,42 +224,12 @@ def test_a_step_that_is_not_finite_stops_the_run_and_is_never_saved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: int
 ) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr(loop, "make_train_iterator", functools.partial(numbered, broken=broken))
-        with pytest.raises(NonFiniteError, match=rf"^step {broken} is not finite \(loss nan, .* in params/w, grads/w\."):
+        patched.setattr(loop, "make_train_iterator", functools.partial(numbered, broken=frozenset([broken])))
+        with pytest.raises(BadStepError, match=rf"^step {broken} is not finite \(loss nan, .* in params/w, grads/w\."):
             train(CONFIG, tmp_path)
     assert all(step < broken for step in saved_steps(tmp_path))
     state = train(CONFIG, tmp_path)  # with that batch repaired
     np.testing.assert_array_equal(state.params["w"], expected_w(23))
-
-
-def data_files(item: Path) -> list[Path]:
-    """Those with the arrays of an item of a checkpoint; of some there are two, and only one is read."""
-    return [path for path in item.rglob("*") if path.parent.name == "d"]
-
-
-def flip(path: Path) -> None:
-    """Some bits in the middle of a file."""
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 0x55
-    path.write_bytes(content)
-
-
-def swap(checkpoint: Path) -> None:
-    """The parameters of the checkpoint before, in perfect order."""
-    shutil.rmtree(checkpoint / "params")
-    shutil.copytree(checkpoint.with_name("7") / "params", checkpoint / "params")
-
-
-DAMAGES: dict[str, Callable[[Path], object]] = {
-    "files are gone": lambda checkpoint: [path.unlink() for path in data_files(checkpoint / "params")],
-    "files are cut": lambda checkpoint: [os.truncate(path, 10) for path in data_files(checkpoint / "params")],
-    "files are empty": lambda checkpoint: [path.write_bytes(b"") for path in data_files(checkpoint / "progress")],
-    "bits are flipped": lambda checkpoint: [flip(path) for path in data_files(checkpoint / "data")],
-    "an item is gone": lambda checkpoint: shutil.rmtree(checkpoint / "progress"),
-    "an item is another one's": swap,
-    "the description is gone": lambda checkpoint: shutil.rmtree(checkpoint / "run"),
-    "the description is cut": lambda checkpoint: os.truncate(checkpoint / "run" / "metadata", 20),
-}
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -273,6 +248,152 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
     np.testing.assert_array_equal(train(CONFIG, tmp_path).params["w"], expected_w(23))
 
 
+def with_bad_batches(monkeypatch: pytest.MonkeyPatch, *broken: int) -> None:
+    def batches(*arguments: object) -> TrainIterator:
+        return numbered(*arguments, broken=frozenset(broken))  # type: ignore[arg-type]
+
+    monkeypatch.setattr(loop, "make_train_iterator", batches)
+
+
+def state_after(batches: Sequence[int]) -> np.ndarray:
+    state = fresh_state()
+    for index in batches:
+        state, _ = jax.jit(take_step)(state, make_batch(index))
+    return np.asarray(state.params["w"])
+
+
+def test_bad_steps_are_skipped_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_bad_batches(monkeypatch, 9, 14, 15, 23)
+    state = train(with_train(bad_steps="skip"), tmp_path)
+    assert int(state.step) == 23 and int(state.guard.bad) == 4
+    np.testing.assert_array_equal(state.params["w"], state_after([n for n in range(1, 23) if n not in (9, 14, 15)]))
+    assert [line["bad_steps"] for line in logged(tmp_path)] == [0, 1, 3, 3, 4]
+
+
+def test_too_many_bad_steps_stop_a_run_that_skips_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_bad_batches(monkeypatch, 9, 14, 15)
+    config = with_train(bad_steps="skip", max_bad_steps=2)
+    for _ in range(2):  # the second time from the last checkpoint, with its count
+        with pytest.raises(BadStepError, match=r"^step 15 is the bad step number 3; train\.max_bad_steps allows 2\."):
+            train(config, tmp_path)
+    assert saved_steps(tmp_path) == [7, 14]
+
+
+@pytest.mark.parametrize("broken", [9, 14, 23])  # amid; at a checkpoint; the last one
+def test_a_run_goes_back_and_leaves_out_the_batches_since(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], broken: int
+) -> None:
+    with_bad_batches(monkeypatch, broken)
+    state = train(with_train(bad_steps="rewind"), tmp_path)
+    assert int(state.step) == 23 and int(state.guard.bad) == 1
+    saved = 7 * ((broken - 1) // 7)
+    dropped = broken if broken in (14, 23) else broken + 1  # the one after it runs already, unless it is waited for
+    kept = [*range(1, saved + 1), *range(dropped + 1, dropped + 1 + 23 - saved)]
+    np.testing.assert_array_equal(state.params["w"], state_after(kept))
+    assert f"back to step {saved}, leaving out the batches since then" in capsys.readouterr().out
+    assert [line["step"] for line in logged(tmp_path)] == [5, 10, 15, 20, 23]
+
+
+def test_a_run_that_went_back_resumes_as_if_it_had_not_been_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_bad_batches(monkeypatch, 9)
+    straight = train(with_train(bad_steps="rewind"), tmp_path / "straight")
+    for steps in (7, 12):  # before the bad batch, and after the next checkpoint
+        train(with_train(bad_steps="rewind", steps=steps), tmp_path / "stopped")
+    state = train(with_train(bad_steps="rewind"), tmp_path / "stopped")
+    np.testing.assert_array_equal(state.params["w"], straight.params["w"])
+    assert int(state.guard.bad) == 1
+
+
+def test_without_a_checkpoint_a_run_goes_back_to_its_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_bad_batches(monkeypatch, 3)
+    state = train(with_train(bad_steps="rewind"), tmp_path)
+    np.testing.assert_array_equal(state.params["w"], state_after(range(5, 28)))
+
+
+def test_a_run_does_not_go_back_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_bad_batches(monkeypatch, *range(9, 1000))
+    with pytest.raises(BadStepError, match=r"train\.max_bad_steps allows 5"):
+        train(with_train(bad_steps="rewind", max_bad_steps=5), tmp_path)
+
+
+def test_a_step_that_gives_other_bits_when_it_is_repeated_stops_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = itertools.count()
+
+    def make_step_checksums(config: Config, mesh: jax.sharding.Mesh) -> Callable[..., dict[str, np.ndarray]]:
+        unsteady = lambda: {
+            "params.w": jnp.uint32(max(0, next(calls) - 6)),
+            "params.b": jnp.uint32(1),
+        }  # the fourth pair differs
+        return lambda state, batch: unsteady()
+
+    monkeypatch.setattr(loop, "make_step_checksums", make_step_checksums)
+    with pytest.raises(UnreliableError, match=r"^step 12 was computed twice, and 1 of 2 arrays differ, params\.w among them"):
+        train(with_train(repeat_every=3), tmp_path)
+    assert saved_steps(tmp_path) == [7]
+
+
+class FakeValidation:
+    """Its loss is lowest after step 9. It notes which steps it was asked about."""
+
+    asked: ClassVar[list[int]] = []
+
+    def __init__(self, config: Config, *others: object) -> None:
+        self._every = config.validation.every
+
+    def is_due(self, step: int) -> bool:
+        return step % self._every == 0
+
+    def __call__(self, params: object, step: int, must_stop: Callable[[], bool]) -> dict[str, float]:
+        self.asked.append(step)
+        if must_stop():
+            raise StoppedError
+        return {"heldout/loss": abs(step - 9) + 0.5}
+
+
+def with_validation(monkeypatch: pytest.MonkeyPatch, **changes: object) -> Config:
+    monkeypatch.setattr(loop, "Validation", FakeValidation)
+    FakeValidation.asked.clear()
+    validation = ValidationConfig(every=3, sources=(SourceConfig("digits"),))
+    config = dataclasses.replace(CONFIG, validation=validation)
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, **changes))
+
+
+def test_what_is_found_on_the_way_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(with_validation(monkeypatch), tmp_path)
+    found = {line["step"]: line["heldout/loss"] for line in logged(tmp_path) if "heldout/loss" in line}
+    assert found == {step: abs(step - 9) + 0.5 for step in range(3, 24, 3)}
+    assert "step 12: heldout/loss 3.5" in capsys.readouterr().out
+
+
+def test_the_best_checkpoint_is_kept_beside_the_last_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = with_validation(monkeypatch, keep_best="heldout/loss")
+    train(dataclasses.replace(config, train=dataclasses.replace(config.train, steps=12)), tmp_path)
+    assert saved_steps(tmp_path) == [9, 12]
+    train(config, tmp_path)  # which knows the best one from its file
+    assert saved_steps(tmp_path) == [9, 21, 23]
+
+
+def test_every_so_many_steps_a_checkpoint_is_kept_for_good(tmp_path: Path) -> None:
+    train(with_train(keep_every=14, steps=40), tmp_path)
+    assert saved_steps(tmp_path) == [14, 28, 35, 40]
+
+
+def test_an_interrupted_evaluation_is_made_up_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = with_validation(monkeypatch)
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "make_train_iterator", functools.partial(numbered, before=terminate_at(6)))
+        state = train(config, tmp_path)
+    assert int(state.step) == 6 and FakeValidation.asked == [3, 6]
+    state = train(config, tmp_path)
+    assert FakeValidation.asked == [3, 6, *range(6, 24, 3)]
+    assert [line["step"] for line in logged(tmp_path) if "heldout/loss" in line] == list(range(3, 24, 3))
+    np.testing.assert_array_equal(state.params["w"], expected_w(23))
+
+
 def test_without_a_readable_checkpoint_nothing_is_trained(tmp_path: Path) -> None:
     train(with_train(steps=12), tmp_path)
     for step in (7, 12):
@@ -285,8 +406,8 @@ def test_without_a_readable_checkpoint_nothing_is_trained(tmp_path: Path) -> Non
 def test_a_long_list_of_tensors_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = [f"grads/{number:02}" for number in range(13)]
     monkeypatch.setattr(loop, "nonfinite_tensors", lambda config, mesh: lambda state, batch: names)
-    monkeypatch.setattr(loop, "make_train_iterator", functools.partial(numbered, broken=2))
-    with pytest.raises(NonFiniteError, match=r"in grads/12, .*grads/05 and 5 more\."):
+    monkeypatch.setattr(loop, "make_train_iterator", functools.partial(numbered, broken=frozenset([2])))
+    with pytest.raises(BadStepError, match=r"in grads/12, .*grads/05 and 5 more\."):
         train(CONFIG, tmp_path)
 
 
@@ -307,7 +428,7 @@ def test_another_model_is_refused_before_anything_is_written(tmp_path: Path) -> 
 def test_metrics_are_fetched_one_step_late_and_otherwise_only_for_reports(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`finite` of a step is looked at after the next one was sent to the device."""
+    """`is_bad` of a step is looked at after the next one was sent to the device."""
     events: list[str] = []
 
     def noting(function: Callable[..., object], event: Callable[..., str]) -> Callable[..., object]:
@@ -317,10 +438,8 @@ def test_metrics_are_fetched_one_step_late_and_otherwise_only_for_reports(
 
         return noted
 
-    monkeypatch.setattr(
-        loop, "_require_finite", noting(loop._require_finite, lambda run, state, taken: f"check {taken and taken.step}")
-    )
-    monkeypatch.setattr(loop, "_report", noting(loop._report, lambda run, step, window: f"report {step}"))
+    monkeypatch.setattr(loop, "_is_undone", noting(loop._is_undone, lambda run, state, taken: f"check {taken and taken.step}"))
+    monkeypatch.setattr(loop.Reporter, "report", noting(loop.Reporter.report, lambda reporter, step: f"report {step}"))
     monkeypatch.setattr(
         loop.sharding, "shard_batch", noting(loop.sharding.shard_batch, lambda batch, mesh: f"send {batch.tokens[0, 0]}")
     )
@@ -335,6 +454,7 @@ def test_metrics_are_fetched_one_step_late_and_otherwise_only_for_reports(
         "report 3",
         "send 4",
         "check 3",
+        "check 4",
         "report 4",
         "check 4",
     ]
@@ -367,7 +487,7 @@ def test_two_processes_train_together_and_stop_at_the_same_step(tmp_path: Path) 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    environment = os.environ | {"PYTHONPATH": ".", "XLA_FLAGS": ""}  # one device each
+    environment = os.environ | {"PYTHONPATH": ".:tools", "XLA_FLAGS": ""}  # one device each
     run = functools.partial(subprocess.Popen, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, text=True)
     processes = [run([sys.executable, "-c", ONE_OF_TWO_PROCESSES, address, str(index), str(tmp_path)]) for index in range(2)]
     printed = [process.communicate(timeout=120)[0] for process in processes]

@@ -11,7 +11,8 @@ from owl3_jax.training.metrics import MetricsFiles, Window, summarize
 
 
 def step(loss: float, accuracy: float, targets: int, **others: object) -> dict[str, np.ndarray]:
-    values = {"loss": loss, "accuracy": accuracy, "target_tokens": targets, "grad_norm": 1.0, "learning_rate": 0.1} | others
+    values = {"loss": loss, "accuracy": accuracy, "target_tokens": targets, "grad_norm": 1.0, "learning_rate": 0.1}
+    values |= {"is_bad": False, "bad_steps": 0} | others
     return {name: np.array(value, np.float32) for name, value in ({"tokens": 0, "images": 0} | values).items()}
 
 
@@ -37,6 +38,14 @@ def test_rates_gradient_norm_and_learning_rate():
     assert values["learning_rate"] == pytest.approx(0.1)
 
 
+def test_bad_steps_are_counted_and_count_for_nothing_else():
+    bad = step(np.nan, np.nan, 1, grad_norm=np.inf, is_bad=True, bad_steps=3, tokens=100)
+    values = summarize([step(2.0, 0.5, 30, tokens=100), bad], seconds=1.0)
+    assert (values["loss"], values["accuracy"], values["grad_norm"], values["bad_steps"]) == (2.0, 0.5, 1.0, 3.0)
+    assert values["tokens_per_second"] == 200.0
+    assert np.isnan([summarize([bad], 1.0)[name] for name in ("loss", "grad_norm")]).all()
+
+
 def test_each_source_has_its_own_loss():
     of_sources = lambda losses, targets: {"source_losses": losses, "source_target_tokens": targets}
     steps = [step(1, 1, 1, **of_sources([1.0, 5.0, 0.0], [10, 1, 0])), step(1, 1, 1, **of_sources([2.0, 7.0, 0.0], [30, 3, 0]))]
@@ -49,9 +58,9 @@ def test_a_window_starts_anew_after_each_report():
     window = Window()
     on_device = lambda metrics: {name: jnp.asarray(value) for name, value in metrics.items()}
     window.add(on_device(step(2.0, 0.0, 5)))
-    assert window.take()["loss"] == 2.0
+    assert window.take(1.0)["loss"] == 2.0
     window.add(on_device(step(3.0, 0.0, 5)))
-    assert window.take()["loss"] == 3.0
+    assert window.take(1.0)["loss"] == 3.0
 
 
 def lines(workdir: Path) -> list[dict[str, float]]:
