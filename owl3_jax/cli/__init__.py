@@ -9,6 +9,7 @@ from owl3_jax.cli.subcommands import run_subcommand
 SUBCOMMANDS = {
     "demo": "ask the checkpoint that ships with the package about handwritten digits",
     "train": "train the model of a config in a workdir, or resume the run that is there",
+    "runs": "say where training runs stand, and draw their curves on one page",
     "eval": "score a model on benchmarks, or answers that exist",
     "compare": "compare two evaluations: differences with their intervals, and the samples that changed",
     "generate": "answer a prompt about images and videos, or a file of them",

@@ -11,9 +11,9 @@ from owl3_jax.data.cards import render
 from owl3_jax.evaluation.comparison import Comparison, changed, compare, pair_up
 from owl3_jax.evaluation.question import Answered
 from owl3_jax.evaluation.samples import read_samples
-from owl3_jax.evaluation.tables import format_table
 from owl3_jax.host.command_line import exit_with_usage_error
 from owl3_jax.host.files import unwritable, write_text
+from owl3_jax.host.text_table import format_table
 
 _PRINTED, _ON_PAGE = 5, 500  # changed samples
 

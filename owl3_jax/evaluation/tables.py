@@ -1,28 +1,17 @@
 """Scores as text: official and strict side by side, with their intervals and the paper's number."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from owl3_jax.evaluation.by_images import pivot
 from owl3_jax.evaluation.metrics import Metric, Scores
 from owl3_jax.evaluation.paper import RESULTS
 from owl3_jax.evaluation.task import Task
+from owl3_jax.host.text_table import format_table
 
 
 def with_interval(metric: Metric) -> str:
     """A score and its interval."""
     return f"{metric.value:.1f} [{metric.low:4.1f}, {metric.high:5.1f}]"
-
-
-def format_table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of columns, separated by two spaces: the first one aligned on the left, the others on the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            cell.rjust(width) if place else cell.ljust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
 
 
 def task_table(task: Task, scores: Scores, questions: int, failed: int, *, size: str | None = None) -> str:

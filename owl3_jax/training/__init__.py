@@ -11,4 +11,7 @@ checksums      notice arrays that storage has changed
 compiled_step  a compiled step as a file
 processor      the processor that a run's config describes
 metrics        what a run reports
+runs           reads the workdirs of runs
+runs_summary   where runs stand, and where their time went
+runs_page      their curves on one page
 """
