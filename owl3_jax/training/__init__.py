@@ -11,4 +11,5 @@ checksums      notice arrays that storage has changed
 compiled_step  a compiled step as a file
 processor      the processor that a run's config describes
 metrics        what a run reports
+profile        traces of chosen steps, and where their time goes
 """

@@ -35,6 +35,7 @@ from owl3_jax.training.frozen import split_params, trained_paths
 from owl3_jax.training.lora import abstract_run_params
 from owl3_jax.training.metrics import MetricsFiles, Window, format_values
 from owl3_jax.training.processor import make_processor
+from owl3_jax.training.profile import Profiler, steps_to_profile
 from owl3_jax.training.start import base_params, resolve_start, start_state, stored_dtypes
 from owl3_jax.training.step import (
     Metrics,
@@ -66,6 +67,7 @@ class _Run(NamedTuple):
     files: MetricsFiles | None  # of the first process only
     progress: Progress
     stop: StopSignal
+    profiler: Profiler
 
 
 class _Taken(NamedTuple):
@@ -76,7 +78,7 @@ class _Taken(NamedTuple):
     metrics: Metrics
 
 
-def train(config: Config, workdir: Path, compiled: Path | None = None) -> TrainState:
+def train(config: Config, workdir: Path, compiled: Path | None = None, *, profile: bool = False) -> TrainState:
     """Trains the model of `config` in `workdir`, or resumes the run in it, and returns the last state.
 
     A run starts in this order:
@@ -91,7 +93,8 @@ def train(config: Config, workdir: Path, compiled: Path | None = None) -> TrainS
          start > fresh.
       6. metrics.jsonl and the TensorBoard events continue after that step; later entries are removed.
 
-    `compiled` is a file of `owl3_jax.training.compiled_step`, which is executed in place of compiling the step.
+    `compiled` is a file of `owl3_jax.training.compiled_step`, which is executed in place of compiling the step. With `profile`
+    the time of the profiled steps is printed at the end by parts of the model, see `owl3_jax.training.profile`.
 
     SIGTERM or SIGINT, to any process, ends it with a checkpoint: a single process after the current step, several ones after
     a step that they agree on. All processes of a run call this function; only the first prints and writes metrics.
@@ -99,7 +102,7 @@ def train(config: Config, workdir: Path, compiled: Path | None = None) -> TrainS
     Raises:
         SavedRunError: see `Checkpoints`.
         CompiledStepError: `compiled` holds the step of another run.
-        ConfigError: the batch does not fit the mesh, or the vocabulary the tokenizer.
+        ConfigError: the batch does not fit the mesh, or the vocabulary the tokenizer; too few steps are left to profile.
         NonFiniteError: a step broke; the checkpoints are all from before it.
     """
     mesh, config = sharding.make_mesh(config.mesh), resolve_start(config)
@@ -111,11 +114,13 @@ def train(config: Config, workdir: Path, compiled: Path | None = None) -> TrainS
         if is_first:
             _write_run_files(config, workdir, processor, mesh)
         start, state, lanes = _restore(config, mesh, workdir, checkpoints) or (0, start_state(config, mesh), None)
+        profiled = steps_to_profile(config.train, start, profile)
         iterator = stack.enter_context(contextlib.closing(make_iterator(config, mesh, processor, lanes)))
         files = stack.enter_context(MetricsFiles(workdir, start)) if is_first else None
         progress = stack.enter_context(Progress(config.train.steps, "step", done=start, silent=not is_first))
         stop = stack.enter_context(StopSignal())
-        run = _Run(config, workdir, compiled, mesh, iterator, checkpoints, files, progress, stop)
+        profiler = stack.enter_context(Profiler(profiled, workdir / "profile", progress.say, table=profile))
+        run = _Run(config, workdir, compiled, mesh, iterator, checkpoints, files, progress, stop, profiler)
         _say_what_runs(run, state, start)
         if start < config.train.steps:
             state = _take_steps(run, state, start)
@@ -156,9 +161,11 @@ def _take_steps(run: _Run, state: TrainState, start: int) -> TrainState:
     window, taken, step = Window([source.label for source in run.config.data.sources]), None, start
     while step < settings.steps and not run.stop.must_stop(step):
         step += 1
+        run.profiler.before(step, state)
         batch = sharding.shard_batch(next(run.iterator), run.mesh)
         with jax.transfer_guard("disallow"):
             state, metrics = train_step(state, batch)
+        run.profiler.after(step, state)
         _require_finite(run, state, taken)  # of the step before, while this one runs
         taken = _Taken(step, batch, metrics)
         window.add(metrics)
@@ -169,6 +176,7 @@ def _take_steps(run: _Run, state: TrainState, start: int) -> TrainState:
             _save(run, state, taken)
     _save(run, state, taken)
     run.checkpoints.wait()
+    run.profiler.report(train_step)
     return state
 
 

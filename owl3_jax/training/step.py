@@ -126,15 +126,19 @@ def make_train_step(config: Config, mesh: Mesh) -> OnMesh[[TrainState, Batch], t
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         metrics, grads = loss_and_gradients(state.params, batch, jax.random.fold_in(state.rng, state.step))
-        norm = optax.tree.norm(grads)
+        with jax.named_scope("gradient_clip"):
+            norm = optax.tree.norm(grads)
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
         trained, frozen = split_params(state.params, trained_paths(config))
-        updates, opt_state = optimizer.update(grads, state.opt_state, trained)
-        new = _new_if(finite, optax.apply_updates(trained, updates), trained)
+        with jax.named_scope("optimizer"):
+            updates, opt_state = optimizer.update(grads, state.opt_state, trained)
+            new = _new_if(finite, optax.apply_updates(trained, updates), trained)
         metrics |= {"grad_norm": norm, "learning_rate": schedule(state.step), "finite": finite}
         metrics |= {"tokens": (batch.segment_ids != 0).sum(), "images": (batch.image_segment_ids != 0).sum()}
-        params, opt_state = join_params(new, frozen), _new_if(finite, opt_state, state.opt_state)
-        ema = _next_ema(config, new, state.ema)
+        with jax.named_scope("optimizer"):
+            params, opt_state = join_params(new, frozen), _new_if(finite, opt_state, state.opt_state)
+        with jax.named_scope("moving_average"):
+            ema = _next_ema(config, new, state.ema)
         return dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state, ema=ema), metrics
 
     shardings = jax.tree.map(lambda x: x.sharding, abstract_state(config, mesh))
