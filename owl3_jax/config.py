@@ -460,6 +460,7 @@ class TrainConfig:
     spike: float | None = None  # times their running mean that loss or gradient norm reach in a spike; None: nothing is one
     max_bad_steps: int = 20  # after more, the run stops
     repeat_every: int | None = None  # steps after which one is computed twice: the same bits, or a device computes wrongly
+    profile_steps: str | None = None  # steps that are traced into profile/ of the workdir: "10:13" are the steps 10, 11 and 12
 
     def __post_init__(self) -> None:
         _require_positive(self, "steps", "log_every", "checkpoint_every", "checkpoints_to_keep")
@@ -477,6 +478,24 @@ class TrainConfig:
         _require(self.z_loss >= 0, f"train.z_loss must not be negative, got {self.z_loss}")
         _require(self.ema_decay is None or 0 <= self.ema_decay < 1, f"train.ema_decay must be in [0, 1), got {self.ema_decay}")
         _require(self.shift_pixels >= 0, f"train.shift_pixels must not be negative, got {self.shift_pixels}")
+        if self.profile_steps is not None:
+            self._check_profile_steps(self.profile_steps)
+
+    @property
+    def profiled(self) -> range:
+        """The steps of `profile_steps`, counted from 1."""
+        return range(*map(int, self.profile_steps.split(":"))) if self.profile_steps else range(0)
+
+    def _check_profile_steps(self, steps: str) -> None:
+        got = f"got {steps!r}"
+        _require(
+            re.fullmatch(r"\d+:\d+", steps, re.ASCII) is not None,
+            f'train.profile_steps must be like "10:13", which is the steps 10, 11 and 12; {got}',
+        )
+        first, stop = self.profiled.start, self.profiled.stop
+        _require(first >= 1, f"train.profile_steps: steps are counted from 1, {got}")
+        _require(first < stop, f"train.profile_steps: the first number must be below the second, which is not profiled; {got}")
+        _require(first <= self.steps, f"train.profile_steps begins after the last step, train.steps={self.steps}; {got}")
 
 
 @dataclasses.dataclass(frozen=True)

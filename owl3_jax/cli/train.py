@@ -2,6 +2,7 @@
 
     owl3 train --config configs/digits.py --workdir runs/digits --config.train.steps=100
     owl3 train --config configs/digits.py --workdir runs/digits --dry-run
+    owl3 train --config configs/digits.py --workdir runs/profile --config.train.steps=20 --profile
 
 Compiled programs are kept in the user's cache directory, or in JAX_COMPILATION_CACHE_DIR, for the next start.
 """
@@ -39,6 +40,7 @@ class Flags:
     workdir: Path  # checkpoints, metrics and the resolved config of this run
     distributed: ProcessFlags = dataclasses.field(default_factory=ProcessFlags)
     profiler_port: int | None = None  # port on which each process serves profiles while it runs
+    profile: bool = False  # trace a few steps into profile/ of the workdir, and print at the end which parts their time went to
     dry_run: bool = False  # only say what would run: shapes, shardings, memory, the first batch; nothing is trained
     compiled: Path | None = None  # train step of `owl3 compile --save`; it is executed, so use only your own
 
@@ -64,6 +66,6 @@ def main(argv: Sequence[str] | None = None) -> None:
                     if jax.process_index() == 0:
                         print(line, flush=True)
                 return
-            train(config, flags.workdir, flags.compiled, _scorer(config, flags.workdir))
+            train(config, flags.workdir, flags.compiled, scorer=_scorer(config, flags.workdir), profile=flags.profile)
     except (*_OF_THE_CONFIG, *_OF_THE_RUN) as error:
         sys.exit(f"error: {error}")

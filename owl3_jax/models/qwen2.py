@@ -145,7 +145,8 @@ class Attention(nn.Module):
         part = attend(q, [one_layer(k, v)], inputs.visible, Plan(TEXT, self.compute.attention))
         if inputs.past is not None:
             part = self._merge_past(layer, q, part, inputs.past)
-        out = self._fuse(hyper_layer, q, part, inputs.fusion)
+        with jax.named_scope("hyper_attention"):
+            out = self._fuse(hyper_layer, q, part, inputs.fusion)
         return self.o_proj(out), carry
 
     def _merge_past(self, layer: Layer, q: Float[Array, "B H T D"], part: Part, past: Past) -> Part:
@@ -196,12 +197,15 @@ class DecoderLayer(nn.Module):
         inputs: LayerInputs,
     ) -> tuple[Carry, Float[Array, "B T E"] | None]:
         eps = self.config.rms_norm_eps
-        x = block_input(constrain(carry.x, _HIDDEN))
-        attention = Attention(self.config, self.compute, name="self_attn")
-        mixed, carry = attention(rms_norm(x, input_norm, eps), carry, layer, hyper_layer, inputs)
-        x = x + mixed
-        norm = RMSNorm((self.config.hidden_size,), ("norm",), eps, self.compute, name="post_attention_layernorm")
-        x = constrain(x + MLP(self.config, self.compute, name="mlp")(norm(x)), _HIDDEN)
+        with jax.named_scope("decoder_layer"):  # a scan may move operations out of all scopes around it
+            x = block_input(constrain(carry.x, _HIDDEN))
+            attention = Attention(self.config, self.compute, name="self_attn")
+            with jax.named_scope("input_layernorm"):
+                normed = rms_norm(x, input_norm, eps)
+            mixed, carry = attention(normed, carry, layer, hyper_layer, inputs)
+            x = x + mixed
+            norm = RMSNorm((self.config.hidden_size,), ("norm",), eps, self.compute, name="post_attention_layernorm")
+            x = constrain(x + MLP(self.config, self.compute, name="mlp")(norm(x)), _HIDDEN)
         return carry._replace(x=x), x if self.collect else None
 
 
@@ -254,7 +258,8 @@ class Qwen2(nn.Module):
         With a cache, the T positions follow those it holds and attend to them too, and to those of `past`, which is not
         changed. Like the images, `past` may have fewer rows than the text: B / n, each shared by n successive rows.
         """
-        x = self._embed(text.tokens)
+        with jax.named_scope("embed_tokens"):
+            x = self._embed(text.tokens)
         inputs = LayerInputs(
             positions=text.positions,
             visible=visibility(text.positions, text.segment_ids, text.positions, text.segment_ids),

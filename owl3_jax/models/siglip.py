@@ -81,9 +81,10 @@ class EncoderBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "X L Ev"]) -> tuple[Float[Array, "X L Ev"], None]:
-        x = block_input(constrain(x, ("vision_batch", "image_token", "act_embed")))
-        x = x + SelfAttention(self.config, self.compute, name="self_attn")(self._norm("layer_norm1")(x))
-        x = x + MLP(self.config, self.compute, name="mlp")(self._norm("layer_norm2")(x))
+        with jax.named_scope("encoder_block"):  # a scan may move operations out of all scopes around it
+            x = block_input(constrain(x, ("vision_batch", "image_token", "act_embed")))
+            x = x + SelfAttention(self.config, self.compute, name="self_attn")(self._norm("layer_norm1")(x))
+            x = x + MLP(self.config, self.compute, name="mlp")(self._norm("layer_norm2")(x))
         return x, None
 
     def _norm(self, name: str) -> nn.LayerNorm:
@@ -110,7 +111,9 @@ class Siglip(nn.Module):
 
     @nn.compact
     def __call__(self, pixels: Shaped[Array, "X S S 3"]) -> Float[Array, "X L Ev"]:
-        x = Embeddings(self.config, self.compute, name="embeddings")(normalize_pixels(pixels))
+        with jax.named_scope("embeddings"):
+            pixels = normalize_pixels(pixels)
+        x = Embeddings(self.config, self.compute, name="embeddings")(pixels)
         encoder = nn.scan(
             rematerialized(EncoderBlock, self.compute.remat),
             variable_axes={"params": 0},

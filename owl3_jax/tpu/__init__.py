@@ -3,6 +3,6 @@
 chips, topology       what to compile for
 programs              what to compile: the train step and the programs that answer a prompt, on abstract arguments
 compiled              compiling, and the compiler's numbers on memory
-hlo                   the text of a compiled module: loops, branches; read by collectives, traffic and images
+collectives, traffic, images   what the text of a compiled module (`owl3_jax.hlo`) says
 report, search        what the user sees
 """

@@ -4,7 +4,7 @@ import math
 import re
 from typing import NamedTuple
 
-from owl3_jax.tpu.hlo import Instruction, Module, Run, arrays, runs
+from owl3_jax.hlo import Instruction, Module, Run, arrays, runs
 
 _KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute")
 

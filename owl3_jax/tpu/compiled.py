@@ -11,9 +11,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from owl3_jax.hlo import Module, open_loops, parse
 from owl3_jax.sharding import device_bytes
 from owl3_jax.tpu.collectives import Collective, collectives
-from owl3_jax.tpu.hlo import Module, open_loops, parse
 from owl3_jax.tpu.images import Facts, image_facts
 from owl3_jax.tpu.programs import Program
 from owl3_jax.tpu.topology import Topology

@@ -1,15 +1,14 @@
 """What a compiled train step does with images: whether it holds scores of text over images, and what it gathers."""
 
 import math
-import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
 from jax.sharding import Mesh
 
 from owl3_jax.config import Config
+from owl3_jax.hlo import Array, Module, arrays
 from owl3_jax.sharding import devices_along
-from owl3_jax.tpu.hlo import Array, Module, arrays
 
 _GATHERS = ("all-gather", "all-reduce")  # XLA gathers by sums of padded parts, too
 
@@ -59,7 +58,7 @@ def image_facts(module: Module, rows: Rows) -> Facts:
     lines = [line for computation in module.computations.values() for line in computation]
     scores = [array for line in lines for array in arrays(line.shape) if _crosses(array, rows)]
     gathered = [
-        Gathered(max(arrays(line.shape), key=lambda array: array.bytes), _name(line.rest))
+        Gathered(max(arrays(line.shape), key=lambda array: array.bytes), line.op_name.rpartition("closed_call/")[2])
         for line in lines
         if line.opcode.removesuffix("-start") in _GATHERS
     ]
@@ -90,8 +89,3 @@ def _about(dim: int, tokens: int) -> bool:
 
 def _largest(gathered: Iterable[Gathered]) -> Gathered | None:
     return max(gathered, key=lambda x: x.array.bytes, default=None)
-
-
-def _name(rest: str) -> str:
-    found = re.search(r'op_name="([^"]*)"', rest)
-    return found[1].rpartition("closed_call/")[2] if found else ""

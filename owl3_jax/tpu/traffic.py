@@ -2,7 +2,7 @@
 
 import re
 
-from owl3_jax.tpu.hlo import Instruction, Module, arrays, runs
+from owl3_jax.hlo import Instruction, Module, arrays, runs
 
 # Opcodes that make no array, or only announce one.
 _MAKES_NOTHING = frozenset(

@@ -14,4 +14,5 @@ metrics        what a run reports
 runs           reads the workdirs of runs
 runs_summary   where runs stand, and where their time went
 runs_page      their curves on one page
+profile        traces of chosen steps, and where their time goes
 """

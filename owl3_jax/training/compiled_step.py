@@ -27,7 +27,7 @@ _FREE = {
     "eval": None,
     "processor": None,
     "data": ("sources", "data_dir", "pack", "too_long", "max_skipped", "jpeg_draft", "workers", "prefetch", "seed"),
-    "train": ("seed", "log_every", "checkpoint_every", "checkpoints_to_keep"),
+    "train": ("seed", "log_every", "checkpoint_every", "checkpoints_to_keep", "profile_steps"),
 }
 
 

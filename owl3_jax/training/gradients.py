@@ -34,7 +34,8 @@ def make_loss_and_gradients(config: Config) -> Callable[..., tuple[Metrics, Para
     def loss_and_gradients(params: Params, batch: Batch, key: Key[Array, ""]) -> tuple[Metrics, Params]:
         trained, frozen = split_params(params, trained_paths(config))
         if settings.shift_pixels:
-            batch = batch._replace(pixels=shift_images(key, batch.pixels, settings.shift_pixels))
+            with jax.named_scope("augmentation"):
+                batch = batch._replace(pixels=shift_images(key, batch.pixels, settings.shift_pixels))
         targets = jnp.maximum(target_weights(batch).sum(), 1.0)
 
         def loss(trained: Params, number: Int[Array, ""]) -> tuple[Array, LossSums]:
@@ -44,7 +45,8 @@ def make_loss_and_gradients(config: Config) -> Callable[..., tuple[Metrics, Para
 
         def add(total: Sums, number: Int[Array, ""]) -> tuple[Sums, None]:
             (_, sums), grads = jax.value_and_grad(loss, has_aux=True)(trained, number)
-            return jax.tree.map(lambda x, y: x + y.astype(x.dtype), total, (sums, grads)), None
+            with jax.named_scope("gradient_sum"):
+                return jax.tree.map(lambda x, y: x + y.astype(x.dtype), total, (sums, grads)), None
 
         start = LossSums.zero(len(config.data.sources)), jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), trained)
         (sums, grads), _ = jax.lax.scan(add, start, jnp.arange(settings.microbatches))
@@ -75,15 +77,16 @@ def _make_loss_sums(config: Config) -> Callable[[Params, Batch, Key[Array, ""] |
 
     def loss_sums(params: Params, batch: Batch, dropout: Key[Array, ""] | None) -> LossSums:
         x: Float[Array, "B T E"] = apply(model, params, "last_hidden_state", batch, dropout=dropout)
-        return next_token_sums(
-            x,
-            head_table(params),
-            batch,
-            vocab_size=config.model.vocab_size,
-            chunk=config.train.loss_chunk,
-            sources=len(config.data.sources),
-            z_loss=config.train.z_loss,
-        )
+        with jax.named_scope("loss"):
+            return next_token_sums(
+                x,
+                head_table(params),
+                batch,
+                vocab_size=config.model.vocab_size,
+                chunk=config.train.loss_chunk,
+                sources=len(config.data.sources),
+                z_loss=config.train.z_loss,
+            )
 
     return loss_sums
 

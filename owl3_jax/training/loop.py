@@ -36,6 +36,7 @@ from owl3_jax.training.checksums import Sums
 from owl3_jax.training.frozen import split_params, trained_paths
 from owl3_jax.training.lora import abstract_run_params
 from owl3_jax.training.processor import make_processor
+from owl3_jax.training.profile import Profiler, steps_to_profile
 from owl3_jax.training.reports import Files, Reporter
 from owl3_jax.training.start import base_params, resolve_start, start_state, stored_dtypes
 from owl3_jax.training.step import (
@@ -69,7 +70,6 @@ class _Run(NamedTuple):
     workdir: Path
     compiled: Path | None  # file of the train step, compiled before
     mesh: Mesh
-    processor: Processor
     iterator: TrainIterator
     checkpoints: Checkpoints
     stopwatch: Stopwatch
@@ -77,6 +77,7 @@ class _Run(NamedTuple):
     progress: Progress
     stop: StopSignal
     validate: Validation
+    profiler: Profiler
 
 
 class _Taken(NamedTuple):
@@ -87,7 +88,9 @@ class _Taken(NamedTuple):
     metrics: Metrics
 
 
-def train(config: Config, workdir: Path, compiled: Path | None = None, scorer: Scorer | None = None) -> TrainState:
+def train(
+    config: Config, workdir: Path, compiled: Path | None = None, *, scorer: Scorer | None = None, profile: bool = False
+) -> TrainState:
     """Trains the model of `config` in `workdir`, or resumes the run in it, and returns the last state.
 
     A run starts in this order:
@@ -103,7 +106,8 @@ def train(config: Config, workdir: Path, compiled: Path | None = None, scorer: S
       6. metrics.jsonl and the TensorBoard events continue after that step; later entries are removed.
 
     `compiled` is a file of `owl3_jax.training.compiled_step`, which is executed in place of compiling the step. `scorer` asks
-    the questions of `validation.tasks` (`owl3_jax.evaluation.along`).
+    the questions of `validation.tasks` (`owl3_jax.evaluation.along`). With `profile` the time of the profiled steps is printed
+    at the end by parts of the model, see `owl3_jax.training.profile`.
 
     SIGTERM or SIGINT, to any process, ends it with a checkpoint: a single process after the current step, several ones after
     a step that they agree on. All processes of a run call this function; only the first prints and writes metrics.
@@ -111,7 +115,8 @@ def train(config: Config, workdir: Path, compiled: Path | None = None, scorer: S
     Raises:
         SavedRunError: see `Checkpoints`.
         CompiledStepError: `compiled` holds the step of another run.
-        ConfigError: the batch does not fit the mesh, or the vocabulary the tokenizer; or there are tasks, but no `scorer`.
+        ConfigError: the batch does not fit the mesh, or the vocabulary the tokenizer; there are tasks, but no `scorer`; too
+            few steps are left to profile.
         BadStepError: a step was bad, and `train.bad_steps` is stop; or too many were. The checkpoints are all from before.
         UnreliableError: a step gave other bits when it was computed again.
     """
@@ -126,13 +131,15 @@ def train(config: Config, workdir: Path, compiled: Path | None = None, scorer: S
             _write_run_files(config, workdir, processor, mesh)
         validate = Validation(config, mesh, processor, scorer)
         start, state, lanes = _restore(config, mesh, workdir, checkpoints) or (0, start_state(config, mesh), None)
+        profiled = steps_to_profile(config.train, start, profile)
         iterator = stack.enter_context(contextlib.closing(make_iterator(config, mesh, processor, lanes)))
         progress = stack.enter_context(Progress(config.train.steps, "step", done=start, silent=not is_first))
         files = Files.of(workdir, stopwatch, start) if is_first else None
         reporter = stack.enter_context(Reporter(config, iterator, stopwatch, progress, files))
         stop = stack.enter_context(StopSignal())
+        profiler = stack.enter_context(Profiler(profiled, workdir / "profile", progress.say, table=profile))
         run = _Run(
-            config, workdir, compiled, mesh, processor, iterator, checkpoints, stopwatch, reporter, progress, stop, validate
+            config, workdir, compiled, mesh, iterator, checkpoints, stopwatch, reporter, progress, stop, validate, profiler
         )
         _say_what_runs(run, state, start)
         if start < config.train.steps:
@@ -183,10 +190,12 @@ def _take_steps(run: _Run, state: TrainState, start: int) -> TrainState:
         run.reporter.count(batch)
         batch = sharding.shard_batch(batch, run.mesh)
         step += 1
+        run.profiler.before(step, state)
         if repeated and settings.repeat_every and step % settings.repeat_every == 0:
             _require_same_bits(step, repeated(state, batch), repeated(state, batch))
         with jax.transfer_guard("disallow"):
             state, metrics = train_step(state, batch)
+        run.profiler.after(step, state)
         before, taken = taken, _Taken(step, batch, metrics)
         saves, validates = step % settings.checkpoint_every == 0, run.validate.is_due(step)
         settled = [before, taken] if saves or validates or step == settings.steps else [before]  # the others one step later
@@ -205,6 +214,7 @@ def _take_steps(run: _Run, state: TrainState, start: int) -> TrainState:
         _save(run, step, state)
     with run.stopwatch.time("save"):
         run.checkpoints.wait()
+    run.profiler.report(train_step)
     return state
 
 

@@ -124,8 +124,9 @@ def _forward(x: Chunks, table: Whole, targets: Targets, settings: Settings) -> t
         x, targets = part
         more, d_logits = _cross_entropy(_logits(x, whole, settings.vocab_size), targets, settings)
         d_logits = d_logits.astype(x.dtype)
-        d_x = jnp.einsum("rbstv,ve->rbste", d_logits, whole)
-        d_whole += jnp.einsum("rbstv,rbste->rsve", d_logits, x, preferred_element_type=jnp.float32)
+        with jax.named_scope("lm_head"):
+            d_x = jnp.einsum("rbstv,ve->rbste", d_logits, whole)
+            d_whole += jnp.einsum("rbstv,rbste->rsve", d_logits, x, preferred_element_type=jnp.float32)
         return (jax.tree.map(jnp.add, sums, more), d_whole), d_x
 
     parts = constrain(jnp.zeros((r, s, *table.shape), jnp.float32), ("batch", "text", "vocab", None))
@@ -150,7 +151,8 @@ def _gather(table: Whole, dtype: DTypeLike) -> Whole:
 
 
 def _logits(x: Float[Array, "r b s t E"], table: Whole, vocab_size: int) -> Float[Array, "r b s t Vp"]:
-    logits = jnp.einsum("rbste,ve->rbstv", x, table, preferred_element_type=jnp.float32)
+    with jax.named_scope("lm_head"):
+        logits = jnp.einsum("rbste,ve->rbstv", x, table, preferred_element_type=jnp.float32)
     logits = jnp.where(jnp.arange(len(table)) < vocab_size, logits, -jnp.inf)
     return constrain(logits, ("batch", None, "text", None, "act_vocab"))
 

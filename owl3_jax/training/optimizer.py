@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 
+import jax
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 from optax import contrib
@@ -42,7 +43,18 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
     """
     optimizer = _NAMED[config.name](config, learning_rate_schedule(config, steps))
     groups = [_scale_by_group(config)] if config.groups else []
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer, *groups)
+    clip = _in_scope("gradient_clip", optax.clip_by_global_norm(config.clip_norm))
+    return optax.chain(clip, optimizer, *groups)
+
+
+def _in_scope(name: str, transformation: optax.GradientTransformation) -> optax.GradientTransformation:
+    """The same, whose operations bear a name in profiles."""
+
+    def update(updates: Params, state: optax.OptState, params: Params | None = None) -> tuple[Params, optax.OptState]:
+        with jax.named_scope(name):
+            return transformation.update(updates, state, params)
+
+    return optax.GradientTransformation(transformation.init, update)
 
 
 def _adamw(config: OptimizerConfig, rate: optax.Schedule) -> optax.GradientTransformation:

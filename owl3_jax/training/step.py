@@ -154,18 +154,21 @@ def _step_function(config: Config) -> Callable[[TrainState, Batch], tuple[TrainS
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         metrics, grads = loss_and_gradients(state.params, batch, jax.random.fold_in(state.rng, state.step))
-        norm = optax.tree.norm(grads)
+        with jax.named_scope("gradient_clip"):
+            norm = optax.tree.norm(grads)
         is_bad, guard = state.guard.judge(metrics["loss"], norm, config.train.spike)
         trained, frozen = split_params(state.params, trained_paths(config))
-        updates, opt_state = optimizer.update(grads, state.opt_state, trained)
-        new = _new_unless(is_bad, optax.apply_updates(trained, updates), trained)
-        metrics |= {"grad_norm": norm, "learning_rate": schedule(state.step), "is_bad": is_bad, "bad_steps": guard.bad}
-        metrics |= _norms("grad_norm", grads) | _norms("update_norm", updates)
-        metrics |= {"tokens": (batch.segment_ids != 0).sum(), "images": (batch.image_segment_ids != 0).sum()}
-        params, opt_state = join_params(new, frozen), _new_unless(is_bad, opt_state, state.opt_state)
-        ema = _next_ema(config, new, state.ema)
-        new_state = TrainState(state.step + 1, params, opt_state, state.rng, ema, guard)
-        return new_state, metrics
+        with jax.named_scope("optimizer"):
+            updates, opt_state = optimizer.update(grads, state.opt_state, trained)
+            new = _new_unless(is_bad, optax.apply_updates(trained, updates), trained)
+            opt_state = _new_unless(is_bad, opt_state, state.opt_state)
+        with jax.named_scope("metrics"):
+            metrics |= {"grad_norm": norm, "learning_rate": schedule(state.step), "is_bad": is_bad, "bad_steps": guard.bad}
+            metrics |= _norms("grad_norm", grads) | _norms("update_norm", updates)
+            metrics |= {"tokens": (batch.segment_ids != 0).sum(), "images": (batch.image_segment_ids != 0).sum()}
+        with jax.named_scope("moving_average"):
+            ema = _next_ema(config, new, state.ema)
+        return TrainState(state.step + 1, join_params(new, frozen), opt_state, state.rng, ema, guard), metrics
 
     return train_step
 

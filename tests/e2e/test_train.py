@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -17,6 +18,7 @@ from owl3_jax import sharding
 from owl3_jax.convert.load import load_params
 from owl3_jax.host.command_line import load_config
 from owl3_jax.training import compiled_step
+from owl3_jax.training.profile import parts_of, read_events, times_by_part
 from owl3_jax.training.step import abstract_state, example_batch, make_train_step
 
 SCRIPT = Path(__file__).parents[2] / "train.py"
@@ -133,13 +135,42 @@ def losses(workdir: Path) -> list[tuple[int, float]]:
     return [(report["step"], report["loss"]) for report in reports]
 
 
-def test_a_step_that_was_compiled_before_is_run(place: Path, tmp_path: Path) -> None:
-    """Here for one device, there on it. Steps of other runs: tests/unit/training/test_compiled_step.py."""
+class CompiledRun(NamedTuple):
+    step: Path
+    workdir: Path
+    text: str  # of the compiled step
+    printed: str
+
+
+@pytest.fixture(scope="module")
+def compiled_run(place: Path) -> CompiledRun:
+    """A run of a step that was compiled here, for one device, and a profile of it."""
     steps = "--config.train.steps=3"
     config = load_config(place / "tiny.py")
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=3))
     mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
     lowered = make_train_step(config, mesh).lower(abstract_state(config, mesh), example_batch(config))
-    compiled_step.save(tmp_path / "step", config, mesh, lowered.compile())
-    printed, _ = start(place, tmp_path / "run", steps, f"--compiled={tmp_path / 'step'}").communicate(timeout=300)
-    assert f"loaded {tmp_path / 'step'}" in printed and "finished: step 3 of 3" in printed
+    compiled = lowered.compile()
+    step, workdir = place / "step", place / "of_step"
+    compiled_step.save(step, config, mesh, compiled)
+    printed, _ = start(place, workdir, steps, f"--compiled={step}", "--profile").communicate(timeout=300)
+    return CompiledRun(step, workdir, compiled.as_text(), printed)
+
+
+def test_a_step_that_was_compiled_before_is_run(compiled_run: CompiledRun) -> None:
+    """Steps of other runs: tests/unit/training/test_compiled_step.py."""
+    assert f"loaded {compiled_run.step}" in compiled_run.printed and "finished: step 3 of 3" in compiled_run.printed
+
+
+def test_the_parts_of_the_model_are_found_in_its_profile(compiled_run: CompiledRun) -> None:
+    """By name; tests/unit/training/test_profile.py has the times."""
+    assert "where the time of steps 2 to 3 went" in compiled_run.printed
+    (trace,) = (compiled_run.workdir / "profile").rglob("*.xplane.pb")
+    times = times_by_part(read_events(trace, "jit_train_step"), parts_of(compiled_run.text))
+    found = {part.name for part, seconds in times.items() if seconds > 0}
+    layer = ("self_attn", "mlp", "norms")
+    assert found >= {f"{tower}/layers/{name}" for tower in ("vision_model", "language_model") for name in layer}
+    assert found >= {f"language_model/{name}" for name in ("layers/hyper_attention", "image_cache", "embed_tokens", "norm")}
+    assert found >= {"vision_model/embeddings", "projector", "lm_head", "loss", "gradient_clip", "optimizer", "augmentation"}
+    ways = {part.direction for part in times if part.name == "language_model/layers/mlp"}
+    assert ways >= {"forward", "backward"}

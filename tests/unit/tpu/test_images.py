@@ -2,7 +2,7 @@
 
 import pytest
 
-from owl3_jax.tpu.hlo import Array, parse
+from owl3_jax.hlo import Array, parse
 from owl3_jax.tpu.images import Rows, image_facts
 
 ROWS = Rows(positions=64, images=3, image_tokens=16, width=40, features=Array("bf16", (12, 16, 40)))

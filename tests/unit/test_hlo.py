@@ -2,8 +2,8 @@
 
 import pytest
 
+from owl3_jax.hlo import arrays, open_loops, parse
 from owl3_jax.tpu.collectives import Collective, collectives, group_size
-from owl3_jax.tpu.hlo import arrays, open_loops, parse
 from owl3_jax.tpu.traffic import bytes_made
 
 # Shortened from what libtpu writes.

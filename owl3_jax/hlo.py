@@ -5,12 +5,14 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
+_MODULE = re.compile(r"HloModule ([\w.\-]+)")
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^ +(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][a-z\d\-]*)\((.*)$")
 _CALLED = re.compile(r"\b(?:body|calls|to_apply|true_computation|false_computation)=%?([\w.\-]+)")
 _LISTED = re.compile(r"\b(?:branch|called)_computations=\{([^}]*)\}")
 _ARRAY = re.compile(r"\b([a-z]+\d*\w*)\[([\d,]*)\]")
 _BITS = re.compile(r"\d+")
+_OP_NAME = re.compile(r'op_name="([^"]*)"')
 _TRIP_COUNT = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 
 
@@ -21,6 +23,12 @@ class Instruction(NamedTuple):
     shape: str  # an array `bf16[4,8]{...}` or a tuple of arrays
     opcode: str
     rest: str  # operands and attributes
+
+    @property
+    def op_name(self) -> str:
+        """The operation of the program that it comes from, in its named scopes; empty if the compiler does not know."""
+        found = _OP_NAME.search(self.rest)
+        return found[1] if found else ""
 
 
 class Array(NamedTuple):
@@ -45,6 +53,7 @@ class Module(NamedTuple):
 
     computations: Mapping[str, tuple[Instruction, ...]]
     entry: str
+    name: str = ""
 
 
 class Run(NamedTuple):
@@ -56,7 +65,7 @@ class Run(NamedTuple):
 
 
 def parse(text: str) -> Module:
-    """The module in the text that XLA dumps as `after_optimizations.txt`."""
+    """The module in the text that XLA dumps as `after_optimizations.txt`, and `jax.stages.Compiled.as_text` returns."""
     computations: dict[str, list[Instruction]] = {}
     entry, current = "", []
     for line in text.splitlines():
@@ -65,7 +74,8 @@ def parse(text: str) -> Module:
             entry = header[2] if header[1] else entry
         elif found := _INSTRUCTION.match(line):
             current.append(Instruction(*found.groups()))
-    return Module({name: tuple(lines) for name, lines in computations.items()}, entry)
+    name = _MODULE.match(text)
+    return Module({name: tuple(lines) for name, lines in computations.items()}, entry, name[1] if name else "")
 
 
 def arrays(shape: str) -> list[Array]:
@@ -82,7 +92,7 @@ def runs(module: Module) -> Iterator[Run]:
         for instruction in module.computations.get(run.computation, ()):
             trips = (_trip_count(module, instruction) or 1) if instruction.opcode == "while" else 1
             conditional = run.conditional or instruction.opcode == "conditional"
-            stack += [Run(name, run.times * trips, conditional) for name in _called(instruction)]
+            stack += [Run(name, run.times * trips, conditional) for name in called(instruction)]
 
 
 def open_loops(module: Module) -> int:
@@ -91,7 +101,8 @@ def open_loops(module: Module) -> int:
     return sum(_trip_count(module, loop) is None for loop in loops)
 
 
-def _called(instruction: Instruction) -> list[str]:
+def called(instruction: Instruction) -> list[str]:
+    """The names of the computations that an instruction runs."""
     listed = _LISTED.search(instruction.rest)
     return [*_CALLED.findall(instruction.rest), *(re.findall(r"[\w.\-]+", listed[1]) if listed else ())]
 
