@@ -14,6 +14,11 @@ weights and inputs, and ratios are printed. Medians of `--repeats` runs. JSON an
 Images and clips a second of the training iterator beside what Pillow and PyAV do alone in as many processes, the rate of
 `owl3 data check`, and memory over many samples.
 
+    python tools/benchmark.py training --folder /tmp/training
+
+What checkpoints add to the time of a step, the share of time in which steps wait for data, the cost of agreeing on when to
+stop, and memory, open files and threads over many steps.
+
     python tools/benchmark.py evaluation
 
 Questions a second of `owl3 eval` beside a loop of single questions, and the time of a sweep over numbers of frames beside that
@@ -27,6 +32,7 @@ from typing import Literal
 
 import data_benchmark
 import evaluation_benchmark
+import training_benchmark
 import tyro
 from inference_benchmark import (
     Ours,
@@ -77,6 +83,16 @@ class Data:
 
 
 @dataclasses.dataclass(frozen=True)
+class Training:
+    """Measures what training costs beside its steps."""
+
+    folder: Path  # where runs are written
+    repeats: int = 3  # runs with and without checkpoints, in turn
+    steps: int = 10_000  # over which memory is watched; 0: it is left out
+    width: int = 512  # of the model that is saved
+
+
+@dataclasses.dataclass(frozen=True)
 class Evaluation:
     """Measures the evaluation's batches and its sweep over numbers of frames."""
 
@@ -89,11 +105,13 @@ class Evaluation:
 def main() -> None:
     """Runs the benchmark that the command line names."""
     flags = tyro.extras.subcommand_cli_from_dict(
-        {"inference": Inference, "data": Data, "evaluation": Evaluation}, description=__doc__
+        {"inference": Inference, "data": Data, "training": Training, "evaluation": Evaluation}, description=__doc__
     )
     try:
         if isinstance(flags, Data):
             print(data_benchmark.describe(data_benchmark.measure(**vars(flags))))
+        elif isinstance(flags, Training):
+            print(training_benchmark.describe(training_benchmark.measure(**vars(flags))))
         elif isinstance(flags, Evaluation):
             print(evaluation_benchmark.describe(evaluation_benchmark.measure(**vars(flags))))
         else:

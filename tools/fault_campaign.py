@@ -38,11 +38,11 @@ from owl3_jax.convert.stored import open_stored
 from owl3_jax.host.lifeline import LOST
 
 REPOSITORY = Path(__file__).parents[1]
-STEPS, SAVED_EVERY, LOGGED_EVERY, EVALUATED_EVERY = 24, 5, 2, 8
+STEPS, SAVED_EVERY, LOGGED_EVERY, EVALUATED_EVERY = 18, 4, 2, 6
 DEVICES = 4
-SILENCE = 10.0  # seconds, of --distributed.silence
+SILENCE, TIMEOUT = 10.0, 40.0  # seconds, of --distributed.silence and --distributed.timeout
 _PATIENCE = 400.0  # seconds for a life to end
-_GONE = 30.0  # seconds that a source is away, unless the run ends before
+_GONE = 20.0  # seconds that a source is away, unless the run ends before
 _MOST_LIVES = 8
 _SECOND_FAULT = 0.25  # share of runs
 
@@ -407,10 +407,11 @@ def _start(
     command += ["--config.validation.sources", str(place.photographs / "heldout.jsonl")]
     if processes > 1:
         command += [f"--distributed.coordinator=127.0.0.1:{port}", f"--distributed.processes={processes}"]
-        command += [f"--distributed.process={number}", f"--distributed.silence={SILENCE}"]
+        command += [f"--distributed.process={number}", f"--distributed.silence={SILENCE}", f"--distributed.timeout={TIMEOUT}"]
     flags = f"--xla_force_host_platform_device_count={DEVICES // processes} --xla_backend_optimization_level=0"
     environment = os.environ | {
         "JAX_COMPILATION_CACHE_DIR": str(place.root / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": flags,
         "PYTHONPATH": str(REPOSITORY),

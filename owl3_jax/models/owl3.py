@@ -1,5 +1,6 @@
 """mPLUG-Owl3: vision encoder, projector and hyper-attention decoder, from pixels and tokens to logits."""
 
+import functools
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -122,5 +123,11 @@ def initial_params(config: ModelConfig, compute: ComputeConfig, key: Key[Array, 
 
 def abstract_params(config: ModelConfig, compute: ComputeConfig) -> Params:
     """Shape and dtype of every parameter, with logical axis names attached; nothing is allocated."""
+    params: Params = jax.tree.map(lambda x: x, _traced_params(config, compute))  # dicts of its own
+    return params
+
+
+@functools.lru_cache(maxsize=32)
+def _traced_params(config: ModelConfig, compute: ComputeConfig) -> Params:
     params: Params = jax.eval_shape(lambda: initial_params(config, compute, jax.random.key(0)))
     return params

@@ -31,6 +31,7 @@ import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Int32
+from orbax.checkpoint._src.metadata.array_metadata_store import Store  # has no public name
 
 from owl3_jax.config import Config, ConfigError, JsonTree, TrainConfig, field_differences, load_json_tree
 from owl3_jax.formats.workdir import CHECKPOINTS
@@ -42,6 +43,7 @@ from owl3_jax.training.step import TrainState
 NO_PARAMS: Params = {}
 NO_METRICS: Mapping[str, float] = MappingProxyType({})
 LANES = "lanes"
+_SLICED = 2**20  # bytes of the parts in which one array is written
 Lanes = Int32[jax.Array, "rows S"]  # the state of each, split as the rows of a batch
 
 # Settings of the data that change no batch: a run may be resumed under other ones.
@@ -74,6 +76,7 @@ class Checkpoints:
 
     def __init__(self, workdir: Path, config: Config) -> None:
         _silence_orbax()
+        _write_small_arrays_whole()
         self._config = config
         self._passed_over: list[int] = []
         self._manager = ocp.CheckpointManager(
@@ -264,6 +267,13 @@ def _require_no_differences(manager: ocp.CheckpointManager, step: int, differenc
             f"checkpoint {Path(manager.directory) / str(step)} does not fit this run; use its settings, or another workdir:\n  "
             + "\n  ".join(differences)
         )
+
+
+def _write_small_arrays_whole() -> None:
+    """Copies of an array on several devices are written in parts, one from each; for small ones, cutting takes longer."""
+    store = Store()  # knows which arrays are random keys
+    handler = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=_SLICED, array_metadata_store=store)
+    ocp.type_handlers.register_type_handler(jax.Array, handler, override=True)
 
 
 def _silence_orbax() -> None:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from types import MappingProxyType
 from typing import Any, Generic, ParamSpec, TypeVar
 
+import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -85,7 +86,8 @@ def abstract_state(config: Config, mesh: Mesh, dtypes: DTypes = NO_DTYPES) -> Tr
 
     `dtypes` are those of frozen parameters where `config.train.frozen_dtype` is None.
     """
-    shapes = jax.eval_shape(lambda key: _initial_state(config, key, dtypes), jax.random.key(0))
+    params, key = nn.unbox(abstract_run_params(config)), jax.random.key(0)
+    shapes = jax.eval_shape(lambda params, key: _fresh_state(config, params, key, dtypes), params, key)
     shardings = _state_shardings(config, mesh, shapes)
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
 
@@ -221,7 +223,11 @@ def nonfinite_tensors(config: Config, mesh: Mesh) -> Callable[[TrainState, Batch
 
 def _initial_state(config: Config, key: Key[Array, ""], dtypes: DTypes) -> TrainState:
     params_key, rng = jax.random.split(key)
-    params = lower_frozen(initial_run_params(config, params_key), config, dtypes)
+    return _fresh_state(config, initial_run_params(config, params_key), rng, dtypes)
+
+
+def _fresh_state(config: Config, params: Params, rng: Key[Array, ""], dtypes: DTypes) -> TrainState:
+    params = lower_frozen(params, config, dtypes)
     trained, _ = split_params(params, trained_paths(config))
     opt_state = make_optimizer(config.optimizer, config.train.steps).init(trained)
     return TrainState(jnp.zeros((), jnp.int32), params, opt_state, rng, _initial_ema(config, trained))

@@ -7,8 +7,6 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float64, Int64
 from PIL import Image
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 
 Split = Literal["train", "test"]
 
@@ -41,6 +39,8 @@ class DigitImage(NamedTuple):
 def split_ids(split: Split) -> Int64[np.ndarray, " n"]:
     """Image ids of a split: 1438 to train, 359 held out, each digit in the same proportion."""
     labels = _digits()[1]
+    from sklearn.model_selection import train_test_split  # takes 2 s; most processes read what was built before
+
     train, test = train_test_split(np.arange(len(labels)), test_size=TEST_IMAGES, stratify=labels, random_state=SPLIT_SEED)
     ids = np.sort(train if split == "train" else test)
     ids.setflags(write=False)  # the array is shared by all callers
@@ -65,5 +65,7 @@ def encoded_image(image: DigitImage) -> bytes:
 @functools.cache
 def _digits() -> tuple[Float64[np.ndarray, "1797 8 8"], Int64[np.ndarray, " 1797"]]:
     """Grey levels from 0 to 16, and labels."""
+    from sklearn.datasets import load_digits  # see `_split`
+
     digits = load_digits()
     return digits.images, digits.target
