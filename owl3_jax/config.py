@@ -452,6 +452,8 @@ class TrainConfig:
     log_every: int = 20  # steps
     checkpoint_every: int = 500  # steps
     checkpoints_to_keep: int = 2  # the last ones
+    local_folder: str | None = None  # on each host's own disk: checkpoints for restarts on the same hosts, beside the others
+    local_every: int | None = None  # steps
     keep_every: int | None = None  # steps; checkpoints at multiples of it are kept too
     keep_best: str | None = None  # a metric of the validation, such as heldout/loss; its best checkpoint is kept too
     # A step is bad whose loss or gradients are not finite, or are a spike. It changes no parameter; then the run stops, or
@@ -465,7 +467,10 @@ class TrainConfig:
     def __post_init__(self) -> None:
         _require_positive(self, "steps", "log_every", "checkpoint_every", "checkpoints_to_keep")
         _require_positive(self, "microbatches", "loss_chunk", "max_bad_steps")
-        for name in ("keep_every", "repeat_every"):
+        _require(
+            (self.local_folder is None) == (self.local_every is None), "train.local_folder and train.local_every go together"
+        )
+        for name in ("local_every", "keep_every", "repeat_every"):
             value = getattr(self, name)
             _require(value is None or value > 0, f"train.{name} must be positive, got {value}")
         _require(

@@ -42,7 +42,7 @@ from owl3_jax.training.step import TrainState
 
 NO_PARAMS: Params = {}
 NO_METRICS: Mapping[str, float] = MappingProxyType({})
-LANES = "lanes"
+LANES, _SUMS = "lanes", "sums"
 _SLICED = 2**20  # bytes of the parts in which one array is written
 Lanes = Int32[jax.Array, "rows S"]  # the state of each, split as the rows of a batch
 
@@ -117,11 +117,7 @@ class Checkpoints:
             return
 
     def _require_same_run(self, step: int, saved: Config) -> None:
-        differences = config_differences(saved, self._config, "model", "processor", "data")
-        differences = [line for line in differences if not line.startswith(_FREE_DATA_FIELDS)]
-        trained = config_differences(saved, self._config, "train", "lora", "optimizer")
-        differences += [line for line in trained if line.startswith(_STATE_FIELDS)]
-        _require_no_differences(self._manager, step, differences)
+        _require_no_differences(self._manager, step, run_differences(saved, self._config))
 
     def save(self, step: int, state: TrainState, lanes: Lanes, metrics: Mapping[str, float] = NO_METRICS) -> None:
         """Saves in the background; returns when the arrays are off the device and the save before this one is done.
@@ -135,10 +131,8 @@ class Checkpoints:
                 self._manager.delete(self._passed_over.pop())
             if step in self._manager.all_steps():
                 return
-            arrays = self._arrays(state, lanes)
             items = ocp.args.Composite(
-                **{name: ocp.args.StandardSave(tree) for name, tree in arrays.items()},
-                sums=ocp.args.StandardSave(checksums(arrays)),
+                **{name: ocp.args.StandardSave(tree) for name, tree in self.arrays(state, lanes).items()},
                 run=ocp.args.JsonSave(self._description()),
             )
             best = self._config.train.keep_best
@@ -165,18 +159,30 @@ class Checkpoints:
         Raises SavedRunError: it is of another run; DamagedError: its files cannot be read, or have changed.
         """
         self._require_same_run(step, _restore_config(self._manager, step))
+        wanted = self.abstract_arrays(abstract, lanes)
+        items = _restore(self._manager, step, **{name: ocp.args.StandardRestore(tree) for name, tree in wanted.items()})
+        return self.state_of(Path(self._manager.directory) / str(step), {name: items[name] for name in wanted}, base)
+
+    def arrays(self, state: TrainState, lanes: Lanes) -> dict[str, Params]:
+        """All arrays of a checkpoint by item, with their checksums."""
+        arrays = self._arrays(state, lanes)
+        return arrays | {_SUMS: checksums(arrays)}
+
+    def abstract_arrays(self, abstract: TrainState, lanes: jax.ShapeDtypeStruct) -> dict[str, Params]:
+        """Their shapes, dtypes and shardings."""
         arrays = self._arrays(abstract, lanes)
-        sums = dict.fromkeys(names_of(arrays), jax.ShapeDtypeStruct((), np.uint32, sharding=_whole(lanes)))
-        wanted = {name: ocp.args.StandardRestore(tree) for name, tree in (arrays | {"sums": sums}).items()}
-        items = _restore(self._manager, step, **wanted)
-        found = checksums({name: items[name] for name in arrays})
-        if changed := [name for name, value in items.sums.items() if int(value) != int(found[name])]:
+        return arrays | {_SUMS: dict.fromkeys(names_of(arrays), jax.ShapeDtypeStruct((), np.uint32, sharding=_whole(lanes)))}
+
+    def state_of(self, place: Path, items: Mapping[str, Params], base: Params = NO_PARAMS) -> tuple[TrainState, Lanes]:
+        """What was read from a place, as `restore` returns it. Raises DamagedError when it has other checksums."""
+        found = checksums({name: tree for name, tree in items.items() if name != _SUMS})
+        if changed := [name for name, value in items[_SUMS].items() if int(value) != int(found[name])]:
             raise DamagedError(
-                f"cannot read checkpoint {Path(self._manager.directory) / str(step)}: {len(changed)} arrays are not those that "
-                f"were saved, {', '.join(changed[:3])} among them"
+                f"cannot read checkpoint {place}: {len(changed)} arrays are not those that were saved, "
+                f"{', '.join(changed[:3])} among them"
             )
-        ema = split_params(items.ema, trained_paths(self._config))[0] if abstract.ema else {}
-        return TrainState(params=join_params(items.params, base), ema=ema, **items.progress), items.data[LANES]
+        ema = split_params(items["ema"], trained_paths(self._config))[0] if "ema" in items else {}
+        return TrainState(params=join_params(items["params"], base), ema=ema, **items["progress"]), items["data"][LANES]
 
     def _arrays(self, state: TrainState, lanes: Lanes | jax.ShapeDtypeStruct) -> dict[str, Params]:
         """The items of a checkpoint that hold arrays."""
@@ -222,6 +228,14 @@ def _preservation(settings: TrainConfig) -> ocp.checkpoint_managers.AnyPreservat
 
 def _value_of(metric: str) -> Callable[[Mapping[str, float]], float]:
     return lambda metrics: metrics.get(metric, math.nan)
+
+
+def run_differences(saved: Config, wanted: Config) -> list[str]:
+    """One line for each setting that a run must have in common with the one that it goes on from, and has not."""
+    differences = config_differences(saved, wanted, "model", "processor", "data")
+    differences = [line for line in differences if not line.startswith(_FREE_DATA_FIELDS)]
+    trained = config_differences(saved, wanted, "train", "lora", "optimizer")
+    return differences + [line for line in trained if line.startswith(_STATE_FIELDS)]
 
 
 def config_differences(saved: Config, wanted: Config, *sections: str) -> list[str]:

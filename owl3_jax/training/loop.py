@@ -4,14 +4,12 @@ import contextlib
 import dataclasses
 import json
 import math
-import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
@@ -20,10 +18,8 @@ from orbax.checkpoint import multihost
 from owl3_jax import sharding
 from owl3_jax.batch import Batch
 from owl3_jax.config import Config
-from owl3_jax.data.lanes import state_size
 from owl3_jax.data.pipeline import TrainIterator, make_train_iterator
 from owl3_jax.data.sources import prepare_sources
-from owl3_jax.formats.errors import CheckpointError
 from owl3_jax.host.files import write_text
 from owl3_jax.host.progress import Progress
 from owl3_jax.host.signals import StoppedError, StopSignal
@@ -31,19 +27,20 @@ from owl3_jax.params import count_params
 from owl3_jax.processing.processor import Processor
 from owl3_jax.training import compiled_step
 from owl3_jax.training.accounts import Stopwatch
-from owl3_jax.training.checkpoint import NO_METRICS, Checkpoints, DamagedError, Lanes
+from owl3_jax.training.checkpoint import NO_METRICS, Checkpoints, Lanes
 from owl3_jax.training.checksums import Sums
 from owl3_jax.training.frozen import split_params, trained_paths
+from owl3_jax.training.local_checkpoints import LocalCheckpoints
 from owl3_jax.training.lora import abstract_run_params
 from owl3_jax.training.processor import make_processor
 from owl3_jax.training.profile import Profiler, steps_to_profile
 from owl3_jax.training.reports import Files, Reporter
-from owl3_jax.training.start import base_params, resolve_start, start_state, stored_dtypes
+from owl3_jax.training.resume import last_state
+from owl3_jax.training.start import resolve_start, start_state
 from owl3_jax.training.step import (
     Metrics,
     TrainState,
     abstract_like,
-    abstract_state,
     example_batch,
     make_step_checksums,
     make_train_step,
@@ -72,6 +69,7 @@ class _Run(NamedTuple):
     mesh: Mesh
     iterator: TrainIterator
     checkpoints: Checkpoints
+    local: LocalCheckpoints | None
     stopwatch: Stopwatch
     reporter: Reporter
     progress: Progress
@@ -130,7 +128,9 @@ def train(
         if is_first:
             _write_run_files(config, workdir, processor, mesh)
         validate = Validation(config, mesh, processor, scorer)
-        start, state, lanes = _restore(config, mesh, workdir, checkpoints) or (0, start_state(config, mesh), None)
+        folder = config.train.local_folder
+        local = stack.enter_context(LocalCheckpoints(Path(folder), workdir, config, mesh)) if folder else None
+        start, state, lanes = last_state(config, mesh, workdir, checkpoints, local) or (0, start_state(config, mesh), None)
         profiled = steps_to_profile(config.train, start, profile)
         iterator = stack.enter_context(contextlib.closing(make_iterator(config, mesh, processor, lanes)))
         progress = stack.enter_context(Progress(config.train.steps, "step", done=start, silent=not is_first))
@@ -139,38 +139,25 @@ def train(
         stop = stack.enter_context(StopSignal())
         profiler = stack.enter_context(Profiler(profiled, workdir / "profile", progress.say, table=profile))
         run = _Run(
-            config, workdir, compiled, mesh, iterator, checkpoints, stopwatch, reporter, progress, stop, validate, profiler
+            config,
+            workdir,
+            compiled,
+            mesh,
+            iterator,
+            checkpoints,
+            local,
+            stopwatch,
+            reporter,
+            progress,
+            stop,
+            validate,
+            profiler,
         )
         _say_what_runs(run, state, start)
         if start < config.train.steps:
             state = _take_steps(run, state, start)
         reporter.end(*_how_it_ended(run, int(state.step)))
         return state
-
-
-def _restore(config: Config, mesh: Mesh, workdir: Path, checkpoints: Checkpoints) -> tuple[int, TrainState, Lanes] | None:
-    """The last checkpoint that can be read, with its step; None of a new run. All processes take the same one.
-
-    Raises the error of the last one when there are only damaged ones.
-    """
-    problems: list[Exception] = []
-    steps = sorted(checkpoints.steps(), reverse=True)
-    for number, step in enumerate(steps):
-        found = None
-        try:
-            abstract = abstract_state(config, mesh, stored_dtypes(workdir, step))
-            found = checkpoints.restore(step, abstract, _abstract_lanes(config, mesh), base_params(config, mesh))
-        except (DamagedError, CheckpointError) as error:
-            problems.append(error)
-        if multihost_utils.process_allgather(np.array(found is not None)).all() and found is not None:
-            checkpoints.pass_over(steps[:number])
-            return step, *found
-        if found is not None:
-            problems.append(DamagedError(f"another process cannot read checkpoint {step}: see its output"))
-        print(f"checkpoint {step} is passed over: {problems[-1]}", file=sys.stderr, flush=True)
-    if problems:
-        raise problems[0]
-    return None
 
 
 def _take_steps(run: _Run, state: TrainState, start: int) -> TrainState:
@@ -210,6 +197,8 @@ def _take_steps(run: _Run, state: TrainState, start: int) -> TrainState:
         found = _validate(run, state, step) if validates else NO_METRICS
         if saves or (validates and settings.keep_best):
             _save(run, step, state, found)
+        elif run.local and settings.local_every and step % settings.local_every == 0:
+            _save_locally(run, run.local, step, state, taken)
     if step > start and not (taken and _is_undone(run, state, taken)):
         _save(run, step, state)
     with run.stopwatch.time("save"):
@@ -240,7 +229,7 @@ def _is_undone(run: _Run, state: TrainState, taken: _Taken | None) -> bool:
 def _go_back(run: _Run, taken: _Taken) -> TrainState:
     """The last good state. The batches since then, `taken`'s among them, are left out: the iterator stays where it is."""
     run.checkpoints.wait()
-    found = _restore(run.config, run.mesh, run.workdir, run.checkpoints)
+    found = last_state(run.config, run.mesh, run.workdir, run.checkpoints, run.local)
     state = start_state(run.config, run.mesh) if found is None else found[1]
     run.reporter.go_back_to(int(state.step))
     return dataclasses.replace(state, guard=state.guard._replace(bad=taken.metrics["bad_steps"]))
@@ -303,16 +292,18 @@ def _save(run: _Run, step: int, state: TrainState, metrics: Mapping[str, float] 
         run.checkpoints.save(step, state, lanes, metrics)
 
 
+def _save_locally(run: _Run, local: LocalCheckpoints, step: int, state: TrainState, taken: _Taken) -> None:
+    if taken.metrics["is_bad"]:
+        return
+    with run.stopwatch.time("save"):
+        lanes = jax.make_array_from_process_local_data(sharding.batch_sharding(run.mesh), run.iterator.states)
+        local.save(step, run.checkpoints.arrays(state, lanes))
+
+
 def make_iterator(config: Config, mesh: Mesh, processor: Processor, lanes: Lanes | None = None) -> TrainIterator:
     """Batches of this process's rows, from the beginning or from where `lanes` are."""
     states = None if lanes is None else sharding.to_own_rows(lanes)
     return make_train_iterator(config.data, processor, sharding.own_rows(mesh, config.data.rows), states)
-
-
-def _abstract_lanes(config: Config, mesh: Mesh) -> jax.ShapeDtypeStruct:
-    sharding.own_rows(mesh, config.data.rows)  # raises ConfigError where the mesh does not divide them
-    shape = config.data.rows, state_size(config.data)
-    return jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding.batch_sharding(mesh))
 
 
 def _meet(place: str) -> None:

@@ -1,5 +1,6 @@
 """The train step: a pure function (state, batch) -> (state, metrics), jitted over the mesh."""
 
+import dataclasses
 import re
 from collections.abc import Callable
 from types import MappingProxyType
@@ -111,13 +112,15 @@ def state_from(config: Config, mesh: Mesh, params: Params) -> TrainState:
     shardings = jax.tree.map(lambda x: x.sharding, abstract_state(config, mesh, dtypes))
     trained, _ = split_params(params, trained_paths(config))
     optimizer = make_optimizer(config.optimizer, config.train.steps)
+
+    def others(trained: Params) -> TrainState:
+        _, rng = jax.random.split(jax.random.key(config.train.seed))
+        step = jnp.zeros((), jnp.int32)
+        return TrainState(step, {}, optimizer.init(trained), rng, _initial_ema(config, trained), Guard.fresh())
+
     with use_mesh(mesh):
-        opt_state = jax.jit(optimizer.init, out_shardings=shardings.opt_state)(trained)
-        ema = jax.jit(lambda x: _initial_ema(config, x), out_shardings=shardings.ema)(trained)
-    _, rng = jax.random.split(jax.random.key(config.train.seed))
-    step = jax.device_put(jnp.zeros((), jnp.int32), shardings.step)
-    guard = jax.device_put(Guard.fresh(), shardings.guard)
-    return TrainState(step, params, opt_state, jax.device_put(rng, shardings.rng), ema, guard)
+        state: TrainState = jax.jit(others, out_shardings=dataclasses.replace(shardings, params={}))(trained)
+    return dataclasses.replace(state, params=params)
 
 
 def make_train_step(config: Config, mesh: Mesh) -> OnMesh[[TrainState, Batch], tuple[TrainState, Metrics]]:

@@ -29,7 +29,7 @@ from owl3_jax.data.pipeline import TrainIterator
 from owl3_jax.data.skipped import Counts
 from owl3_jax.host.signals import StoppedError
 from owl3_jax.sharding import batch_sharding, replicated
-from owl3_jax.training import loop
+from owl3_jax.training import loop, resume
 from owl3_jax.training.checkpoint import SavedRunError
 from owl3_jax.training.loop import BadStepError, UnreliableError, train
 from owl3_jax.training.step import TrainState
@@ -123,7 +123,9 @@ SMALL_PARTS = {
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, part in SMALL_PARTS.items():
-        monkeypatch.setattr(loop, name, part)
+        for module in (loop, resume):
+            if hasattr(module, name):
+                monkeypatch.setattr(module, name, part)
 
 
 def with_train(**changes: object) -> Config:
@@ -394,6 +396,96 @@ def test_an_interrupted_evaluation_is_made_up_for(tmp_path: Path, monkeypatch: p
     np.testing.assert_array_equal(state.params["w"], expected_w(23))
 
 
+class KilledError(Exception):
+    pass
+
+
+def killed_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def die(index: int) -> None:
+        if index == step:
+            raise KilledError
+
+    monkeypatch.setattr(loop, "make_train_iterator", functools.partial(numbered, before=die))
+
+
+def with_local_tier(folder: Path, **changes: object) -> Config:
+    return with_train(local_folder=str(folder / "disk"), local_every=2, **changes)
+
+
+def local_steps(folder: Path) -> list[int]:
+    return sorted(int(path.name) for path in (folder / "disk").glob("*/process_0/*") if path.name.isdecimal())
+
+
+def test_checkpoints_on_the_own_disk_are_newer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = with_local_tier(tmp_path)
+    with monkeypatch.context() as patched, pytest.raises(KilledError):
+        killed_at(12, patched)
+        train(config, tmp_path / "run")
+    assert saved_steps(tmp_path / "run") == [7] and local_steps(tmp_path) == [8, 10]
+    state = train(config, tmp_path / "run")
+    assert "resuming after step 10 of 23" in capsys.readouterr().out
+    np.testing.assert_array_equal(state.params["w"], expected_w(23))
+    assert [line["step"] for line in logged(tmp_path / "run")] == [5, 10, 15, 20, 23]
+
+
+def damage_local(folder: Path) -> None:
+    for path in folder.glob("disk/*/process_0/10/**/d/*"):
+        path.write_bytes(b"")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "resumed"),
+    [
+        (damage_local, 8),
+        (lambda folder: shutil.rmtree(folder / "disk"), 7),  # another host
+        (lambda folder: shutil.rmtree(folder / "run"), 0),  # a new run in the same place
+    ],
+    ids=["damaged", "gone", "of a run that is gone"],
+)
+def test_a_run_does_without_the_checkpoints_on_its_disk(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    spoil: Callable[[Path], None],
+    resumed: int,
+) -> None:
+    config = with_local_tier(tmp_path)
+    with monkeypatch.context() as patched, pytest.raises(KilledError):
+        killed_at(12, patched)
+        train(config, tmp_path / "run")
+    spoil(tmp_path)
+    capsys.readouterr()
+    state = train(config, tmp_path / "run")
+    assert (f"resuming after step {resumed} of 23" in capsys.readouterr().out) == bool(resumed)
+    np.testing.assert_array_equal(state.params["w"], expected_w(23))
+
+
+def test_checkpoints_on_the_disk_of_other_settings_are_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the workdir are refused in words (`test_another_model_is_refused...`)."""
+    config = with_local_tier(tmp_path, checkpoint_every=1000)
+    with monkeypatch.context() as patched, pytest.raises(KilledError):
+        killed_at(12, patched)
+        train(config, tmp_path / "run")
+    other = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, name="sgd", b2=0.95))
+    assert local_steps(tmp_path) == [8, 10]
+    state = train(dataclasses.replace(other, train=dataclasses.replace(other.train, steps=1)), tmp_path / "run")
+    assert int(state.step) == 1
+
+
+def test_a_local_disk_that_is_full_does_not_stop_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(ocp.args, "PyTreeSave", fail)
+    state = train(with_local_tier(tmp_path), tmp_path / "run")
+    np.testing.assert_array_equal(state.params["w"], expected_w(23))
+    assert capsys.readouterr().err.count("local checkpoints are given up: no space left on device") == 1
+
+
 def test_without_a_readable_checkpoint_nothing_is_trained(tmp_path: Path) -> None:
     train(with_train(steps=12), tmp_path)
     for step in (7, 12):
@@ -474,6 +566,7 @@ address, index, workdir = sys.argv[1:]
 jax.distributed.initialize(address, num_processes=2, process_id=int(index))
 from tests.unit.training import test_loop as parts
 vars(parts.loop).update(parts.SMALL_PARTS)
+vars(parts.resume).update(parts.SMALL_PARTS)
 if index == "1":
     parts.loop.make_train_iterator = functools.partial(parts.numbered, before=parts.terminate_at(12))
 else:
