@@ -586,6 +586,8 @@ class Config:
             f"data.tokens_per_row {self.data.tokens_per_row} exceeds model.max_position_embeddings "
             f"{self.model.max_position_embeddings}",
         )
+        # The layers of a run's checkpoints are stacked.
+        _require(self.compute.scan_layers, "compute.scan_layers must be True in a run: False is for inference")
         # `from_pretrained` quantises what it has loaded; there is no training in int8.
         _require(self.compute.weight_dtype is None, "compute.weight_dtype must be None in a run: int8 is for from_pretrained")
         _require(self.compute.cache_dtype is None, "compute.cache_dtype must be None in a run: int8 is for from_pretrained")

@@ -25,7 +25,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,7 +46,9 @@ _GONE = 20.0  # seconds that a source is away, unless the run ends before
 _MOST_LIVES = 8
 _SECOND_FAULT = 0.25  # share of runs
 
-_MODEL = {
+Settings = Mapping[str, object]  # of a config, by path; a value of several words as a tuple
+
+SMALL: Settings = {  # what compiles fast: two layers, of which the parts of the paper's first stage are trained
     "model.num-hidden-layers": 2,
     "model.hyper-layers": 1,
     "model.hidden-size": 32,
@@ -55,15 +57,16 @@ _MODEL = {
     "model.vision.hidden-size": 32,
     "model.vision.intermediate-size": 48,
     "compute.remat": "none",
-    "optimizer.name": "adamw",  # compiles faster than muon
+    "optimizer.name": "sgd",
+    "optimizer.b2": 0.95,
+    "train.trained": ("projector", "hyper"),
     "data.rows": 4,
     "data.prefetch": 2,
     "train.steps": STEPS,
     "train.log-every": LOGGED_EVERY,
     "train.checkpoint-every": SAVED_EVERY,
-    "validation.every": EVALUATED_EVERY,
-    "validation.batches": 2,
 }
+VALIDATED: Settings = {"validation.every": EVALUATED_EVERY, "validation.batches": 2}
 
 
 class Place(NamedTuple):
@@ -80,12 +83,14 @@ class Place(NamedTuple):
 class Life:
     """The processes of a run, from their start to their end."""
 
-    def __init__(self, place: Place, workdir: Path, processes: int, data: Path, workers: int) -> None:
-        self.workdir, self.data, self.lines = workdir, data, list[str]()
+    def __init__(self, place: Place, workdir: Path, processes: int, devices: int, settings: Settings) -> None:
+        """`devices` are those of each process."""
+        self.workdir, self.lines = workdir, list[str]()
+        self.data = Path(str(settings["data.data-dir"]))
         port = _free_port()
         with contextlib.ExitStack() as started:
             self.processes = [
-                started.enter_context(_start(place, workdir, processes, number, port, data, workers))
+                started.enter_context(_start(place, workdir, processes, number, port, devices, settings))
                 for number in range(processes)
             ]
             started.pop_all()
@@ -147,7 +152,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     flags = parser.parse_args(argv)
     with tempfile.TemporaryDirectory(prefix="owl3-faults-") as folder:
         place = Place(Path(folder))
-        _write_photographs(place.photographs)
+        write_photographs(place.photographs)
         results = list(_campaign(place, flags.runs, flags.seed, flags.processes, flags.only))
     _print_table(results)
     failed = sum(not is_good for _, is_good in results)
@@ -182,12 +187,21 @@ def _campaign(place: Place, runs: int, seed: int, processes: int | None, only: s
 def _undisturbed(place: Place, processes: int) -> str:
     workdir = place.root / f"straight-{processes}"
     began = time.monotonic()
-    life = Life(place, workdir, processes, place.root / "data", 0)
+    life = _disturbable(place, workdir, processes, place.root / "data", 0)
     statuses = life.end()
     if any(statuses):
         sys.exit(f"error: the undisturbed run ended with {_named(statuses)}:\n{''.join(life.lines)}")
     print(f"undisturbed  {processes} processes  {time.monotonic() - began:.0f} s", flush=True)
     return _result(workdir)
+
+
+def _disturbable(place: Place, workdir: Path, processes: int, data: Path, workers: int) -> Life:
+    sources = {
+        "data.sources": ("digits", place.photographs / "train.jsonl"),
+        "validation.sources": (place.photographs / "heldout.jsonl",),
+    }
+    own = {"data.data-dir": data, "data.workers": workers}
+    return Life(place, workdir, processes, DEVICES // processes, {**SMALL, **VALIDATED, **sources, **own})
 
 
 def _disturbed(place: Place, workdir: Path, processes: int, faults: list[Fault], rng: random.Random) -> tuple[list[str], str]:
@@ -197,7 +211,7 @@ def _disturbed(place: Place, workdir: Path, processes: int, faults: list[Fault],
     if faults[0].name == "kill in data":
         data = place.root / f"data-{workdir.name}"  # which this run has to build
     for number in range(_MOST_LIVES):
-        life = Life(place, workdir, processes, data, workers=rng.choice((0, 0, 0, 1)))
+        life = _disturbable(place, workdir, processes, data, workers=rng.choice((0, 0, 0, 1)))
         inflicted = number < len(faults)
         try:
             if inflicted:
@@ -393,7 +407,7 @@ FAULTS = (
 
 
 def _start(
-    place: Place, workdir: Path, processes: int, number: int, port: int, data: Path, workers: int
+    place: Place, workdir: Path, processes: int, number: int, port: int, devices: int, settings: Settings
 ) -> "subprocess.Popen[str]":
     command = [
         sys.executable,
@@ -401,14 +415,12 @@ def _start(
         f"--config={REPOSITORY / 'configs/digits.py'}",
         f"--workdir={workdir}",
     ]
-    settings = _MODEL | {"data.data-dir": data, "data.workers": workers}
-    command += [f"--config.{name}={value}" for name, value in settings.items()]
-    command += ["--config.data.sources", "digits", str(place.photographs / "train.jsonl")]
-    command += ["--config.validation.sources", str(place.photographs / "heldout.jsonl")]
+    for name, value in settings.items():
+        command += [f"--config.{name}", *map(str, value if isinstance(value, tuple) else (value,))]
     if processes > 1:
         command += [f"--distributed.coordinator=127.0.0.1:{port}", f"--distributed.processes={processes}"]
         command += [f"--distributed.process={number}", f"--distributed.silence={SILENCE}", f"--distributed.timeout={TIMEOUT}"]
-    flags = f"--xla_force_host_platform_device_count={DEVICES // processes} --xla_backend_optimization_level=0"
+    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
     environment = os.environ | {
         "JAX_COMPILATION_CACHE_DIR": str(place.root / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -416,10 +428,8 @@ def _start(
         "XLA_FLAGS": flags,
         "PYTHONPATH": str(REPOSITORY),
     }
-    output = subprocess.PIPE if number == 0 else subprocess.DEVNULL
-    return subprocess.Popen(
-        command, env=environment, stdout=output, stderr=subprocess.DEVNULL, text=True, start_new_session=True
-    )
+    output, errors = (subprocess.PIPE, subprocess.STDOUT) if number == 0 else (subprocess.DEVNULL, subprocess.DEVNULL)
+    return subprocess.Popen(command, env=environment, stdout=output, stderr=errors, text=True, start_new_session=True)
 
 
 def _free_port() -> int:
@@ -429,7 +439,7 @@ def _free_port() -> int:
     return port
 
 
-def _write_photographs(folder: Path) -> None:
+def write_photographs(folder: Path) -> None:
     """Conversations about handwritten digits in files."""
     digits = load_digits()
     (folder / "images").mkdir(parents=True)
