@@ -21,6 +21,7 @@ TooLong = Literal["raise", "skip", "truncate"]
 OptimizerName = Literal["adamw", "adafactor", "lion", "muon", "sgd"]
 Schedule = Literal["cosine", "linear", "wsd", "constant"]
 BadSteps = Literal["stop", "skip", "rewind"]
+TrackerName = Literal["wandb", "mlflow"]
 
 Json = Any  # Any: a JSON value, which is checked where it is read
 JsonTree = dict[str, Json]
@@ -461,6 +462,7 @@ class TrainConfig:
     bad_steps: BadSteps = "stop"
     spike: float | None = None  # times their running mean that loss or gradient norm reach in a spike; None: nothing is one
     max_bad_steps: int = 20  # after more, the run stops
+    trackers: tuple[TrackerName, ...] = ()  # services that get the metrics too: wandb, mlflow
     repeat_every: int | None = None  # steps after which one is computed twice: the same bits, or a device computes wrongly
     profile_steps: str | None = None  # steps that are traced into profile/ of the workdir: "10:13" are the steps 10, 11 and 12
 
@@ -477,6 +479,10 @@ class TrainConfig:
             self.bad_steps in get_args(BadSteps),
             f"train.bad_steps is {self.bad_steps!r}; it must be one of {', '.join(get_args(BadSteps))}",
         )
+        for name in self.trackers:
+            _require(
+                name in get_args(TrackerName), f"train.trackers: {name!r} is not one of {', '.join(get_args(TrackerName))}"
+            )
         _require(self.spike is None or self.spike > 1, f"train.spike must be above 1, got {self.spike}")
         for pattern in self.trained:
             _require(_is_regex(pattern), f"train.trained: {pattern!r} is not a regular expression")

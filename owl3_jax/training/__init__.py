@@ -16,6 +16,7 @@ guard          which steps are bad
 validation     held-out loss, and scores of tasks, on the way
 reports        what a run says of itself
 metrics        the numbers in it, and their files
+trackers       services that collect them: Weights & Biases, MLflow
 accounts       where the wall time of a run goes
 runs           reads the workdirs of runs
 runs_summary   where runs stand, and where their time went

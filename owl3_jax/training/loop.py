@@ -134,7 +134,7 @@ def train(
         profiled = steps_to_profile(config.train, start, profile)
         iterator = stack.enter_context(contextlib.closing(make_iterator(config, mesh, processor, lanes)))
         progress = stack.enter_context(Progress(config.train.steps, "step", done=start, silent=not is_first))
-        files = Files.of(workdir, stopwatch, start) if is_first else None
+        files = Files.of(config, workdir, stopwatch, start) if is_first else None
         reporter = stack.enter_context(Reporter(config, iterator, stopwatch, progress, files))
         stop = stack.enter_context(StopSignal())
         profiler = stack.enter_context(Profiler(profiled, workdir / "profile", progress.say, table=profile))

@@ -2,6 +2,7 @@
 
 import contextlib
 from pathlib import Path
+from types import TracebackType
 from typing import NamedTuple
 
 import jax
@@ -16,6 +17,7 @@ from owl3_jax.training.accounts import Accounts, Activity, Stopwatch
 from owl3_jax.training.frozen import trained_patterns
 from owl3_jax.training.gradients import Metrics
 from owl3_jax.training.metrics import MetricsFiles, Values, Window, format_values
+from owl3_jax.training.trackers import Tracker, open_trackers
 
 _REPORTED: tuple[Activity, ...] = ("step", "data", "save", "evaluation")
 _NOTHING = Work(0, 0, 0, 0, 0)
@@ -26,11 +28,13 @@ class Files(NamedTuple):
 
     metrics: MetricsFiles
     accounts: Accounts
+    trackers: list[Tracker]
 
     @classmethod
-    def of(cls, workdir: Path, stopwatch: Stopwatch, step: int) -> "Files":
-        """To go on after `step`."""
-        return cls(MetricsFiles(workdir, step), Accounts(workdir, stopwatch, step))
+    def of(cls, config: Config, workdir: Path, stopwatch: Stopwatch, step: int) -> "Files":
+        """To go on after `step`. Raises ConfigError for a service that is not installed."""
+        trackers = open_trackers(config.train.trackers, config, workdir)
+        return cls(MetricsFiles(workdir, step), Accounts(workdir, stopwatch, step), trackers)
 
 
 class Reporter:
@@ -53,12 +57,15 @@ class Reporter:
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> "Reporter":
-        for file in self._files or ():
-            self._stack.enter_context(file)
+        if self._files is not None:
+            self._stack.enter_context(self._files.metrics)
+            self._stack.enter_context(self._files.accounts)
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        self._stack.__exit__(*exception)  # type: ignore[arg-type]
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for tracker in self._files.trackers if self._files is not None else ():
+            tracker.close(failed=error is not None)
+        self._stack.__exit__(kind, error, trace)
 
     def count(self, batch: Batch) -> None:
         """The rows of a step that this process has."""
@@ -112,6 +119,8 @@ class Reporter:
         if self._files is not None:
             self._files.metrics.write(step, values)
             self._files.accounts.write(step)
+            for tracker in self._files.trackers:
+                tracker.write(step, values)
 
     def _of_data(self) -> Values:
         counts, data = self._iterator.counts, self._config.data
