@@ -70,9 +70,7 @@ class _Run(NamedTuple):
     iterator: TrainIterator
     checkpoints: Checkpoints
     local: LocalCheckpoints | None
-    stopwatch: Stopwatch
     reporter: Reporter
-    progress: Progress
     stop: StopSignal
     validate: Validation
     profiler: Profiler
@@ -138,21 +136,7 @@ def train(
         reporter = stack.enter_context(Reporter(config, iterator, stopwatch, progress, files))
         stop = stack.enter_context(StopSignal())
         profiler = stack.enter_context(Profiler(profiled, workdir / "profile", progress.say, table=profile))
-        run = _Run(
-            config,
-            workdir,
-            compiled,
-            mesh,
-            iterator,
-            checkpoints,
-            local,
-            stopwatch,
-            reporter,
-            progress,
-            stop,
-            validate,
-            profiler,
-        )
+        run = _Run(config, workdir, compiled, mesh, iterator, checkpoints, local, reporter, stop, validate, profiler)
         _say_what_runs(run, state, start)
         if start < config.train.steps:
             state = _take_steps(run, state, start)
@@ -163,16 +147,16 @@ def train(
 def _take_steps(run: _Run, state: TrainState, start: int) -> TrainState:
     """The steps after `start`; the host runs at most one step ahead of the device."""
     settings = run.config.train
-    with run.stopwatch.time("compile"):
+    with run.reporter.stopwatch.time("compile"):
         train_step = _compile(run, state)
         repeated = make_step_checksums(run.config, run.mesh) if settings.repeat_every else None
         _meet("step compiled")
-    run.stopwatch.turn_to("step")
+    run.reporter.stopwatch.turn_to("step")
     taken, step = None, start
     if start and run.validate.is_due(start) and not _in_first_process(run.reporter.has_validation(start)):
         _validate(run, state, start)  # which was interrupted
     while step < settings.steps and not run.stop.must_stop():
-        with run.stopwatch.time("data"):
+        with run.reporter.stopwatch.time("data"):
             batch = next(run.iterator)
         run.reporter.count(batch)
         batch = sharding.shard_batch(batch, run.mesh)
@@ -184,8 +168,8 @@ def _take_steps(run: _Run, state: TrainState, start: int) -> TrainState:
             state, metrics = train_step(state, batch)
         run.profiler.after(step, state)
         before, taken = taken, _Taken(step, batch, metrics)
-        saves, validates = step % settings.checkpoint_every == 0, run.validate.is_due(step)
-        settled = [before, taken] if saves or validates or step == settings.steps else [before]  # the others one step later
+        validates, ends = run.validate.is_due(step), step == settings.steps
+        settled = [before, taken] if validates or ends or step % settings.checkpoint_every == 0 else [before]
         if any(_is_undone(run, state, each) for each in settled):
             state = _go_back(run, taken)
             step, taken = int(state.step), None
@@ -195,13 +179,10 @@ def _take_steps(run: _Run, state: TrainState, start: int) -> TrainState:
             run.reporter.report(step)
             run.checkpoints.check_for_errors()
         found = _validate(run, state, step) if validates else NO_METRICS
-        if saves or (validates and settings.keep_best):
-            _save(run, step, state, found)
-        elif run.local and settings.local_every and step % settings.local_every == 0:
-            _save_locally(run, run.local, step, state, taken)
+        _save_when_due(run, state, taken, found)
     if step > start and not (taken and _is_undone(run, state, taken)):
         _save(run, step, state)
-    with run.stopwatch.time("save"):
+    with run.reporter.stopwatch.time("save"):
         run.checkpoints.wait()
     run.profiler.report(train_step)
     return state
@@ -254,13 +235,13 @@ def _compile(run: _Run, state: TrainState) -> Callable[[TrainState, Batch], tupl
     began = time.monotonic()
     if run.compiled:
         step = compiled_step.load(run.compiled, run.config, run.mesh)
-        run.progress.say(f"loaded {run.compiled} in {time.monotonic() - began:.1f} s")
+        run.reporter.say(f"loaded {run.compiled} in {time.monotonic() - began:.1f} s")
         return step
     lowered = make_train_step(run.config, run.mesh).lower(abstract_like(state), example_batch(run.config))
     compiled = lowered.compile()
     memory = compiled.memory_analysis()
     megabytes = memory.peak_memory_in_bytes / 1e6 if memory else math.nan
-    run.progress.say(f"compiled in {time.monotonic() - began:.1f} s; a step needs {megabytes:,.1f} MB on each device")
+    run.reporter.say(f"compiled in {time.monotonic() - began:.1f} s; a step needs {megabytes:,.1f} MB on each device")
     return compiled
 
 
@@ -276,8 +257,8 @@ def _require_same_bits(step: int, first: Sums, second: Sums) -> None:
 
 def _validate(run: _Run, state: TrainState, step: int) -> Mapping[str, float]:
     """The metrics of the parameters after `step`; none when the run has to stop in between."""
-    with run.stopwatch.time("evaluation"):
-        run.progress.say(f"step {step}: evaluating")
+    with run.reporter.stopwatch.time("evaluation"):
+        run.reporter.say(f"step {step}: evaluating")
         try:
             found = run.validate(state.params, step, run.stop.must_stop)
         except StoppedError:
@@ -286,8 +267,17 @@ def _validate(run: _Run, state: TrainState, step: int) -> Mapping[str, float]:
     return found
 
 
+def _save_when_due(run: _Run, state: TrainState, taken: _Taken, metrics: Mapping[str, float]) -> None:
+    """Saves in the workdir, or else on the host's disk; `metrics` are those of a validation."""
+    settings, step = run.config.train, taken.step
+    if step % settings.checkpoint_every == 0 or (metrics and settings.keep_best):
+        _save(run, step, state, metrics)
+    elif run.local and settings.local_every and step % settings.local_every == 0:
+        _save_locally(run, run.local, step, state, taken)
+
+
 def _save(run: _Run, step: int, state: TrainState, metrics: Mapping[str, float] = NO_METRICS) -> None:
-    with run.stopwatch.time("save"):
+    with run.reporter.stopwatch.time("save"):
         lanes = jax.make_array_from_process_local_data(sharding.batch_sharding(run.mesh), run.iterator.states)
         run.checkpoints.save(step, state, lanes, metrics)
 
@@ -295,7 +285,7 @@ def _save(run: _Run, step: int, state: TrainState, metrics: Mapping[str, float] 
 def _save_locally(run: _Run, local: LocalCheckpoints, step: int, state: TrainState, taken: _Taken) -> None:
     if taken.metrics["is_bad"]:
         return
-    with run.stopwatch.time("save"):
+    with run.reporter.stopwatch.time("save"):
         lanes = jax.make_array_from_process_local_data(sharding.batch_sharding(run.mesh), run.iterator.states)
         local.save(step, run.checkpoints.arrays(state, lanes))
 
@@ -334,12 +324,12 @@ def _say_what_runs(run: _Run, state: TrainState, start: int) -> None:
     axes = sharding.describe_mesh(run.mesh)
     frozen = count_params(split_params(state.params, trained_paths(run.config))[1])
     kept = f", {frozen:,} of them frozen" if frozen else ""
-    run.progress.say(f"{jax.device_count()} {device.platform} device(s) ({device.device_kind}), mesh {axes}")
-    run.progress.say(
+    run.reporter.say(f"{jax.device_count()} {device.platform} device(s) ({device.device_kind}), mesh {axes}")
+    run.reporter.say(
         f"{count_params(state.params):,} parameters{kept}, listed with their sharding in {run.workdir / 'sharding.txt'}"
     )
     if start:
-        run.progress.say(f"resuming after step {start} of {steps}")
+        run.reporter.say(f"resuming after step {start} of {steps}")
 
 
 def _how_it_ended(run: _Run, step: int) -> tuple[str, str]:

@@ -44,7 +44,7 @@ class Reporter:
         self, config: Config, iterator: TrainIterator, stopwatch: Stopwatch, progress: Progress, files: Files | None
     ) -> None:
         """`files` are None in all processes but the first."""
-        self._config, self._iterator, self._stopwatch, self._progress, self._files = (
+        self._config, self._iterator, self.stopwatch, self._progress, self._files = (
             config,
             iterator,
             stopwatch,
@@ -67,6 +67,10 @@ class Reporter:
             tracker.close(failed=error is not None)
         self._stack.__exit__(kind, error, trace)
 
+    def say(self, line: str) -> None:
+        """Prints a line, in the first process."""
+        self._progress.say(line)
+
     def count(self, batch: Batch) -> None:
         """The rows of a step that this process has."""
         if self._files is not None:
@@ -81,7 +85,7 @@ class Reporter:
     def report(self, step: int) -> None:
         """On the steps since the last report; waits for this one."""
         self._window.wait()
-        now = self._stopwatch.seconds()
+        now = self.stopwatch.seconds()
         spent = {name: now[name] - self._before[name] for name in now}
         self._before = now
         training = spent["step"] + spent["data"] + spent["save"]
