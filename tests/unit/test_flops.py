@@ -1,14 +1,16 @@
 """The formula against numbers made by hand, and against XLA's count where that counts everything."""
 
 import jax
+import numpy as np
 import pytest
 
 from owl3_jax.config import ComputeConfig, VisionConfig
-from owl3_jax.flops import Work, forward_flops, image_cache_flops, train_flops
+from owl3_jax.flops import Work, forward_flops, image_cache_flops, peak_flops, train_flops
 from owl3_jax.inference import programs
 from owl3_jax.models.owl3 import Owl3
 from owl3_jax.released import NAMED_SIZES
-from tests.tiny import model_config, single
+from owl3_jax.tpu.chips import CHIPS
+from tests.tiny import model_config, pack, pad, single, stack
 
 SEVEN_B = NAMED_SIZES["7b-240728"]
 
@@ -43,6 +45,31 @@ def test_frozen_parameters_have_no_gradient():
     assert train_flops(model_config(), WORK, trained, "minimal") == expected + LAYERS
     assert train_flops(model_config(), WORK, trained, "full") == expected + LAYERS + ATTENTION
     assert train_flops(model_config(), WORK, ()) == forward_flops(model_config(), WORK)
+
+
+def test_the_work_of_a_batch_is_what_its_segments_hold():
+    """Counted position by position, in packed and padded rows."""
+    rows = [pack([single(13, [2, 5], seed=1), single(11, [0], seed=2)]), single(23, [3, 4, 9, 11, 20], seed=3)]
+    batch = stack([pad(row, 29, 6) for row in rows])
+    config, tokens, images, text_pairs, image_pairs = model_config(), 0, 0, 0, 0
+    for b, t in np.ndindex(batch.tokens.shape):
+        segment, position = batch.segment_ids[b, t], batch.positions[b, t]
+        if segment:
+            tokens += 1
+            text_pairs += int(((batch.segment_ids[b] == segment) & (batch.positions[b] <= position)).sum())
+            seen = (batch.image_segment_ids[b] == segment) & (batch.image_positions[b] < position)
+            image_pairs += int(seen.sum()) * config.vision.tokens_per_image
+    images = int((batch.image_segment_ids != 0).sum())
+    assert Work.of_batch(config, batch) == Work(tokens, images, text_pairs, image_pairs, tokens)
+    assert Work.of_batch(config, batch).plus(Work(1, 2, 3, 4, 5))[:3] == (tokens + 1, images + 2, text_pairs + 3)
+
+
+def test_peaks_are_those_of_the_chips():
+    names = {"v4": "TPU v4", "v5e": "TPU v5 lite", "v5p": "TPU v5", "v6e": "TPU v6 lite", "tpu7x": "TPU7x"}
+    assert {name: peak_flops(names[name]) for name in CHIPS} == {
+        name: chip.flops / chip.devices for name, chip in CHIPS.items()
+    }
+    assert peak_flops("cpu") is None and peak_flops("TPU v4 lite") is None
 
 
 def test_a_token_takes_two_operations_a_weight():

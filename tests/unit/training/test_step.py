@@ -21,7 +21,14 @@ from owl3_jax.config import (
 )
 from owl3_jax.host.command_line import load_config
 from owl3_jax.training.optimizer import learning_rate_schedule, make_optimizer
-from owl3_jax.training.step import abstract_state, example_batch, init_state, make_train_step, nonfinite_tensors
+from owl3_jax.training.step import (
+    abstract_state,
+    example_batch,
+    init_state,
+    make_step_checksums,
+    make_train_step,
+    nonfinite_tensors,
+)
 from tests.tiny import model_config, pack, pad, single
 
 CONFIG = Config(
@@ -67,6 +74,17 @@ def test_a_broken_step_changes_nothing_and_is_named(mesh, step):
     named = nonfinite_tensors(CONFIG, mesh)(state, BATCH)
     assert "params/vision2text_model/linear/bias" in named
     assert [path for path in named if path.startswith("params")] == ["params/vision2text_model/linear/bias"]
+
+
+def test_checksums_of_a_step_are_those_of_what_it_makes(mesh):
+    """The same twice; another number, or a bit more in one parameter, is noticed. The state stays as it was."""
+    sums_of, state = make_step_checksums(CONFIG, mesh), init_state(CONFIG, mesh)
+    first, second = jax.device_get((sums_of(state, BATCH), sums_of(state, BATCH)))
+    assert first == second and {"params.language_model.norm.scale", "loss"} < set(first)
+    scale = state.params["language_model"]["norm"]["scale"]
+    state.params["language_model"]["norm"]["scale"] = scale.at[5].set(jnp.nextafter(scale[5], 2.0))
+    other = jax.device_get(sums_of(state, BATCH))
+    assert other["params.language_model.norm.scale"] != first["params.language_model.norm.scale"]
 
 
 def test_the_schedule_warms_up_and_ends_at_its_minimum():
