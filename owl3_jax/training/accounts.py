@@ -1,10 +1,10 @@
 """Where the wall time of a run goes, and what its steps were: `accounts.json` of a workdir.
 
-    {"lives": [{"began", "updated", "first_step", "last_step", "ended", "seconds": {"start", "compile", ...}}, ...]}
+    {"lives": [{"began", "updated", "first_step", "last_step", "doing", "ended", "seconds": {"start", "compile", ...}}, ...]}
 
 A life is the time in which one process, the first of several, works on the run. `began` and `updated` are in seconds since
-1970; it goes on from the checkpoint of `first_step`, so that steps of an earlier life after this one are lost. `ended` is null
-while it lives, and stays so when it is killed.
+1970; `doing` is what it did at `updated`. It goes on from the checkpoint of `first_step`, so that an earlier life's steps after
+that one are lost. `ended` is null while it lives, and stays so when it is killed.
 """
 
 import contextlib
@@ -32,6 +32,11 @@ class Stopwatch:
         self._activity: Activity = "start"
         self._since = time.monotonic() - max(0.0, time.time() - self.began)
         self._seconds = dict.fromkeys(ACTIVITIES, 0.0)
+
+    @property
+    def activity(self) -> Activity:
+        """The one that is under way."""
+        return self._activity
 
     def turn_to(self, activity: Activity) -> None:
         """From now on it is this one."""
@@ -75,7 +80,7 @@ class Accounts:
     def write(self, step: int) -> None:
         """Brings the file up to date; `step` is the last one that was taken."""
         seconds = {name: round(value, 3) for name, value in self._stopwatch.seconds().items()}
-        self._life |= {"last_step": step, "updated": time.time(), "seconds": seconds}
+        self._life |= {"last_step": step, "updated": time.time(), "doing": self._stopwatch.activity, "seconds": seconds}
         write_text(self._path, json.dumps({"lives": [*self._lives, self._life]}, indent=1) + "\n")
 
 

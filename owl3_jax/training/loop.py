@@ -148,6 +148,7 @@ def _take_steps(run: _Run, state: TrainState, start: int) -> TrainState:
     """The steps after `start`; the host runs at most one step ahead of the device."""
     settings = run.config.train
     with run.reporter.stopwatch.time("compile"):
+        run.reporter.mark(start)
         train_step = _compile(run, state)
         repeated = make_step_checksums(run.config, run.mesh) if settings.repeat_every else None
         _meet("step compiled")
@@ -258,6 +259,7 @@ def _require_same_bits(step: int, first: Sums, second: Sums) -> None:
 def _validate(run: _Run, state: TrainState, step: int) -> Mapping[str, float]:
     """The metrics of the parameters after `step`; none when the run has to stop in between."""
     with run.reporter.stopwatch.time("evaluation"):
+        run.reporter.mark(step)
         run.reporter.say(f"step {step}: evaluating")
         try:
             found = run.validate(state.params, step, run.stop.must_stop)

@@ -96,6 +96,11 @@ class Reporter:
         self._progress.note(format_values(values))
         self._write(step, values)
 
+    def mark(self, step: int) -> None:
+        """Notes in accounts.json what is being done after this step: something that may take long."""
+        if self._files is not None:
+            self._files.accounts.write(step)
+
     def report_validation(self, step: int, values: Values) -> None:
         """What was found about the parameters after `step`."""
         self._progress.say(f"step {step}: " + "  ".join(f"{name} {value:.4g}" for name, value in values.items()))

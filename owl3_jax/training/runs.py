@@ -44,6 +44,7 @@ class Life(NamedTuple):
     last_step: int
     ended: str | None  # why; None while it runs, and when it was killed
     seconds: Mapping[str, float]  # start, compile, step, data, save and evaluation
+    doing: str = "step"  # one of these, when it was last written
 
 
 class Run(NamedTuple):
@@ -182,6 +183,7 @@ def _life(key: str, life: JsonTree) -> Life:
         last_step=whole_number(f"{key}.last_step", life.get("last_step")),
         ended=ended,
         seconds={kind: number(f"{key}.seconds.{kind}", value) for kind, value in seconds.items()},
+        doing=str(life.get("doing", "step")),
     )
 
 

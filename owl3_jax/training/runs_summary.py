@@ -23,6 +23,8 @@ KINDS = {
     "other": "other",
 }
 
+_LONG = {"compile": "compiling", "evaluation": "evaluating"}  # what goes on silently
+_LONG_WORK = 3600.0  # seconds, for how long
 _SHORTEST_SILENCE, _SILENT_REPORTS = 120.0, 5  # seconds; times between two reports
 _REPORTS_FOR_RATE = 100
 _MOST_SCORES = 2  # columns of the table
@@ -51,8 +53,10 @@ def state_of(run: Run, now: float) -> State:
     if ended is not None:
         return State("failed" if ended.startswith("error") else "stopped", ended)
     updated = run.lives[-1].updated if run.lives else run.changed
-    if now - updated < max(_SHORTEST_SILENCE, _SILENT_REPORTS * _report_seconds(run)):
-        return State("running", "running")
+    doing = run.lives[-1].doing if run.lives else "step"
+    usual = max(_SHORTEST_SILENCE, _SILENT_REPORTS * _report_seconds(run))
+    if now - updated < (_LONG_WORK if doing in _LONG else usual):
+        return State("running", _LONG.get(doing, "running"))
     return State("silent", f"silent since {local_time(updated)}")
 
 

@@ -49,7 +49,8 @@ def test_each_life_is_kept_with_how_it_ended(tmp_path: Path, clock: list[float])
         killed.write(12)
         before = (tmp_path / "accounts.json").read_text()
         assert lives(tmp_path)[0] | {"seconds": {}} == {
-            "began": 990.0, "first_step": 0, "last_step": 12, "ended": None, "updated": 1003.0, "seconds": {}
+            "began": 990.0, "first_step": 0, "last_step": 12, "doing": "start", "ended": None, "updated": 1003.0,
+            "seconds": {},
         }  # fmt: skip
     (tmp_path / "accounts.json").write_text(before)  # it could not say goodbye
     with pytest.raises(ValueError), Accounts(tmp_path, Stopwatch(), 10) as failed:

@@ -59,6 +59,16 @@ def panels_of(page):
     return {panel["title"]: panel for group in data_of(page)["groups"] for panel in group["panels"]}
 
 
+def test_a_run_that_compiles_may_be_silent_for_long(tmp_path):
+    life = LIVES[-1] | {"ended": None, "updated": NOW, "doing": "compile"}
+    workdir = make_run(tmp_path, [{"step": 1, "loss": 2.0}], lives=[life])
+    assert [state(workdir, NOW + later).text.split(" since")[0] for later in (0, 3000, 4000)] == [
+        "compiling",
+        "compiling",
+        "silent",
+    ]
+
+
 def test_curves_have_the_steps_of_their_own_reports(tmp_path):
     workdir = make_run(tmp_path, [{"step": 10, "loss": 2.0}, {"step": 10, "heldout/loss": 3.0}, {"step": 20, "loss": math.nan}])
     curves = read_run(workdir, "run").curves
