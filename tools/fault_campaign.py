@@ -40,7 +40,7 @@ from owl3_jax.host.lifeline import LOST
 REPOSITORY = Path(__file__).parents[1]
 STEPS, SAVED_EVERY, LOGGED_EVERY, EVALUATED_EVERY = 18, 4, 2, 6
 DEVICES = 4
-SILENCE, TIMEOUT = 10.0, 30.0  # seconds, of --distributed.silence and --distributed.timeout
+SILENCE, TIMEOUT = 20.0, 40.0  # seconds, of --distributed.silence and --distributed.timeout
 _PATIENCE = 400.0  # seconds for a life to end
 _GONE = 10.0  # seconds that a source is away, unless the run ends before
 _MOST_LIVES = 8

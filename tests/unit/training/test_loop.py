@@ -122,6 +122,10 @@ SMALL_PARTS = {
 
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_small_parts(monkeypatch)
+
+
+def use_small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, part in SMALL_PARTS.items():
         for module in (loop, resume):
             if hasattr(module, name):

@@ -185,8 +185,7 @@ def test_profiled_steps_leave_a_trace_and_a_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """On eight devices. tests/e2e/test_train.py has the table of a real model."""
-    for name, part in test_loop.SMALL_PARTS.items():
-        monkeypatch.setattr(loop, name, part)
+    test_loop.use_small_parts(monkeypatch)
     monkeypatch.setattr(test_loop, "take_step", take_step)
     steps: list[jax.stages.Compiled] = []
     compile_step = loop._compile
