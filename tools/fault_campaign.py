@@ -38,7 +38,7 @@ from owl3_jax.convert.stored import open_stored
 from owl3_jax.host.lifeline import LOST
 
 REPOSITORY = Path(__file__).parents[1]
-STEPS, SAVED_EVERY, LOGGED_EVERY, EVALUATED_EVERY = 18, 4, 2, 6
+STEPS, SAVED_EVERY, LOGGED_EVERY, EVALUATED_EVERY = 12, 3, 1, 4
 DEVICES = 4
 SILENCE, TIMEOUT = 20.0, 40.0  # seconds, of --distributed.silence and --distributed.timeout
 _PATIENCE = 400.0  # seconds for a life to end
