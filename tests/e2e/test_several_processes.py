@@ -15,12 +15,13 @@ STEPS, FIRST = 8, 4
 
 
 def test_disturbed_runs_end_as_undisturbed_ones(capsys: pytest.CaptureFixture[str]) -> None:
-    """Twelve runs: each of the faults at least once."""
+    """Four of the faults; `tools/fault_campaign.py` has all of them, at any number of moments."""
     with pytest.raises(SystemExit) as ended:
-        fault_campaign.main(["--runs", "12", "--processes", "2", "--seed", "1"])
+        faults = ("kill in step", "SIGTERM", "damage", "vanished source")
+        fault_campaign.main(["--runs", "4", "--processes", "2", "--seed", "1", "--only", *faults])
     printed = capsys.readouterr().out
     assert ended.value.code == 0, printed
-    assert "12 of 12 runs ended as undisturbed ones do" in printed and printed.count("bit-identical") == 12
+    assert "4 of 4 runs ended as undisturbed ones do" in printed and printed.count("bit-identical") == 4
 
 
 def losses(workdir: Path) -> dict[int, float]:
