@@ -18,7 +18,7 @@ from owl3_jax.formats.checkpoint import load_config
 from owl3_jax.inference.engine import Engine, forward
 from owl3_jax.inference.feature_cache import FeatureCache
 from owl3_jax.inference.quantize import weight_quantizer
-from owl3_jax.inference.runtime import Runtime
+from owl3_jax.inference.runtime import Runtime, usual_vision_batch
 from owl3_jax.inference.sampling import Sampling, Value
 from owl3_jax.inference.session import Session
 from owl3_jax.models.qwen2 import unstack_layers
@@ -90,7 +90,7 @@ def from_pretrained(
         dataclasses.replace(compute, dtype=computed, param_dtype=computed),
         params,
         mesh,
-        vision_batch_size or (2 if on_cpu else 8) * (mesh.size if mesh else 1),
+        vision_batch_size or usual_vision_batch(mesh),
         FeatureCache(feature_cache_bytes, feature_cache_folder),
     )
     return Owl3Checkpoint(runtime, load_processor)

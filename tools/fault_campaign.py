@@ -392,8 +392,8 @@ def _checkpoints(workdir: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name))
 
 
-def _whom(life: Life, chosen: Sequence[object]) -> str:
-    return "all" if len(chosen) == len(life.processes) else f"process {life.processes.index(chosen[0])}"  # type: ignore[arg-type]
+def _whom(life: Life, chosen: Sequence["subprocess.Popen[str]"]) -> str:
+    return "all" if len(chosen) == len(life.processes) else f"process {life.processes.index(chosen[0])}"
 
 
 FAULTS = (

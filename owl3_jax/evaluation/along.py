@@ -18,7 +18,7 @@ from owl3_jax.evaluation.samples import by_task, write_samples
 from owl3_jax.evaluation.tasks import choose
 from owl3_jax.inference.engine import Engine
 from owl3_jax.inference.results import Record
-from owl3_jax.inference.runtime import Runtime
+from owl3_jax.inference.runtime import Runtime, usual_vision_batch
 from owl3_jax.params import Params
 from owl3_jax.processing.processor import Processor
 
@@ -46,7 +46,7 @@ class TaskScorer:
         if jax.process_index() == 0:
             path.unlink(missing_ok=True)  # of an earlier life of this run
         config = self._config
-        batch = config.eval.vision_batch_size or (2 if jax.default_backend() == "cpu" else 8) * mesh.size
+        batch = config.eval.vision_batch_size or usual_vision_batch(mesh)
         engine = Engine(Runtime(config.model, config.compute, params, mesh, batch), processor.tokenizer)
         records, _ = answer_questions(self._asked, self._data, path, config.model, processor, lambda: engine, must_stop)
         return _same_everywhere(self._scores(folder, records) if jax.process_index() == 0 else None)

@@ -126,6 +126,11 @@ class Runtime:
         return spread * 2 ** int(math.log2(max(1, _BLOCK_BYTES * layers // image_bytes(self.config, self.compute, 1, spread))))
 
 
+def usual_vision_batch(mesh: Mesh | None) -> int:
+    """Images that the vision tower takes at once unless somebody says otherwise."""
+    return (2 if jax.default_backend() == "cpu" else 8) * (mesh.size if mesh else 1)
+
+
 def fetch(array: Shaped[Array, "*dims"]) -> Shaped[np.ndarray, "*dims"]:
     """The whole array on this host. One that is spread over the devices of several hosts has to be fetched by all of them."""
     return np.asarray(array) if array.is_fully_addressable else multihost_utils.process_allgather(array, tiled=True)

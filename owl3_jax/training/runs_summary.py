@@ -109,7 +109,7 @@ def seconds_left(run: Run) -> float | None:
 
 
 def table_of(runs: Sequence[Run], now: float) -> Table:
-    """Where the runs stand at a time, in Unix seconds. Columns for which no run has an entry are left out."""
+    """Where the runs stand at a time, in Unix seconds, without the columns that no run fills."""
     scores = list(dict.fromkeys(name for run in runs for name in run.curves if name.startswith("eval/")))
     columns: dict[str, Callable[[Run], str]] = {
         "run": lambda run: run.name,

@@ -111,12 +111,10 @@ def state_from(config: Config, mesh: Mesh, params: Params) -> TrainState:
     dtypes = {path: x.dtype for path, x in flatten_dict(params, sep="/").items()}
     shardings = jax.tree.map(lambda x: x.sharding, abstract_state(config, mesh, dtypes))
     trained, _ = split_params(params, trained_paths(config))
-    optimizer = make_optimizer(config.optimizer, config.train.steps)
 
     def others(trained: Params) -> TrainState:
         _, rng = jax.random.split(jax.random.key(config.train.seed))
-        step = jnp.zeros((), jnp.int32)
-        return TrainState(step, {}, optimizer.init(trained), rng, _initial_ema(config, trained), Guard.fresh())
+        return _state_around(config, {}, trained, rng)
 
     with use_mesh(mesh):
         state: TrainState = jax.jit(others, out_shardings=dataclasses.replace(shardings, params={}))(trained)
@@ -232,6 +230,11 @@ def _initial_state(config: Config, key: Key[Array, ""], dtypes: DTypes) -> Train
 def _fresh_state(config: Config, params: Params, rng: Key[Array, ""], dtypes: DTypes) -> TrainState:
     params = lower_frozen(params, config, dtypes)
     trained, _ = split_params(params, trained_paths(config))
+    return _state_around(config, params, trained, rng)
+
+
+def _state_around(config: Config, params: Params, trained: Params, rng: Key[Array, ""]) -> TrainState:
+    """The state before the first step, with what belongs to the trained parameters."""
     opt_state = make_optimizer(config.optimizer, config.train.steps).init(trained)
     return TrainState(jnp.zeros((), jnp.int32), params, opt_state, rng, _initial_ema(config, trained))
 

@@ -38,9 +38,9 @@ class DigitImage(NamedTuple):
 @functools.cache
 def split_ids(split: Split) -> Int64[np.ndarray, " n"]:
     """Image ids of a split: 1438 to train, 359 held out, each digit in the same proportion."""
-    labels = _digits()[1]
     from sklearn.model_selection import train_test_split  # takes 2 s; most processes read what was built before
 
+    labels = _digits()[1]
     train, test = train_test_split(np.arange(len(labels)), test_size=TEST_IMAGES, stratify=labels, random_state=SPLIT_SEED)
     ids = np.sort(train if split == "train" else test)
     ids.setflags(write=False)  # the array is shared by all callers
@@ -65,7 +65,7 @@ def encoded_image(image: DigitImage) -> bytes:
 @functools.cache
 def _digits() -> tuple[Float64[np.ndarray, "1797 8 8"], Int64[np.ndarray, " 1797"]]:
     """Grey levels from 0 to 16, and labels."""
-    from sklearn.datasets import load_digits  # see `_split`
+    from sklearn.datasets import load_digits  # see `split_ids`
 
     digits = load_digits()
     return digits.images, digits.target

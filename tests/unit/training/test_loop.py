@@ -255,10 +255,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
 
 
 def with_bad_batches(monkeypatch: pytest.MonkeyPatch, *broken: int) -> None:
-    def batches(*arguments: object) -> TrainIterator:
-        return numbered(*arguments, broken=frozenset(broken))  # type: ignore[arg-type]
-
-    monkeypatch.setattr(loop, "make_train_iterator", batches)
+    monkeypatch.setattr(loop, "make_train_iterator", functools.partial(numbered, broken=frozenset(broken)))
 
 
 def state_after(batches: Sequence[int]) -> np.ndarray:
