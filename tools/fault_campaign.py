@@ -414,7 +414,7 @@ def _start(
 ) -> "subprocess.Popen[str]":
     command = [
         sys.executable,
-        str(REPOSITORY / "train.py"),
+        str(REPOSITORY / "tools/warm_train.py"),
         f"--config={REPOSITORY / 'configs/digits.py'}",
         f"--workdir={workdir}",
     ]
