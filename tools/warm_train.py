@@ -6,15 +6,21 @@ read what it wrote, because the cache's keys differ between processes.
 
 import importlib
 import sys
+from collections.abc import Sequence
 
 from jax._src import compilation_cache, compiler
 from jaxlib import _jax
 
 
 def _write(
-    key: str, seconds: float, name: str, backend: _jax.Client, executable: _jax.LoadedExecutable, callbacks: object
+    cache_key: str,
+    compile_time_secs: float,
+    module_name: str,
+    backend: _jax.Client,
+    executable: _jax.LoadedExecutable,
+    host_callbacks: Sequence[object],
 ) -> None:
-    compilation_cache.put_executable_and_time(key, name, executable, backend, int(seconds))
+    compilation_cache.put_executable_and_time(cache_key, module_name, executable, backend, int(compile_time_secs))
 
 
 def _import_tensorboard_without_torch() -> None:
