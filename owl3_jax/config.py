@@ -320,6 +320,7 @@ class DataConfig:
     jpeg_draft: bool = False  # decode large JPEG files at a fraction of their size: faster, views differ by a few levels
     workers: int = 0  # processes that read and decode; 0: a thread of the training process
     prefetch: int = 4  # batches prepared ahead
+    timeout: float = 600.0  # seconds after which a batch that has not come ends the run, with status 75; 0: never
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -330,6 +331,7 @@ class DataConfig:
         _require(self.too_long in get_args(TooLong), f"data.too_long must be one of {', '.join(get_args(TooLong))}")
         _require(0 <= self.max_skipped <= 1, f"data.max_skipped must be a share from 0 to 1, got {self.max_skipped}")
         _require(self.workers >= 0, f"data.workers must not be negative, got {self.workers}")
+        _require(self.timeout >= 0, f"data.timeout must not be negative, got {self.timeout}")
 
 
 @dataclasses.dataclass(frozen=True)

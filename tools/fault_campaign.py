@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import psutil
 from checkpoint_damage import DAMAGES
 from PIL import Image
 from sklearn.datasets import load_digits
@@ -41,6 +42,8 @@ REPOSITORY = Path(__file__).parents[1]
 STEPS, SAVED_EVERY, LOGGED_EVERY, EVALUATED_EVERY = 12, 3, 1, 4
 DEVICES = 4
 SILENCE, TIMEOUT = 30.0, 40.0  # seconds, of --distributed.silence and --distributed.timeout
+HUNG_LOADER = "hung loader"
+DATA_TIMEOUT = 40.0  # seconds, of data.timeout
 _PATIENCE = 400.0  # seconds for a life to end
 _GONE = 10.0  # seconds that a source is away, unless the run ends before
 _MOST_LIVES = 8
@@ -62,6 +65,7 @@ SMALL: Settings = {  # what compiles fast: two layers, of which the parts of the
     "train.trained": ("projector", "hyper"),
     "data.rows": 4,
     "data.prefetch": 2,
+    "data.timeout": DATA_TIMEOUT,
     "train.steps": STEPS,
     "train.log-every": LOGGED_EVERY,
     "train.checkpoint-every": SAVED_EVERY,
@@ -213,8 +217,9 @@ def _disturbed(place: Place, workdir: Path, processes: int, faults: list[Fault],
     if faults[0].name == "kill in data":
         data = place.root / f"data-{workdir.name}"  # which this run has to build
     for number in range(_MOST_LIVES):
-        life = _disturbable(place, workdir, processes, data, workers=rng.choice((0, 0, 0, 1)))
         inflicted = number < len(faults)
+        needs_loader = inflicted and faults[number].name == HUNG_LOADER
+        life = _disturbable(place, workdir, processes, data, workers=1 if needs_loader else rng.choice((0, 0, 0, 1)))
         try:
             if inflicted:
                 said.append(faults[number].inflict(life, place, rng))
@@ -375,10 +380,25 @@ def _damage(life: Life, place: Place, rng: random.Random) -> str:
 def _take_away(life: Life, place: Place, rng: random.Random) -> str:
     when = _MOMENTS[rng.choice(("start", "compile", "step", "step"))](life, rng)
     place.photographs.rename(place.root / "away")
-    deadline = time.monotonic() + _GONE
+    _await_an_end(life, _GONE)
+    return f"a source vanishes {when}"
+
+
+def _suspend_loaders(life: Life, place: Place, rng: random.Random) -> str:
+    """The processes that load data for one of the processes hang, as on a disk that does."""
+    when = _wait_for_step(life, rng)
+    chosen = rng.choice(life.processes)
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for loader in psutil.Process(chosen.pid).children(recursive=True):
+            loader.suspend()
+    _await_an_end(life, 3 * DATA_TIMEOUT)
+    return f"SIGSTOP of what loads for {_whom(life, [chosen])} {when}"
+
+
+def _await_an_end(life: Life, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
     while all(process.poll() is None for process in life.processes) and time.monotonic() < deadline:
         time.sleep(0.01)
-    return f"a source vanishes {when}"
 
 
 def _bring_back(place: Place) -> None:
@@ -403,6 +423,7 @@ FAULTS = (
     Fault("full disk", _fill_disk),
     Fault("damage", _damage),
     Fault("vanished source", _take_away),
+    Fault(HUNG_LOADER, _suspend_loaders),
 )
 
 

@@ -20,6 +20,7 @@ from owl3_jax.data.readers.records import Kind, Records
 from owl3_jax.data.samples import Guarded, consider, for_source
 from owl3_jax.data.skipped import Counts, check_share
 from owl3_jax.data.sources import open_source
+from owl3_jax.host.lifeline import time_limit
 from owl3_jax.processing.processor import Processor
 
 _logger = logging.getLogger(__name__)
@@ -29,12 +30,15 @@ grain.config.update("py_traceback_filtering", "off")
 
 _BUFFERED = 2  # rows of each worker process that wait for the others'
 
+_HINT = "a disk, a bucket or a worker process hangs. The same command resumes the run from its last checkpoint"
+
 States = Int32[np.ndarray, "lanes S"]
 
 
 class TrainIterator(Iterator[Batch]):
     """An endless iterator over numpy `Batch`es of some of the rows.
 
+    It ends the process when a batch has not come after `data.timeout` seconds, because other processes would wait for ever.
     It raises ConfigError for a sample that does not fit a row if `data.too_long` is "raise", and TooManySkippedError.
     """
 
@@ -43,14 +47,15 @@ class TrainIterator(Iterator[Batch]):
         rows: grain.DatasetIterator[Row] | Generator[Row, None, None],
         states: States,
         sizes: Mapping[str, float],
-        max_skipped: float,
+        config: DataConfig,
     ) -> None:
         self.states = states  # of the lanes, after the last batch
         self.sizes = sizes  # records of each source that these rows have in an epoch
-        self._rows, self._max_skipped = rows, max_skipped
+        self._rows, self._max_skipped, self._timeout = rows, config.max_skipped, config.timeout
 
     def __next__(self) -> Batch:
-        rows = [next(self._rows) for _ in self.states]
+        with time_limit(self._timeout, f"no batch of data has come within {self._timeout:g} s (data.timeout): {_HINT}"):
+            rows = [next(self._rows) for _ in self.states]
         self.states = np.stack([np.asarray(row.state) for row in rows])
         if skipped := [each for row in rows for each in row.skipped]:
             counts, sources = self.counts, list(self.sizes)
@@ -128,7 +133,7 @@ def iterate_batches(
         rows = rows.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=_BUFFERED))
     ahead = grain.experimental.ThreadPrefetchIterDataset(rows, prefetch_buffer_size=config.prefetch * len(lanes))
     own = {source: size * len(lanes) / config.rows for source, size in sizes.items()}
-    return TrainIterator(iter(ahead), states, own, config.max_skipped)
+    return TrainIterator(iter(ahead), states, own, config)
 
 
 def sample_order(

@@ -14,7 +14,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
 
@@ -29,6 +29,22 @@ def end_process(message: str) -> None:
     """Ends this process with `LOST`, whatever its other threads wait for."""
     print(f"error: {message}", file=sys.stderr, flush=True)
     os._exit(LOST)
+
+
+@contextlib.contextmanager
+def time_limit(seconds: float, message: str, on_timeout: Callable[[str], None] = end_process) -> Iterator[None]:
+    """Ends this process, by `on_timeout`, when what is inside the context takes longer; without a limit if `seconds` is 0.
+
+    For what can wait for ever, like a disk that has gone: then a process shows signs of life, and the others wait for it.
+    """
+    timer = threading.Timer(seconds, on_timeout, [message])
+    timer.daemon = True
+    if seconds:
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 class Lifeline:

@@ -47,7 +47,7 @@ _SLICED = 2**20  # bytes of the parts in which one array is written
 Lanes = Int32[jax.Array, "rows S"]  # the state of each, split as the rows of a batch
 
 # Settings of the data that change no batch: a run may be resumed under other ones.
-_FREE_DATA_FIELDS = ("data.data_dir", "data.prefetch", "data.workers", "data.max_skipped")
+_FREE_DATA_FIELDS = ("data.data_dir", "data.prefetch", "data.workers", "data.max_skipped", "data.timeout")
 # Settings of the training that change what a state consists of: a run must be resumed under the same ones.
 _STATE_FIELDS = (
     "train.trained",

@@ -26,7 +26,7 @@ Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 _FREE = {
     "eval": None,
     "processor": None,
-    "data": ("sources", "data_dir", "pack", "too_long", "max_skipped", "jpeg_draft", "workers", "prefetch", "seed"),
+    "data": ("sources", "data_dir", "pack", "too_long", "max_skipped", "jpeg_draft", "workers", "prefetch", "timeout", "seed"),
     "train": ("seed", "log_every", "checkpoint_every", "checkpoints_to_keep", "profile_steps"),
 }
 

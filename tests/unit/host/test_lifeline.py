@@ -13,7 +13,7 @@ import jax
 import pytest
 
 from owl3_jax.host import lifeline
-from owl3_jax.host.lifeline import LOST, Lifeline
+from owl3_jax.host.lifeline import LOST, Lifeline, time_limit
 
 REPOSITORY = Path(__file__).parents[3]
 SILENCE = 1.0
@@ -134,6 +134,24 @@ def test_a_failed_operation_with_others_waits_for_the_cause():
         with pytest.raises(jax.errors.JaxRuntimeError), run.lifelines[1]:
             raise jax.errors.JaxRuntimeError("connection closed by peer")
         assert "process 2 (host-2) has not answered" in run.losses[1][0]
+
+
+def test_what_takes_longer_than_it_may_is_said_once():
+    said: list[str] = []
+    with time_limit(0.05, "no batch", said.append):
+        deadline = time.monotonic() + 20
+        while not said and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert said == ["no batch"]
+
+
+@pytest.mark.parametrize("seconds", [0.5, 0])
+def test_what_ends_in_time_or_has_no_limit_is_left_alone(seconds):
+    said: list[str] = []
+    with time_limit(seconds, "no batch", said.append):
+        time.sleep(0.05)
+    time.sleep(0.6)
+    assert not said
 
 
 def test_the_process_ends_with_a_status_for_supervisors():

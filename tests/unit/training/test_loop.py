@@ -76,7 +76,7 @@ def numbered(
             row = make_batch(index, broken=broken, rows=1, offset=offset)
             yield from (Row(row, state(index), ()) for _ in lanes)
 
-    return TrainIterator(rows(), np.stack([state(first)] * len(lanes)), {"digits": 100.0}, 1.0)
+    return TrainIterator(rows(), np.stack([state(first)] * len(lanes)), {"digits": 100.0}, CONFIG.data)
 
 
 def take_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
