@@ -521,6 +521,7 @@ class ValidationConfig:
     tasks: tuple[str, ...] = ()  # of `owl3 eval`, for eval/TASK/METRIC, with the settings of `eval`
     questions: int = 64  # a seeded sample of so many of each task
     data_root: str = "."  # where the tasks' files are
+    ema: bool = False  # of the moving average (train.ema_decay), in place of the parameters of the last step
 
     def __post_init__(self) -> None:
         _require_positive(self, "batches", "questions")
@@ -582,6 +583,8 @@ class Config:
     eval: EvalConfig = EvalConfig()
 
     def __post_init__(self) -> None:
+        averages = self.validation.ema and self.train.ema_decay is None
+        _require(not averages, "validation.ema needs a moving average: set train.ema_decay")
         best = self.train.keep_best
         _require(best is None or self.validation.every is not None, "train.keep_best needs a validation: set validation.every")
         _require(

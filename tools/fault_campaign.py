@@ -446,6 +446,7 @@ def _start(
         command += [f"--distributed.process={number}", f"--distributed.silence={SILENCE}", f"--distributed.timeout={TIMEOUT}"]
     flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
     environment = os.environ | {
+        "JAX_ENABLE_COMPILATION_CACHE": "1",
         "JAX_COMPILATION_CACHE_DIR": str(place.root / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PLATFORMS": "cpu",

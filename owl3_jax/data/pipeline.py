@@ -6,6 +6,7 @@ The batches are a function of the config: neither the number of hosts and worker
 import functools
 import logging
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence, Sized
+from contextlib import AbstractContextManager
 
 import grain
 import jax
@@ -38,7 +39,8 @@ States = Int32[np.ndarray, "lanes S"]
 class TrainIterator(Iterator[Batch]):
     """An endless iterator over numpy `Batch`es of some of the rows.
 
-    It ends the process when a batch has not come after `data.timeout` seconds, because other processes would wait for ever.
+    It ends the process when a batch, or the end of what loads them, takes longer than `data.timeout` seconds: others would
+    wait for ever.
     It raises ConfigError for a sample that does not fit a row if `data.too_long` is "raise", and TooManySkippedError.
     """
 
@@ -54,7 +56,7 @@ class TrainIterator(Iterator[Batch]):
         self._rows, self._max_skipped, self._timeout = rows, config.max_skipped, config.timeout
 
     def __next__(self) -> Batch:
-        with time_limit(self._timeout, f"no batch of data has come within {self._timeout:g} s (data.timeout): {_HINT}"):
+        with self._time_limit("no batch of data has come"):
             rows = [next(self._rows) for _ in self.states]
         self.states = np.stack([np.asarray(row.state) for row in rows])
         if skipped := [each for row in rows for each in row.skipped]:
@@ -66,8 +68,12 @@ class TrainIterator(Iterator[Batch]):
 
     def close(self) -> None:
         """Stops its thread and processes."""
-        self._rows.close()
+        with self._time_limit("what loads data has not ended"):
+            self._rows.close()
         self._rows = iter(())
+
+    def _time_limit(self, problem: str) -> AbstractContextManager[None]:
+        return time_limit(self._timeout, f"{problem} within {self._timeout:g} s (data.timeout): {_HINT}")
 
     @property
     def counts(self) -> Counts:

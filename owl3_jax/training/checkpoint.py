@@ -28,7 +28,6 @@ from types import MappingProxyType
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Int32
 from orbax.checkpoint._src.metadata.array_metadata_store import Store  # has no public name
@@ -187,7 +186,7 @@ class Checkpoints:
     def _arrays(self, state: TrainState, lanes: Lanes | jax.ShapeDtypeStruct) -> dict[str, Params]:
         """The items of a checkpoint that hold arrays."""
         arrays = {"params": self._saved(state.params), "progress": _progress(state), "data": {LANES: lanes}}
-        return arrays | ({"ema": self._saved(_averaged(state))} if state.ema else {})
+        return arrays | ({"ema": self._saved(state.averaged)} if state.ema else {})
 
     def _saved(self, params: Params) -> Params:
         return params if holds_all(self._config) else split_params(params, saved_paths(self._config))[0]
@@ -242,11 +241,6 @@ def config_differences(saved: Config, wanted: Config, *sections: str) -> list[st
     """One line for each field of those sections that differs: `model.hidden_size: 64 there, 128 in this run`."""
     pairs = ((getattr(saved, section), getattr(wanted, section), section) for section in sections)
     return [line for pair in pairs for line in field_differences(*pair)]
-
-
-def _averaged(state: TrainState) -> Params:
-    """All parameters, the moving average in place of the trained ones."""
-    return unflatten_dict(flatten_dict(state.params) | flatten_dict(state.ema))
 
 
 def _whole(lanes: jax.ShapeDtypeStruct) -> jax.sharding.Sharding | None:

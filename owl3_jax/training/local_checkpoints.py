@@ -5,7 +5,6 @@ run that comes back on the same hosts, with the same processes and mesh; after a
 So a step counts if all processes have it.
 """
 
-import contextlib
 import dataclasses
 import json
 import secrets
@@ -69,8 +68,10 @@ class LocalCheckpoints:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        with contextlib.suppress(OSError, ValueError):  # a full disk here costs no more than the steps since the other tier
+        try:
             self._manager.close()
+        except (OSError, ValueError) as error:
+            self._give_up(error)
 
     def steps(self) -> list[int]:
         """Those that all processes have."""
@@ -87,8 +88,7 @@ class LocalCheckpoints:
         try:
             self._manager.save(step, args=ocp.args.PyTreeSave(jax.tree.map(_without_key, tree)))
         except (OSError, ValueError) as error:  # of this save, or of the one before
-            self._gave_up = True
-            print(f"local checkpoints are given up: {error}", file=sys.stderr, flush=True)
+            self._give_up(error)
 
     def restore(self, step: int, abstract: Params) -> Params:
         """The arrays in the shardings of `abstract`. Raises DamagedError when they cannot be read."""
@@ -112,6 +112,11 @@ class LocalCheckpoints:
     def place(self, step: int) -> Path:
         """The folder of a step."""
         return self._folder / str(step)
+
+    def _give_up(self, error: Exception) -> None:
+        """A full disk here costs no more than the steps since the last checkpoint in the workdir."""
+        self._gave_up = True
+        print(f"local checkpoints are given up: {error}", file=sys.stderr, flush=True)
 
     def _is_of(self, layout: JsonTree, config: Config) -> bool:
         try:

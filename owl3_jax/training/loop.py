@@ -262,7 +262,8 @@ def _validate(run: _Run, state: TrainState, step: int) -> Mapping[str, float]:
         run.reporter.mark(step)
         run.reporter.say(f"step {step}: evaluating")
         try:
-            found = run.validate(state.params, step, run.stop.must_stop)
+            params = state.averaged if run.config.validation.ema else state.params
+            found = run.validate(params, step, run.stop.must_stop)
         except StoppedError:
             return NO_METRICS
     run.reporter.report_validation(step, found)

@@ -31,10 +31,10 @@ def last_state(
     tiers |= dict.fromkeys(checkpoints.steps())
     places = sorted(tiers.items(), key=lambda place: place[0], reverse=True)
     lanes = _abstract_lanes(config, mesh)
+    base = base_params(config, mesh) if places else {}
     for number, (step, tier) in enumerate(places):
         found = None
         try:
-            base = base_params(config, mesh)
             if tier is None:
                 found = checkpoints.restore(step, abstract_state(config, mesh, stored_dtypes(workdir, step)), lanes, base)
             else:

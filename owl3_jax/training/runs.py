@@ -7,6 +7,7 @@ checkpoints/    a folder for each step that was saved
 """
 
 import json
+import re
 from array import array
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -76,12 +77,17 @@ def find_workdirs(directory: Path) -> list[Path]:
     if _has_run(directory):
         return [directory]
     files = [*directory.glob(f"*/{CONFIG}"), *directory.glob(f"*/*/{CONFIG}")]
-    found = sorted(file.parent for file in files if _has_run(file.parent))
+    found = sorted((file.parent for file in files if _has_run(file.parent)), key=_natural)
     if not found:
         what = f"a {CONFIG} beside a {METRICS}, an {ACCOUNTS} or a folder checkpoints"
         where = "it and the two levels of folders below it were searched" if directory.is_dir() else "it is not a folder"
         raise RunsError(f"no training run in {directory}: {where}; a run has {what}, as owl3 train --workdir DIR makes it")
     return found
+
+
+def _natural(path: Path) -> list[tuple[str, int]]:
+    """What sorts run-2 before run-10."""
+    return [(word, int(digits or 0)) for word, digits in re.findall(r"(\D*)(\d*)", str(path))]
 
 
 def distinct_names(paths: Sequence[Path]) -> list[str]:

@@ -11,7 +11,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Key
 
@@ -70,6 +70,11 @@ class TrainState:
     rng: AnyArray  # random key; folded with the step, it chooses the shifts of each batch's images
     ema: Params = flax.struct.field(default_factory=dict)  # moving average of the trained parameters, with train.ema_decay
     guard: Guard = flax.struct.field(default_factory=Guard.fresh)  # tells bad steps from good ones
+
+    @property
+    def averaged(self) -> Params:
+        """All parameters, the moving average in place of the trained ones; nothing is copied."""
+        return unflatten_dict(flatten_dict(self.params) | flatten_dict(self.ema))
 
 
 def example_batch(config: Config) -> Batch:

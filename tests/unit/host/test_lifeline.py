@@ -145,7 +145,7 @@ def test_what_takes_longer_than_it_may_is_said_once():
     assert said == ["no batch"]
 
 
-@pytest.mark.parametrize("seconds", [0.5, 0])
+@pytest.mark.parametrize("seconds", [0.5, 0.0])
 def test_what_ends_in_time_or_has_no_limit_is_left_alone(seconds):
     said: list[str] = []
     with time_limit(seconds, "no batch", said.append):

@@ -28,6 +28,7 @@ from owl3_jax.data.lanes import LaneState, Row, ahead_of
 from owl3_jax.data.pipeline import TrainIterator
 from owl3_jax.data.skipped import Counts
 from owl3_jax.host.signals import StoppedError
+from owl3_jax.params import Params
 from owl3_jax.sharding import batch_sharding, replicated
 from owl3_jax.training import loop, resume
 from owl3_jax.training.checkpoint import SavedRunError
@@ -341,6 +342,7 @@ class FakeValidation:
     """Its loss is lowest after step 9. It notes which steps it was asked about."""
 
     asked: ClassVar[list[int]] = []
+    given: ClassVar[list[float]] = []  # the parameter w that it had to evaluate
 
     def __init__(self, config: Config, *others: object) -> None:
         self._every = config.validation.every
@@ -348,8 +350,9 @@ class FakeValidation:
     def is_due(self, step: int) -> bool:
         return step % self._every == 0
 
-    def __call__(self, params: object, step: int, must_stop: Callable[[], bool]) -> dict[str, float]:
+    def __call__(self, params: Params, step: int, must_stop: Callable[[], bool]) -> dict[str, float]:
         self.asked.append(step)
+        self.given.append(float(params["w"][0]))
         if must_stop():
             raise StoppedError
         return {"heldout/loss": abs(step - 9) + 0.5}
@@ -358,6 +361,7 @@ class FakeValidation:
 def with_validation(monkeypatch: pytest.MonkeyPatch, **changes: object) -> Config:
     monkeypatch.setattr(loop, "Validation", FakeValidation)
     FakeValidation.asked.clear()
+    FakeValidation.given.clear()
     validation = ValidationConfig(every=3, sources=(SourceConfig("digits"),))
     config = dataclasses.replace(CONFIG, validation=validation)
     return dataclasses.replace(config, train=dataclasses.replace(config.train, **changes))
@@ -370,6 +374,18 @@ def test_what_is_found_on_the_way_is_reported(
     found = {line["step"]: line["heldout/loss"] for line in logged(tmp_path) if "heldout/loss" in line}
     assert found == {step: abs(step - 9) + 0.5 for step in range(3, 24, 3)}
     assert "step 12: heldout/loss 3.5" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("ema", [False, True])
+def test_the_moving_average_is_evaluated_where_it_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ema: bool
+) -> None:
+    config = with_validation(monkeypatch, steps=6, ema_decay=0.5)
+    config = dataclasses.replace(config, validation=dataclasses.replace(config.validation, ema=ema))
+    average = lambda mesh: {"w": jax.device_put(jnp.full(7, -1.0), replicated(mesh))}
+    monkeypatch.setattr(loop, "start_state", lambda config, mesh: init_state(config, mesh).replace(ema=average(mesh)))
+    train(config, tmp_path)
+    assert FakeValidation.given == ([-1.0, -1.0] if ema else [float(expected_w(step)[0]) for step in (3, 6)])
 
 
 def test_the_best_checkpoint_is_kept_beside_the_last_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

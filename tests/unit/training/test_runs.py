@@ -116,6 +116,11 @@ def test_workdirs_are_searched_below_a_folder_but_not_below_a_workdir(tmp_path):
         find_workdirs(tmp_path / "official")
 
 
+def test_numbered_runs_are_in_the_order_of_their_numbers(tmp_path):
+    runs = [make_run(tmp_path / name) for name in ("run-10", "run-9", "run-100b2", "run-100b10")]
+    assert find_workdirs(tmp_path) == [runs[1], runs[0], runs[2], runs[3]]
+
+
 def test_names_are_the_shortest_ends_that_differ(tmp_path):
     paths = [tmp_path / end for end in ("a/x/run", "b/x/run", "c/other", "c/run")]
     assert distinct_names(paths) == ["a/x/run", "b/x/run", "other", "c/run"]

@@ -123,6 +123,13 @@ def test_settings_that_cannot_work(settings, message):
         ValidationConfig(**settings)
 
 
+def test_a_moving_average_has_to_be_kept_before_it_can_be_evaluated():
+    validation = ValidationConfig(every=5, tasks=("pope",), ema=True)
+    with pytest.raises(ConfigError, match=r"set train\.ema_decay"):
+        Config(validation=validation)
+    assert Config(train=TrainConfig(ema_decay=0.9), validation=validation).validation.ema
+
+
 @pytest.mark.parametrize("best", ["loss", "heldout/loss"])
 def test_the_best_checkpoint_is_by_a_metric_of_the_validation(best):
     with pytest.raises(ConfigError, match=r"train\.keep_best"):
