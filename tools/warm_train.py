@@ -1,4 +1,4 @@
-"""Runs train.py as it starts in its second life on a machine of its own; `fault_campaign.py` has many lives on one machine.
+"""Runs train.py as it starts in its second life on a machine of its own; `disturbed_runs.py` has many lives on one machine.
 
 Each process writes what it has compiled to JAX's cache. By itself only process 0 writes to it, and on CPUs no other process can
 read what it wrote, because the cache's keys differ between processes.

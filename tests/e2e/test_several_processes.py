@@ -7,7 +7,7 @@ from pathlib import Path
 import fault_campaign
 import numpy as np
 import pytest
-from fault_campaign import SMALL, Life, Place, Settings
+from disturbed_runs import SMALL, Life, Place, Settings
 
 from tests.tolerances import OTHER_MESH
 
