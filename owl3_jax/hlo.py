@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
@@ -13,6 +14,9 @@ _LISTED = re.compile(r"\b(?:branch|called)_computations=\{([^}]*)\}")
 _ARRAY = re.compile(r"\b([a-z]+\d*\w*)\[([\d,]*)\]")
 _BITS = re.compile(r"\d+")
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
+_FRAME = re.compile(r"\bstack_frame_id=(\d+)")
+_TABLES = ("FileNames", "FunctionNames", "FileLocations", "StackFrames")
+_ROW = re.compile(r"^(\d+) (.+)$")
 _TRIP_COUNT = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 
 
@@ -29,6 +33,12 @@ class Instruction(NamedTuple):
         """The operation of the program that it comes from, in its named scopes; empty if the compiler does not know."""
         found = _OP_NAME.search(self.rest)
         return found[1] if found else ""
+
+    @property
+    def frame(self) -> int:
+        """Where in the program it comes from, see `source_lines`; 0 if the compiler does not know."""
+        found = _FRAME.search(self.rest)
+        return int(found[1]) if found else 0
 
 
 class Array(NamedTuple):
@@ -67,15 +77,36 @@ class Run(NamedTuple):
 def parse(text: str) -> Module:
     """The module in the text that XLA dumps as `after_optimizations.txt`, and `jax.stages.Compiled.as_text` returns."""
     computations: dict[str, list[Instruction]] = {}
-    entry, current = "", []
+    entry, current = "", list[Instruction]()
     for line in text.splitlines():
         if header := _COMPUTATION.match(line):
             current = computations.setdefault(header[2], [])
             entry = header[2] if header[1] else entry
         elif found := _INSTRUCTION.match(line):
             current.append(Instruction(*found.groups()))
+        elif line == "}":
+            current = []
+        elif current:  # attributes of kernels have line breaks
+            current[-1] = current[-1]._replace(rest=current[-1].rest + line)
     name = _MODULE.match(text)
     return Module({name: tuple(lines) for name, lines in computations.items()}, entry, name[1] if name else "")
+
+
+def source_lines(text: str) -> Mapping[int, str]:
+    """The line of the program that a frame is at, as `file:line`, by the `stack_frame_id` of instructions."""
+    tables: dict[str, dict[int, str]] = defaultdict(dict)
+    table = ""
+    for line in text.splitlines():
+        if line in _TABLES:
+            table = line
+        elif row := _ROW.match(line):
+            tables[table][int(row[1])] = row[2]
+        else:
+            table = ""
+    of = lambda row, name: int(re.search(rf"\b{name}=(\d+)", row)[1])  # type: ignore[index]  # all rows of a table have it
+    files, places = tables["FileNames"], tables["FileLocations"]
+    where = {key: f"{files[of(row, 'file_name_id')].strip(chr(34))}:{of(row, 'line')}" for key, row in places.items()}
+    return {key: where[of(row, "file_location_id")] for key, row in tables["StackFrames"].items()}
 
 
 def arrays(shape: str) -> list[Array]:
@@ -90,7 +121,7 @@ def runs(module: Module) -> Iterator[Run]:
         run = stack.pop()
         yield run
         for instruction in module.computations.get(run.computation, ()):
-            trips = (_trip_count(module, instruction) or 1) if instruction.opcode == "while" else 1
+            trips = (trip_count(module, instruction) or 1) if instruction.opcode == "while" else 1
             conditional = run.conditional or instruction.opcode == "conditional"
             stack += [Run(name, run.times * trips, conditional) for name in called(instruction)]
 
@@ -98,7 +129,7 @@ def runs(module: Module) -> Iterator[Run]:
 def open_loops(module: Module) -> int:
     """The number of loops whose trip count is unknown."""
     loops = (x for lines in module.computations.values() for x in lines if x.opcode == "while")
-    return sum(_trip_count(module, loop) is None for loop in loops)
+    return sum(trip_count(module, loop) is None for loop in loops)
 
 
 def called(instruction: Instruction) -> list[str]:
@@ -107,7 +138,7 @@ def called(instruction: Instruction) -> list[str]:
     return [*_CALLED.findall(instruction.rest), *(re.findall(r"[\w.\-]+", listed[1]) if listed else ())]
 
 
-def _trip_count(module: Module, loop: Instruction) -> int | None:
+def trip_count(module: Module, loop: Instruction) -> int | None:
     """As noted by XLA, else the bound that the loop's condition compares its counter with, which starts at zero."""
     if known := _TRIP_COUNT.search(loop.rest):
         return int(known[1])

@@ -51,6 +51,12 @@ def _read(run: Run, line: Instruction) -> tuple[str, str, float] | None:
     return kind, "ICI", _sent(kind, result, n)
 
 
+def sent_bytes(line: Instruction, computation: str = "") -> float:
+    """Bytes that a device sends in one execution of an instruction; 0 if it is no collective operation."""
+    found = _read(Run(computation, 1, False), line)
+    return found[2] if found else 0.0
+
+
 def _sent(kind: str, result: int, n: int) -> float:
     """Bytes that each of n devices sends at least, for a result of `result` bytes on each."""
     if kind == "collective-permute":

@@ -4,24 +4,27 @@ import functools
 import re
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from owl3_jax.hlo import Module, open_loops, parse
+from owl3_jax.hlo import Instruction, Module, open_loops, parse, source_lines
 from owl3_jax.sharding import device_bytes
+from owl3_jax.tpu.clock import Clock, read_clock
 from owl3_jax.tpu.collectives import Collective, collectives
 from owl3_jax.tpu.images import Facts, image_facts
 from owl3_jax.tpu.programs import Program
 from owl3_jax.tpu.topology import Topology
 from owl3_jax.tpu.traffic import bytes_made
+from owl3_jax.training.profile import Part, parts_of
 
 GIB = 2**30
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}
 _SIZE = r"([\d.]+)([KMGT]?)"
+_OF_LAYERS = re.compile(r"/hyper_attention/[\w.]+/cond$")
 
 
 Say = Callable[[str], None]  # takes a line that says what is being done
@@ -37,6 +40,14 @@ class OutOfMemory(RuntimeError):
     def __init__(self, needed: float, available: float) -> None:
         super().__init__(f"needs {needed / GIB:.2f} GiB on each device, which has {available / GIB:.2f}")
         self.needed, self.available = needed, available
+
+
+class Dump(NamedTuple):
+    """What libtpu writes of a module: jaxlib 0.10.2 cannot read the modules of v6e and tpu7x."""
+
+    optimized: Module
+    scheduled: Module  # after code generation, with the cycles that the compiler expects
+    sources: Mapping[int, str]
 
 
 class Seconds(NamedTuple):
@@ -62,6 +73,9 @@ class Compiled(NamedTuple):
     collectives: list[Collective]
     open_loops: int  # `hlo.open_loops`
     images: Facts | None  # of a train step
+    clock: Clock  # of a device
+    parts: Mapping[str, Part]  # of the model, by the name of the clock's instructions
+    sources: Mapping[int, str]  # lines of the program (`hlo.source_lines`)
 
 
 def compile_for(program: Program, topology: Topology, say: Say = _say_nothing) -> Compiled:
@@ -71,32 +85,36 @@ def compile_for(program: Program, topology: Topology, say: Say = _say_nothing) -
     lower_seconds = time.monotonic() - began
     say(f"{program.name}: lowered in {lower_seconds:.0f} s, compiling for {topology.describe()} ...")
     try:
-        executable, module = _compile(lowered)
+        executable, dump = _compile(lowered)
     except jax.errors.JaxRuntimeError as error:
         if needed := _find(rf"\({_SIZE}\) exceeds available HBM", str(error)):
             raise OutOfMemory(needed, available_bytes(topology)) from error
         raise
     seconds = Seconds(lower_seconds, time.monotonic() - began - lower_seconds, time.process_time() - cpu)
     say(f"compiled in {seconds.compiling:.0f} s")
-    compiled = _examine(program, executable, module, seconds, topology)
+    compiled = _examine(program, executable, dump, seconds, topology)
     if compiled.peak > compiled.available:
         raise OutOfMemory(compiled.peak, compiled.available)
     return compiled
 
 
-def _compile(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled, Module]:
-    """The executable and its module, as libtpu dumps it: jaxlib 0.10.2 cannot read the modules of v6e and tpu7x."""
+def _compile(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled, Dump]:
     with tempfile.TemporaryDirectory() as directory:
         executable = lowered.compile(compiler_options={"xla_dump_to": directory, "xla_dump_hlo_as_text": True})
-        files = list(Path(directory).glob("*.after_optimizations.txt"))
-        if not files:
-            raise RuntimeError("the compiler did not dump its module; install the libtpu of constraints.txt")
-        return executable, parse(max(files, key=lambda file: file.stat().st_size).read_text())
+        optimized = _largest(Path(directory), "*.after_optimizations.txt")
+        scheduled = _largest(Path(directory), "*.after_codegen.txt")
+        return executable, Dump(parse(optimized), parse(scheduled), source_lines(scheduled))
 
 
-def _examine(
-    program: Program, executable: jax.stages.Compiled, module: Module, seconds: Seconds, topology: Topology
-) -> Compiled:
+def _largest(directory: Path, pattern: str) -> str:
+    files = list(directory.glob(pattern))
+    if not files:
+        raise RuntimeError("the compiler did not dump its module; install the libtpu of constraints.txt")
+    return max(files, key=lambda file: file.stat().st_size).read_text()
+
+
+def _examine(program: Program, executable: jax.stages.Compiled, dump: Dump, seconds: Seconds, topology: Topology) -> Compiled:
+    module = dump.optimized
     memory = executable.memory_analysis()
     if memory is None:
         raise RuntimeError("the compiler gives no memory analysis; install the libtpu of constraints.txt")
@@ -116,7 +134,15 @@ def _examine(
         collectives(module),
         open_loops(module),
         image_facts(module, program.rows) if program.rows else None,
+        read_clock(dump.scheduled, topology.chip.of_one_device, functools.partial(_branch_shares, program.hyper_share)),
+        parts_of(dump.scheduled),
+        dump.sources,
     )
+
+
+def _branch_shares(hyper_share: float, conditional: Instruction) -> Sequence[float] | None:
+    """How often each branch of a conditional is taken: those of the decoder's layers are by their kind (`models.qwen2`)."""
+    return [1 - hyper_share, hyper_share] if _OF_LAYERS.search(conditional.op_name) else None
 
 
 def _moved(module: Module, *, read: int, written: int) -> int:

@@ -48,6 +48,7 @@ class Program(NamedTuple):
     microbatches: int = 1
     rows: Rows | None = None  # of a train step
     looked_up: object = None  # among `held`, a table of which a few rows are read
+    hyper_share: float = 0.0  # of the decoder's layers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +80,19 @@ def train(config: Config, mesh: Mesh) -> Program:
     remat, parts = config.compute.remat, config.train.microbatches
     shape = f"{data.rows} rows x ({data.tokens_per_row} tokens, {data.images_per_row} images)"
     what = f"a step of {shape}, remat {remat}, {parts} {'microbatch' if parts == 1 else 'microbatches'}"
-    return Program("train", what, lower, flops(), flops(remat), held, True, remat, parts, Rows.of(config, mesh))
+    return Program(
+        "train",
+        what,
+        lower,
+        flops(),
+        flops(remat),
+        held,
+        True,
+        remat,
+        parts,
+        Rows.of(config, mesh),
+        hyper_share=_hyper_share(config.model),
+    )
 
 
 class Inference:
@@ -105,7 +118,8 @@ class Inference:
         held = {"parameters": self.runtime.params, "text cache": self.text, "image cache": self.images.blocks}
         text = self.runtime.params["language_model"]
         table = text["embed_tokens"] if "lm_head" in text and name in ("prefill", "decode") else None
-        return Program(name, what, lower, flops, flops, held, False, looked_up=table)
+        hyper_share = _hyper_share(self.runtime.config)
+        return Program(name, what, lower, flops, flops, held, False, looked_up=table, hyper_share=hyper_share)
 
     def _encode(self) -> tuple[Lower, str, int]:
         images, side = self.runtime.vision_batch_size, self.runtime.config.vision.image_size
@@ -166,6 +180,10 @@ class Inference:
     def _described(self) -> str:
         rows = f", in {self.rows} rows" if self.rows > 1 else ""
         return f"{self.prompt.tokens} tokens with {self.prompt.images} images{rows}"
+
+
+def _hyper_share(config: ModelConfig) -> float:
+    return len(config.hyper_layers) / config.num_hidden_layers
 
 
 def _abstract_params(config: ModelConfig, compute: ComputeConfig, mesh: Mesh) -> Params:

@@ -1,16 +1,23 @@
 """What a compiled program needs of a chip, as numbers and as text."""
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
 from jax.sharding import Mesh
 
+from owl3_jax.hlo import arrays
 from owl3_jax.sharding import device_bytes
+from owl3_jax.tpu.clock import Item, by_part
 from owl3_jax.tpu.compiled import GIB, Compiled, OutOfMemory
 from owl3_jax.tpu.images import Facts, Gathered
 from owl3_jax.tpu.programs import Program
 from owl3_jax.tpu.topology import Topology
+from owl3_jax.training.profile import BACKWARD, FORWARD, OTHER, RECOMPUTED
+
+_DEAREST = 20  # instructions that are listed
+_FOLDERS = re.compile(r"^.*/(?:site-packages/|(?=owl3_jax/))")  # before the name of a package
 
 # Any: the values of a JSON tree. GiB, operations and seconds are those of one chip.
 Report = dict[str, Any]
@@ -45,6 +52,36 @@ def make_report(compiled: Compiled, topology: Topology, mesh: Mesh) -> Report:
         "seconds_at_least": seconds,
         "step_seconds_at_least": max(seconds.values()),
         "mfu_at_most": program.flops / topology.chips / chip.flops / max(seconds.values()),
+        "clock": _clock(compiled, program.flops / topology.chips / chip.flops),
+    }
+
+
+def _clock(compiled: Compiled, least: float) -> Report:
+    """Seconds by the compiler's clock; `least` are those that the model's operations take at the chip's peak."""
+    clock = compiled.clock
+    kinds = clock.by_kind()
+    return {
+        "seconds": clock.seconds,
+        "mfu": least / clock.seconds,
+        "parts": by_part(clock, lambda instruction: compiled.parts.get(instruction.name, OTHER)),
+        "kinds": kinds,
+        "kernels": kinds["kernels"],
+        "exposed_collectives": kinds["collectives"],
+        "unknown_branches": clock.unknown,
+        "dearest": [_dear(compiled, item) for item in clock.dearest(_DEAREST)],
+    }
+
+
+def _dear(compiled: Compiled, item: Item) -> Report:
+    instruction = item.instruction
+    return {
+        "seconds": item.seconds,
+        "times": item.times,
+        "kind": item.kind,
+        "part": "/".join(filter(None, compiled.parts.get(instruction.name, OTHER))),
+        "instruction": instruction.name,
+        "shape": ", ".join(map(str, arrays(instruction.shape))),
+        "source": _FOLDERS.sub("", compiled.sources.get(instruction.frame, "")),
     }
 
 
@@ -127,6 +164,29 @@ def _speed(report: Report) -> list[str]:
         f"HBM, at least        {_number(report['hbm_bytes'])}B; {report['flops_per_byte']:.0f} operations a byte",
         f"time, at least       {_duration(bound)}: {', '.join(shares)}",
         f"MFU, at most         {report['mfu_at_most']:.0%}",
+        *_clock_lines(report["clock"]),
+    ]
+
+
+def _clock_lines(clock: Report) -> list[str]:
+    seconds = clock["seconds"]
+    share = lambda value: f"{_duration(value):>10} {value / seconds:6.1%}"
+    directions = (FORWARD, BACKWARD, RECOMPUTED)
+    unknown = f"  branches of unknown frequency, of which the longest counts: {clock['unknown_branches']}"
+    return [
+        "",
+        f"time, by the compiler's clock {_duration(seconds)}, MFU {clock['mfu']:.1%}",
+        *(f"  {kind:<38}{share(value)}" for kind, value in clock["kinds"].items() if value),
+        *([unknown] if clock["unknown_branches"] else []),
+        "",
+        f"  {'part':<38}{'':17} " + "".join(f"{name:>12}" for name in directions),
+        *(
+            f"  {name:<38}{share(sum(times.values()))} "
+            + "".join(f"{_duration(times[way]) if times.get(way) else '':>12}" for way in directions)
+            for name, times in clock["parts"].items()
+        ),
+        "",
+        *(f"  {share(item['seconds'])}   {item['kind']:<14}{item['part']:<46}  {item['source']}" for item in clock["dearest"]),
     ]
 
 

@@ -109,13 +109,12 @@ def part_of(op_name: str) -> Part | None:
     return Part(name, BACKWARD if "transpose(" in op_name else FORWARD)
 
 
-def parts_of(hlo_text: str) -> Mapping[str, Part]:
+def parts_of(module: Module) -> Mapping[str, Part]:
     """The part of each instruction of a compiled step, by the instruction's name; instructions of no part are left out.
 
     An instruction without a known part takes that of what it fuses, or else of what calls it: copies in the body of a loop
     belong to the loop.
     """
-    module = parse(hlo_text)
     parts: dict[str, Part] = {}
     stack: list[tuple[str, Part | None]] = [(module.entry, None)]
     seen: set[str] = set()
@@ -290,8 +289,8 @@ class Profiler:
         text = _text_of(train_step)
         if text is None:
             self._say("the compiled step has no text, so that parts are known only where the trace names them")
-        module = parse(text[: text.find("\n")]).name if text else ""
-        times = times_by_part(read_events(trace, module), parts_of(text) if text else {})
+        module = parse(text or "")
+        times = times_by_part(read_events(trace, module.name), parts_of(module))
         count = len(self._steps)
         self._say(f"where the time of {_name_of(self._steps)} went, as the mean:")
         for line in format_table(table_rows(times, self._seconds, count)):

@@ -16,6 +16,7 @@ import pytest
 
 from owl3_jax import sharding
 from owl3_jax.convert.load import load_params
+from owl3_jax.hlo import parse
 from owl3_jax.host.command_line import load_config
 from owl3_jax.training import compiled_step
 from owl3_jax.training.profile import parts_of, read_events, times_by_part
@@ -166,7 +167,7 @@ def test_the_parts_of_the_model_are_found_in_its_profile(compiled_run: CompiledR
     """By name; tests/unit/training/test_profile.py has the times."""
     assert "where the time of steps 2 to 3 went" in compiled_run.printed
     (trace,) = (compiled_run.workdir / "profile").rglob("*.xplane.pb")
-    times = times_by_part(read_events(trace, "jit_train_step"), parts_of(compiled_run.text))
+    times = times_by_part(read_events(trace, "jit_train_step"), parts_of(parse(compiled_run.text)))
     found = {part.name for part, seconds in times.items() if seconds > 0}
     layer = ("self_attn", "mlp", "norms")
     assert found >= {f"{tower}/layers/{name}" for tower in ("vision_model", "language_model") for name in layer}

@@ -59,7 +59,20 @@ def test_the_report_of_a_train_step(monkeypatch, capsys, tmp_path):
     assert 0 < 10 * images["largest_gathered"]["bytes"] < images["features_bytes"]
     assert report["computed_flops"] > report["model_flops"] > 0  # remat full
     assert report["step_seconds_at_least"] == max(report["seconds_at_least"].values())
+    check_clock(report)
     assert capsys.readouterr().out == describe(report) + "\n"
+
+
+def check_clock(report: dict) -> None:
+    clock = report["clock"]
+    assert clock["seconds"] > report["step_seconds_at_least"] and 0 < clock["mfu"] < report["mfu_at_most"]
+    assert sum(clock["kinds"].values()) == pytest.approx(clock["seconds"])
+    assert sum(seconds for part in clock["parts"].values() for seconds in part.values()) == pytest.approx(clock["seconds"])
+    assert clock["kernels"] > 0 and clock["exposed_collectives"] > 0 and clock["unknown_branches"] == 0
+    attention = clock["parts"]["language_model/layers/hyper_attention"]
+    assert all(attention[direction] > 0 for direction in ("forward", "backward", "recomputed"))  # of the layers that have it
+    sources = [item["source"] for item in clock["dearest"]]
+    assert len(sources) == 20 and any(source.startswith("owl3_jax/") for source in sources)
 
 
 def test_the_model_comes_from_the_checkpoint_that_a_run_starts_from(monkeypatch, tmp_path):

@@ -14,6 +14,7 @@ import pytest
 
 from owl3_jax.batch import Batch
 from owl3_jax.config import ConfigError, TrainConfig
+from owl3_jax.hlo import parse
 from owl3_jax.training import loop
 from owl3_jax.training.profile import (
     OTHER,
@@ -50,7 +51,7 @@ def scanned_step(x: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array
 
 def test_the_instructions_of_a_compiled_step_are_of_the_scopes_around_them() -> None:
     compiled = jax.jit(scanned_step).lower(jnp.ones((17, 19)), jnp.ones((3, 19, 19))).compile()
-    parts = parts_of(compiled.as_text())
+    parts = parts_of(parse(compiled.as_text()))
     mlp = "language_model/layers/mlp"
     assert {Part(mlp, "forward"), Part(mlp, "backward"), Part(mlp, "recomputed"), Part("optimizer", "")} <= set(parts.values())
     assert {part.name for part in parts.values()} == {mlp, "loss", "optimizer"}
@@ -81,7 +82,7 @@ ENTRY %main (x: f32[4]) -> f32[4] {
 
 
 def test_instructions_without_a_name_are_of_what_they_fuse_or_what_calls_them() -> None:
-    parts = parts_of(UNNAMED)
+    parts = parts_of(parse(UNNAMED))
     vision, loss = Part("vision_model", "forward"), Part("loss", "forward")
     assert (parts["while"], parts["fusion"], parts["copy.1"]) == (vision, loss, vision)
     assert parts["add"] == Part("language_model/image_cache", "backward")
@@ -206,7 +207,7 @@ def profiled_run(workdir: Path) -> Profiled:
         loop.train(test_loop.with_train(steps=6, profile_steps="3:5"), workdir, profile=True)
     (trace,) = (workdir / "profile").rglob("*.xplane.pb")
     events = list(read_events(trace, "jit_take_step"))
-    parts = {part.name for part, seconds in times_by_part(events, parts_of(steps[0].as_text())).items() if seconds > 0}
+    parts = {part.name for part, seconds in times_by_part(events, parts_of(parse(steps[0].as_text()))).items() if seconds > 0}
     expected = {f"/host:CPU {device.id}" for device in jax.devices()}
     return Profiled(printed.getvalue(), {event.device for event in events}, parts, expected)
 
