@@ -88,10 +88,14 @@ def test_tables_fill_their_places():
     }
     fits = report | {"fits": True, "peak_gib": 9.0, "seconds_at_least": {"compute": 2.0, "ICI": 1.0}}
     fits |= {"step_seconds_at_least": 2.0, "mfu_at_most": 0.754, "compile_seconds": {"cpu": 150.4}}
-    reports = json.loads(json.dumps({"stage 1, 7b on v5e:16x16: train": report, "stage 2, 7b on v5e:16x16: train": fits}))
+    with_clock = fits | {"clock": {"seconds": 3.14, "mfu": 0.48}}
+    runs = {"stage 1, 7b": report, "stage 2, 7b": fits, "stage 3, 7b": with_clock}
+    reports = json.loads(json.dumps({f"{name} on v5e:16x16: train": each for name, each in runs.items()}))
     table = tpu_tables.stages_table(reports)
-    assert "| stage 1, 7b on v5e:16x16 | fsdp 8 | full, 2 | **no** | 20.0 of 15.8 | | | | |" in table
-    assert "| stage 2, 7b on v5e:16x16 | fsdp 8 | full, 2 | yes | 9.0 of 15.8 | 2.00 s | compute | 75% | 150 s |" in table
+    assert "| stage 1, 7b on v5e:16x16 | fsdp 8 | full, 2 | **no** | 20.0 of 15.8 | | | | | | |" in table
+    run = "fsdp 8 | full, 2 | yes | 9.0 of 15.8"
+    assert f"| stage 2, 7b on v5e:16x16 | {run} |  |  | 2.00 s | compute | 75% | 150 s |" in table
+    assert f"| stage 3, 7b on v5e:16x16 | {run} | 3.14 s | 48% | 2.00 s | compute | 75% | 150 s |" in table
     page = tpu_tables.fill("a\n<!-- stages -->\nold\n<!-- end -->\nb", {"stages": table})
     assert page == f"a\n<!-- stages -->\n{table}\n<!-- end -->\nb"
     with pytest.raises(SystemExit, match="no place for the table 'prompts'"):
