@@ -331,7 +331,7 @@ class DataConfig:
         _require(self.too_long in get_args(TooLong), f"data.too_long must be one of {', '.join(get_args(TooLong))}")
         _require(0 <= self.max_skipped <= 1, f"data.max_skipped must be a share from 0 to 1, got {self.max_skipped}")
         _require(self.workers >= 0, f"data.workers must not be negative, got {self.workers}")
-        _require(self.timeout >= 0, f"data.timeout must not be negative, got {self.timeout}")
+        _require(0 <= self.timeout < math.inf, f"data.timeout must be a number of seconds, 0 for no limit, got {self.timeout}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -138,6 +138,11 @@ def called(instruction: Instruction) -> list[str]:
     return [*_CALLED.findall(instruction.rest), *(re.findall(r"[\w.\-]+", listed[1]) if listed else ())]
 
 
+def inside(module: Module, instruction: Instruction) -> list[Instruction]:
+    """The instructions of the computations that an instruction runs."""
+    return [inner for name in called(instruction) for inner in module.computations.get(name, ())]
+
+
 def trip_count(module: Module, loop: Instruction) -> int | None:
     """As noted by XLA, else the bound that the loop's condition compares its counter with, which starts at zero."""
     if known := _TRIP_COUNT.search(loop.rest):

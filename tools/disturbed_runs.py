@@ -66,7 +66,7 @@ class Life:
         """`devices` are those of each process."""
         self.workdir, self.lines = workdir, list[str]()
         self.data = Path(str(settings["data.data-dir"]))
-        port = _free_port()
+        port = free_port()
         with contextlib.ExitStack() as started:
             self.processes = [
                 started.enter_context(_start(place, workdir, processes, number, port, devices, settings))
@@ -155,7 +155,8 @@ def _start(
     return subprocess.Popen(command, env=environment, stdout=output, stderr=errors, text=True, start_new_session=True)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port: int = free.getsockname()[1]

@@ -82,7 +82,7 @@ def _undisturbed(place: Place, processes: int) -> str:
     began = time.monotonic()
     life = _disturbable(place, workdir, processes, place.root / "data", 0)
     statuses = life.end()
-    if any(statuses):
+    if any(status != 0 for status in statuses):
         sys.exit(f"error: the undisturbed run ended with {_named(statuses)}:\n{''.join(life.lines)}")
     print(f"undisturbed  {processes} processes  {time.monotonic() - began:.0f} s", flush=True)
     return _result(workdir)
@@ -118,7 +118,7 @@ def _disturbed(place: Place, workdir: Path, processes: int, faults: list[Fault],
             return said, f"ENDED WITH {_named(statuses)} by itself: {''.join(life.lines[-3:])}"
         if unexpected := [status for status in statuses if status not in _EXPECTED]:
             return said, f"ENDED WITH {_named(unexpected)}, which no supervisor knows"
-        if not any(statuses) and any(line.startswith("finished") for line in life.lines):
+        if all(status == 0 for status in statuses) and any(line.startswith("finished") for line in life.lines):
             return said, ""
     return said, f"NOT FINISHED after {_MOST_LIVES} lives"
 

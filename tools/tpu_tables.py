@@ -114,8 +114,8 @@ def compile_one(case: Case, program: str) -> Reports:
 
 def stages_table(reports: Reports) -> str:
     """One line for each stage, model and topology."""
-    heads = ("run", "mesh", "remat, microbatches", "fits", "peak GiB of", "a step, by the clock", "MFU, by the clock")
-    heads += ("a step, at least", "bound by", "MFU, at most", "compiling")
+    heads = ["run", "mesh", "remat, microbatches", "fits", "peak GiB of", "a step, by the clock", "MFU, by the clock"]
+    heads += ["a step, at least", "bound by", "MFU, at most", "compiling"]
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for case in STAGES:
         if report := reports.get(f"{case.name}: train"):

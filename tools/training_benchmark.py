@@ -5,7 +5,6 @@ import functools
 import json
 import platform
 import shutil
-import socket
 import statistics
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import psutil
+from disturbed_runs import free_port
 
 from owl3_jax import sharding
 from owl3_jax.config import Config, OptimizerConfig, TrainConfig
@@ -170,9 +170,7 @@ with start_processes(ProcessFlags(sys.argv[1], {_PROCESSES}, int(sys.argv[2]))):
 
 
 def _measure_agreement(step_ms: float) -> Report:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     run = functools.partial(subprocess.Popen, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
     processes = [run([sys.executable, "-c", _ASK, address, str(number)]) for number in range(_PROCESSES)]
     outputs = [process.communicate()[0] for process in processes]

@@ -22,6 +22,7 @@ from owl3_jax.data.samples import Guarded, consider, for_source
 from owl3_jax.data.skipped import Counts, check_share
 from owl3_jax.data.sources import open_source
 from owl3_jax.host.lifeline import time_limit
+from owl3_jax.host.workers import end_with_parent, kill_children
 from owl3_jax.processing.processor import Processor
 
 _logger = logging.getLogger(__name__)
@@ -29,6 +30,7 @@ _logger = logging.getLogger(__name__)
 # With its filter, grain appends a note about itself to the message of every error that passes through it.
 grain.config.update("py_traceback_filtering", "off")
 
+_GRACE = 20.0  # seconds for worker processes to end, before they are killed
 _BUFFERED = 2  # rows of each worker process that wait for the others'
 
 _HINT = "a disk, a bucket or a worker process hangs. The same command resumes the run from its last checkpoint"
@@ -67,8 +69,11 @@ class TrainIterator(Iterator[Batch]):
         return jax.tree.map(lambda *arrays: np.concatenate(arrays), *(row.batch for row in rows))
 
     def close(self) -> None:
-        """Stops its thread and processes."""
-        with self._time_limit("what loads data has not ended"):
+        """Stops its thread and processes. Those that hang are killed, so that a run ends as it would without them."""
+        with (
+            time_limit(_GRACE, "", on_timeout=lambda _: kill_children()),
+            self._time_limit("what loads data has not ended"),
+        ):
             self._rows.close()
         self._rows = iter(())
 
@@ -136,7 +141,8 @@ def iterate_batches(
             flags.FLAGS(["owl3"])
         # Small arrays are pickled: a segment of shared memory for each would take longer than a row's pixels.
         rows = grain.experimental.WithOptionsIterDataset(rows, grain.experimental.DatasetOptions(min_shm_size=2**15))
-        rows = rows.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=_BUFFERED))
+        options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=_BUFFERED)
+        rows = rows.mp_prefetch(options, worker_init_fn=_begin_worker)
     ahead = grain.experimental.ThreadPrefetchIterDataset(rows, prefetch_buffer_size=config.prefetch * len(lanes))
     own = {source: size * len(lanes) / config.rows for source, size in sizes.items()}
     return TrainIterator(iter(ahead), states, own, config)
@@ -155,6 +161,10 @@ def sample_order(
     ]
     mixed = parts[0] if len(parts) == 1 else grain.MapDataset.mix(parts, weights=mixture_weights(records))
     return Order(mixed, config.rows, config.seed)
+
+
+def _begin_worker(number: int, workers: int) -> None:
+    end_with_parent()
 
 
 def _workers(config: DataConfig, lanes: int) -> int:

@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
 
+from owl3_jax.host.workers import kill_children
+
 LOST = 75  # EX_TEMPFAIL of sysexits.h: another attempt may succeed
 
 _EVERY = 1.0  # seconds between signs of life
@@ -26,8 +28,9 @@ _ALIVE, _GOODBYE, _LOST, _FAILED = b"alive", b"goodbye", b"lost", b"failed"
 
 
 def end_process(message: str) -> None:
-    """Ends this process with `LOST`, whatever its other threads wait for."""
+    """Ends this process with `LOST`, whatever its other threads wait for, and those that it has started."""
     print(f"error: {message}", file=sys.stderr, flush=True)
+    kill_children()
     os._exit(LOST)
 
 
@@ -35,16 +38,25 @@ def end_process(message: str) -> None:
 def time_limit(seconds: float, message: str, on_timeout: Callable[[str], None] = end_process) -> Iterator[None]:
     """Ends this process, by `on_timeout`, when what is inside the context takes longer; without a limit if `seconds` is 0.
 
-    For what can wait for ever, like a disk that has gone: then a process shows signs of life, and the others wait for it.
+    For what can wait for ever, like a disk that has gone: then a process shows signs of life, and the others wait for it. Time
+    in which the process is suspended does not count.
     """
-    timer = threading.Timer(seconds, on_timeout, [message])
-    timer.daemon = True
+    done = threading.Event()
     if seconds:
-        timer.start()
+        threading.Thread(target=_await_timeout, args=(seconds, message, on_timeout, done), daemon=True).start()
     try:
         yield
     finally:
-        timer.cancel()
+        done.set()
+
+
+def _await_timeout(seconds: float, message: str, on_timeout: Callable[[str], None], done: threading.Event) -> None:
+    while seconds > 0:  # second by second: after a suspension one of them is over, not all
+        tick = min(seconds, 1.0)
+        if done.wait(tick):
+            return
+        seconds -= tick
+    on_timeout(message)
 
 
 class Lifeline:

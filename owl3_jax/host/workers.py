@@ -57,12 +57,22 @@ def _save(function: Callable[..., Any], folder: str) -> Path:  # Any: as above
 
 
 def _start(path: Path) -> None:
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     _of_this_process[:] = [pickle.loads(path.read_bytes())]  # written by the process that started this one, in its own folder
 
 
-def _end_with_parent() -> None:
-    """Ends this process when the one that started it is killed: it would wait for work for ever."""
+def end_with_parent() -> None:
+    """From now on this process ends when the one that started it is killed: it would wait for work for ever."""
+    threading.Thread(target=_await_parent, daemon=True).start()
+
+
+def kill_children() -> None:
+    """Kills the processes that `multiprocessing` has started for this one, those that hang too."""
+    for child in multiprocessing.active_children():
+        child.kill()
+
+
+def _await_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

@@ -4,11 +4,11 @@ The compiler schedules instructions by estimates of its own, in cycles, and writ
 sum over entry, loops and branches is the time that a core is busy. What has no estimate is counted here:
 
     kernels        attention (splash): its products at padded sizes over the peak, the element-wise work over the vector units'
-                   rate, or the bytes that it moves, whichever takes longest (`_kernel_seconds`)
+                   rate, or the bytes that it moves, whichever takes longest (`kernels`)
     collectives    bytes over the links; of those that run in the background, what is left when their result is needed
-    copies in the background   bytes over HBM's bandwidth, in the same way
+    copies in the background   bytes over HBM's bandwidth, or over that to the host's memory, in the same way
 
-It ranks variants of a program; docs/tpu.md compares it with runs that others have measured.
+It ranks variants of a program: docs/tpu.md.
 """
 
 import math
@@ -17,19 +17,16 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple, get_args
 
-from owl3_jax.hlo import Array, Instruction, Module, arrays, called, trip_count
+from owl3_jax.hlo import Instruction, Module, called, inside, trip_count
 from owl3_jax.tpu.chips import Chip
-from owl3_jax.tpu.collectives import sent_bytes
+from owl3_jax.tpu.kernels import kernel_seconds
+from owl3_jax.tpu.transfers import Background, waited_for
 
 Kind = Literal["products", "element-wise", "copies", "kernels", "collectives"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 Shares = Callable[[Instruction], Sequence[float] | None]  # how often each branch of a conditional is taken, if that is known
 
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
-_TARGET = re.compile(r'custom_call_target="([^"]*)"')
-_KERNEL_OPERANDS = re.compile(r"operand_layout_constraints=\{(.*?)\}, \w+=")
-_CHANNEL = re.compile(r"channel_id=(\d+)")
-_OPERAND = re.compile(r"%([\w.\-]+)")
 _MOVES = frozenset(
     (
         "copy",
@@ -54,11 +51,6 @@ _MOVES = frozenset(
         "custom-call",
     )
 )
-_LANES = 128  # of a vector register, and of a side of the matrix unit's operands
-
-# Matrix products and operations of the vector units for each score, counted in the source of JAX's splash kernels.
-_SPLASH = {"splash_mha_fwd": (2, 14), "splash_mha_dq": (3, 12), "splash_mha_dkv": (4, 14)}
-_SPLASH_FUSED_BACKWARD = (5, 16)
 
 
 class Item(NamedTuple):
@@ -115,12 +107,15 @@ class _Reader:
         return self._found[computation]
 
     def _read(self, computation: str) -> Iterator[Item]:
-        now, background = 0.0, _Background(self._module, self._chip)
+        now, background = 0.0, Background(self._module, self._chip)
         for line in self._module.computations.get(computation, ()):
             background.start(line, now)
-            for item in [*self._inside(line), *background.wait(line, now)]:
+            for item in self._inside(line):
                 now += item.seconds
                 yield item
+            if wait := background.wait(line, now):
+                now += wait.seconds
+                yield Item(line, "copies" if wait.is_copy else "collectives", 1, wait.seconds, exposed=True)
 
     def _inside(self, line: Instruction) -> Iterator[Item]:
         if line.opcode == "while":
@@ -133,9 +128,9 @@ class _Reader:
         elif found := _CYCLES.search(line.rest):
             yield Item(line, self._kind(line), 1, int(found[1]) / self._chip.clock)
         elif line.opcode == "custom-call" and "tpu_custom_call" in line.rest:
-            yield Item(line, "kernels", 1, _kernel_seconds(line, self._chip))
-        elif not line.opcode.endswith("-start") and (sent := sent_bytes(line)):
-            yield Item(line, "collectives", 1, sent / _link_bytes(line, self._chip), exposed=True)
+            yield Item(line, "kernels", 1, kernel_seconds(line, self._chip))
+        elif collective := waited_for(self._module, line):
+            yield Item(line, "collectives", 1, collective.seconds(self._chip), exposed=True)
 
     def _branches(self, line: Instruction) -> Iterator[Item]:
         branches = [self.items(name) for name in called(line)]
@@ -157,117 +152,13 @@ class _Reader:
         if line.opcode != "fusion":
             yield line.opcode
         else:
-            for name in called(line):
-                for inner in self._module.computations.get(name, ()):
-                    yield from self._opcodes(inner)
+            for inner in inside(self._module, line):
+                yield from self._opcodes(inner)
 
 
 def _repeated(items: Iterable[Item], times: float) -> Iterator[Item]:
     for item in items:
         yield item._replace(times=item.times * times, seconds=item.seconds * times)
-
-
-class _Transfer(NamedTuple):
-    kind: Kind
-    ends: float  # seconds since the computation has begun
-
-
-class _Background:
-    """What runs beside the core's instructions: transfers, one after the other on each network."""
-
-    def __init__(self, module: Module, chip: Chip) -> None:
-        self._module, self._chip = module, chip
-        self._running: dict[str, _Transfer] = {}  # by what its end refers to
-        self._free = defaultdict[Kind, float](float)  # when the last transfer of a kind ends
-
-    def start(self, line: Instruction, now: float) -> None:
-        """Notes a transfer if this instruction begins one."""
-        begun = self._begun(line)
-        if begun is None:
-            return
-        key, kind, seconds = begun
-        ends = max(now, self._free[kind]) + seconds
-        self._free[kind] = ends
-        self._running[key] = _Transfer(kind, ends)
-
-    def wait(self, line: Instruction, now: float) -> Iterator[Item]:
-        """The time that the core waits here for a transfer that has begun before."""
-        for key in self._ended(line):
-            transfer = self._running.pop(key, None)
-            if transfer and transfer.ends > now:
-                yield Item(line, transfer.kind, 1, transfer.ends - now, exposed=True)
-
-    def _begun(self, line: Instruction) -> tuple[str, Kind, float] | None:
-        if line.opcode in ("copy-start", "async-start") and not (inner := self._collective(line)):
-            size = max((array.bytes for array in arrays(line.shape)[1:]), default=0)
-            return line.name, "copies", size / self._chip.hbm
-        if line.opcode.endswith("-start"):
-            collective = inner if line.opcode == "async-start" else line
-            if collective and (sent := sent_bytes(collective)):
-                return line.name, "collectives", sent / _link_bytes(collective, self._chip)
-            return None
-        if line.opcode == "fusion" and (collective := self._fused(line, "AsyncCollectiveStart")):
-            found = _CHANNEL.search(collective.rest)
-            return (
-                f"channel {found[1] if found else ''}",
-                "collectives",
-                sent_bytes(collective) / _link_bytes(collective, self._chip),
-            )
-        return None
-
-    def _ended(self, line: Instruction) -> list[str]:
-        if line.opcode.endswith("-done"):
-            return _OPERAND.findall(line.rest.partition(")")[0])[:1]
-        if line.opcode == "fusion" and (collective := self._fused(line, "AsyncCollectiveDone")):
-            found = _CHANNEL.search(collective.rest)
-            return [f"channel {found[1] if found else ''}"]
-        return []
-
-    def _collective(self, line: Instruction) -> Instruction | None:
-        """The collective operation that an `async-start` runs."""
-        inside = (inner for name in called(line) for inner in self._module.computations.get(name, ()))
-        return next((inner for inner in inside if sent_bytes(inner)), None)
-
-    def _fused(self, line: Instruction, target: str) -> Instruction | None:
-        """The collective operation in a fusion that starts or ends it."""
-        inside = [inner for name in called(line) for inner in self._module.computations.get(name, ())]
-        if not any((found := _TARGET.search(inner.rest)) and found[1] == target for inner in inside):
-            return None
-        return next((inner for inner in inside if sent_bytes(inner)), None)
-
-
-def _link_bytes(line: Instruction, chip: Chip) -> float:
-    """Bytes a second that a collective can send: a permutation over one link, others over both directions of an axis."""
-    return chip.ici / chip.links * (1 if line.opcode.startswith("collective-permute") else 2)
-
-
-def _kernel_seconds(line: Instruction, chip: Chip) -> float:
-    """The time of an attention kernel: of its matrix products, its other operations, or its traffic, whichever is longest.
-
-    Heads are padded to the width of the matrix unit. Of blocks that a mask hides from all queries, causal ones count half; what
-    segments hide is not known before a run.
-    """
-    operands = _KERNEL_OPERANDS.search(line.rest)
-    found = arrays(operands[1]) if operands else []
-    moved = sum(array.bytes for array in [*found, *arrays(line.shape)])
-    queries, keys = _queries_and_keys(found)
-    name = next((name for name in _SPLASH if line.name.startswith(name)), None)
-    if name is None or queries is None or keys is None:
-        return moved / chip.hbm
-    products, operations = _SPLASH[name]
-    if name == "splash_mha_dkv" and r"\"use_fused_bwd_kernel\": true" in line.rest:
-        products, operations = _SPLASH_FUSED_BACKWARD
-    heads, tokens, size = queries.dims
-    share = 0.5 * (1 + 1 / max(1, tokens // 512)) if tokens == keys.dims[1] and "hyper_attention" not in line.op_name else 1.0
-    scores = share * heads * tokens * keys.dims[1]
-    width = math.ceil(size / _LANES) * _LANES
-    return max(2 * products * width * scores / chip.flops, operations * scores / chip.vector, moved / chip.hbm)
-
-
-def _queries_and_keys(operands: Sequence[Array]) -> tuple[Array | None, Array | None]:
-    """The first two of an attention's operands that are [heads, tokens, head size]."""
-    found = [array for array in operands if len(array.dims) == 3 and array.dtype in ("bf16", "f32")]
-    return (found[0], found[1]) if len(found) > 1 else (None, None)
 
 
 def by_part(clock: Clock, part: Callable[[Instruction], tuple[str, str]]) -> Mapping[str, Mapping[str, float]]:

@@ -24,7 +24,7 @@ from owl3_jax.training.profile import Part, parts_of
 GIB = 2**30
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}
 _SIZE = r"([\d.]+)([KMGT]?)"
-_OF_LAYERS = re.compile(r"/hyper_attention/[\w.]+/cond$")
+_OF_LAYERS = re.compile(r"/hyper_attention/[\w.]+(?:/checkpoint|/rematted_computation)*/cond$")
 
 
 Say = Callable[[str], None]  # takes a line that says what is being done
@@ -134,15 +134,18 @@ def _examine(program: Program, executable: jax.stages.Compiled, dump: Dump, seco
         collectives(module),
         open_loops(module),
         image_facts(module, program.rows) if program.rows else None,
-        read_clock(dump.scheduled, topology.chip.of_one_device, functools.partial(_branch_shares, program.hyper_share)),
+        read_clock(dump.scheduled, topology.chip.of_one_device, functools.partial(branch_shares, program.hyper_share)),
         parts_of(dump.scheduled),
         dump.sources,
     )
 
 
-def _branch_shares(hyper_share: float, conditional: Instruction) -> Sequence[float] | None:
+def branch_shares(hyper_share: float, conditional: Instruction) -> Sequence[float] | None:
     """How often each branch of a conditional is taken: those of the decoder's layers are by their kind (`models.qwen2`)."""
-    return [1 - hyper_share, hyper_share] if _OF_LAYERS.search(conditional.op_name) else None
+    if not _OF_LAYERS.search(conditional.op_name):
+        return None
+    without_first = "branch_computations=" in conditional.rest  # by a number; by a truth value the true one comes first
+    return [1 - hyper_share, hyper_share] if without_first else [hyper_share, 1 - hyper_share]
 
 
 def _moved(module: Module, *, read: int, written: int) -> int:

@@ -62,7 +62,7 @@ def _clock(compiled: Compiled, least: float) -> Report:
     kinds = clock.by_kind()
     return {
         "seconds": clock.seconds,
-        "mfu": least / clock.seconds,
+        "mfu": least / clock.seconds if clock.seconds else 0.0,
         "parts": by_part(clock, lambda instruction: compiled.parts.get(instruction.name, OTHER)),
         "kinds": kinds,
         "kernels": kinds["kernels"],

@@ -4,17 +4,22 @@ import dataclasses
 import io
 import json
 import logging
+import multiprocessing
+import multiprocessing.connection
+import time
 from collections import Counter
 from collections.abc import Sequence
 
 import jax
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from owl3_jax.batch import Batch
 from owl3_jax.config import ConfigError, DataConfig, SourceConfig
+from owl3_jax.data import pipeline
 from owl3_jax.data.digits.builder import make_record
 from owl3_jax.data.digits.images import IMAGE_SIZE, split_ids
 from owl3_jax.data.digits.samples import draw_sample
@@ -273,6 +278,36 @@ def test_sources_are_mixed_by_weight_and_each_has_its_own_epochs(processor, weig
 
 def test_worker_processes_give_the_same_batches(processor):
     assert mixed(processor, (None, None), batches=5, workers=2) == mixed(processor, (None, None), batches=5)
+
+
+def test_a_worker_process_that_hangs_does_not_keep_the_iterator_from_ending(processor, monkeypatch):
+    monkeypatch.setattr(pipeline, "_GRACE", 0.5)
+    config = dataclasses.replace(CONFIG, workers=1)
+    with Shard(processor, numbered_records(20), config) as shard:
+        shard.take(1)
+        loaders = multiprocessing.active_children()
+        for loader in loaders:
+            psutil.Process(loader.pid).suspend()
+    assert loaders and not any(loader.is_alive() for loader in loaders)
+
+
+def read_until_killed(started: multiprocessing.connection.Connection) -> None:
+    """A training process with one worker process, of which it tells the number."""
+    config = dataclasses.replace(CONFIG, workers=1)
+    with Shard(Processor(make_tokenizer(), IMAGE_SIZE), numbered_records(20), config) as shard:
+        shard.take(1)
+        started.send([child.pid for child in psutil.Process().children(recursive=True)])
+        time.sleep(600)
+
+
+def test_worker_processes_end_with_the_process_that_started_them():
+    context = multiprocessing.get_context("spawn")
+    reader, writer = context.Pipe(duplex=False)
+    process = context.Process(target=read_until_killed, args=(writer,))
+    process.start()
+    children = [psutil.Process(pid) for pid in reader.recv()]
+    process.kill()
+    assert children and not psutil.wait_procs(children, timeout=60)[1]
 
 
 def long_records() -> list[dict]:

@@ -5,6 +5,7 @@ import pytest
 from owl3_jax.hlo import Instruction, parse, source_lines
 from owl3_jax.tpu.chips import CHIPS, Chip
 from owl3_jax.tpu.clock import Clock, by_part, read_clock
+from owl3_jax.tpu.compiled import branch_shares
 
 CHIP = Chip(flops=1e6, hbm=1e3, ici=400.0, dcn=1.0, clock=100.0, links=4, cores=1, topology="")
 
@@ -157,3 +158,96 @@ def test_a_device_of_a_chip_with_two_has_half_of_it() -> None:
 
 def test_an_instruction_without_a_frame_has_none() -> None:
     assert Instruction("a", "f32[]", "add", "%b)").frame == 0
+
+
+def clock_of(entry: str, computations: str = "") -> dict[str, float]:
+    """Seconds by instruction of a program with these lines."""
+    return seconds(read_clock(parse(f"{computations}\nENTRY %main (x: f32[4]) -> f32[4] {{\n{entry}\n}}\n"), CHIP))
+
+
+PERMUTES = """\
+  %one = (f32[50]{0}, f32[50]{0}) collective-permute-start(%x), source_target_pairs={{0,1},{1,2}}
+  %two = (f32[50]{0}, f32[50]{0}) collective-permute-start(%x), source_target_pairs={PAIRS}
+  %one.done = f32[50]{0} collective-permute-done(%one)
+  %two.done = f32[50]{0} collective-permute-done(%two)"""
+
+
+@pytest.mark.parametrize(("pairs", "second"), [("{{1,0},{2,1}}", None), ("{{0,1},{1,2}}", 2.0)])
+def test_permutations_wait_for_each_other_if_they_take_the_same_links(pairs: str, second: float | None) -> None:
+    expected = {"one.done": 2.0} | ({"two.done": second} if second else {})
+    assert clock_of(PERMUTES.replace("{PAIRS}", pairs)) == pytest.approx(expected)
+
+
+def test_what_goes_to_another_slice_takes_the_time_of_that_network() -> None:
+    sent = 'frontend_attributes={_x="xla_megascale_runtime",_xla_megascale_transfer_type="ALL_REDUCE"}'
+    found = clock_of(f"""\
+  %recv = (f32[5]{{0}}, u32[], token[]) recv(%x)
+  %send = (f32[5]{{0}}, u32[], token[]) send(%x, %x), {sent}
+  %add = f32[4]{{0}} add(%x, %x), {cycles(500)}
+  %recv.done = (f32[5]{{0}}, token[]) recv-done(%recv)
+  %send.done = token[] send-done(%send)""")
+    assert found == pytest.approx({"add": 5.0, "recv.done": 15.0})  # 20 bytes at one byte a second
+
+
+def test_a_fusion_that_only_communicates_counts_as_that() -> None:
+    computation = """\
+%all-reduce-scatter.1 (p: f32[100]) -> f32[50] {
+  %p = f32[100]{0} parameter(0)
+  %all-reduce = f32[100]{0} all-reduce(%p), replica_groups={{0,1}}, to_apply=%add
+  ROOT %part = f32[50]{0} dynamic-slice(%all-reduce, %p)
+}"""
+    found = clock_of("  %fusion.9 = f32[50]{0} fusion(%x), kind=kCustom, calls=%all-reduce-scatter.1", computation)
+    assert found == pytest.approx({"fusion.9": 400 / 2 / 200})  # half of what is scattered, over two links
+
+
+def test_of_an_update_in_the_background_only_what_is_new_is_moved() -> None:
+    computation = """\
+%update (p: f32[4000], q: f32[250]) -> f32[4000] {
+  %p = f32[4000]{0} parameter(0)
+  %q = f32[250]{0} parameter(1)
+  ROOT %updated = f32[4000]{0} dynamic-update-slice(%p, %q, %p)
+}"""
+    found = clock_of(
+        """\
+  %begun = ((f32[4000]{0}, f32[250]{0}), f32[4000]{0}, s32[]) async-start(%x), calls=%update
+  %done = f32[4000]{0} async-done(%begun)""",
+        computation,
+    )
+    assert found == pytest.approx({"done": 1.0})
+
+
+def test_a_copy_to_the_host_is_slower() -> None:
+    (copied,) = clock_of("""\
+  %begun = (f32[4000000]{0:S(5)}, f32[4000000]{0}, u32[]) copy-start(%x)
+  %done = f32[4000000]{0:S(5)} copy-done(%begun)""").values()
+    assert copied == pytest.approx(16e6 / 16e9)
+
+
+OPERANDS = "s32[1,8,4]{2,1,0}, bf16[14,4096,64]{2,1,0}, bf16[2,4096,64]{2,1,0}, bf16[2,4096,64]{2,1,0}"
+TEXT_KERNEL = f"""\
+  ROOT %splash_mha_dq_segmented_no_residuals.5 = (bf16[14,4096,64]{{2,1,0}}) custom-call(%x), \
+custom_call_target="tpu_custom_call", operand_layout_constraints={{{OPERANDS}}}, metadata={{op_name="SCOPE/pallas_call"}}"""
+
+
+@pytest.mark.parametrize(("scope", "share"), [("self_attn", 20 / 32), ("self_attn/hyper_attention", 1.0)])
+def test_blocks_of_text_that_order_hides_do_not_count(scope: str, share: float) -> None:
+    """Of 8 x 4 blocks of 512 positions and 1,024 keys, rows need 1, 1, 2, 2, 3, 3, 4 and 4."""
+    text = f"ENTRY %main (x: f32[4]) -> f32[4] {{\n{TEXT_KERNEL.replace('SCOPE', scope)}\n}}\n"
+    (item,) = read_clock(parse(text), CHIPS["v5e"]._replace(clock=1e12)).items
+    assert item.seconds == pytest.approx(share * 3 * 2 * 128 * 14 * 4096 * 4096 / 197e12)
+
+
+IN_LAYERS = "jit(f)/while/body/layers/decoder_layer/self_attn/hyper_attention/self_attn._fuse"
+
+
+@pytest.mark.parametrize("scopes", ["", "/checkpoint", "/checkpoint/rematted_computation"])
+def test_branches_of_layers_count_by_the_share_of_hyper_layers(scopes: str) -> None:
+    rest = f'%x), branch_computations={{%a, %b}}, metadata={{op_name="{IN_LAYERS}{scopes}/cond"}}'
+    assert branch_shares(0.25, Instruction("c", "f32[]", "conditional", rest)) == [0.75, 0.25]
+    by_truth = rest.replace("branch_computations={%a, %b}", "true_computation=%b, false_computation=%a")
+    assert branch_shares(0.25, Instruction("c", "f32[]", "conditional", by_truth)) == [0.25, 0.75]
+
+
+def test_other_branches_are_not_known() -> None:
+    inner = f'%x), branch_computations={{%a, %b, %c}}, metadata={{op_name="{IN_LAYERS}/cond/branch_1_fun/while/body/cond"}}'
+    assert branch_shares(0.25, Instruction("c", "f32[]", "conditional", inner)) is None

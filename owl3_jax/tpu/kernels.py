@@ -1,0 +1,49 @@
+"""The time of attention kernels, for which the compiler has no estimate."""
+
+import math
+import re
+from collections.abc import Sequence
+
+from owl3_jax.hlo import Array, Instruction, arrays
+from owl3_jax.tpu.chips import Chip
+
+_OPERANDS = re.compile(r"operand_layout_constraints=\{(.*?)\}, \w+=")
+_LANES = 128  # of a vector register, and of a side of the matrix unit's operands
+
+# Matrix products and operations of the vector units for each score, counted in the source of JAX's splash kernels.
+_SPLASH = {"splash_mha_fwd": (2, 14), "splash_mha_dq": (3, 12), "splash_mha_dkv": (4, 14)}
+
+
+def kernel_seconds(line: Instruction, chip: Chip) -> float:
+    """The time of an attention kernel: of its matrix products, its other operations, or its traffic, whichever is longest.
+
+    Heads are padded to the width of the matrix unit. Of causal text, the blocks that no position sees are left out; those that
+    segments or images hide are not known before a run.
+    """
+    operands = _OPERANDS.search(line.rest)
+    found = arrays(operands[1]) if operands else []
+    moved = sum(array.bytes for array in [*found, *arrays(line.shape)])
+    queries, keys = _queries_and_keys(found)
+    name = next((name for name in _SPLASH if line.name.startswith(name)), None)
+    if name is None or queries is None or keys is None:
+        return moved / chip.hbm
+    products, operations = _SPLASH[name]
+    heads, tokens, size = queries.dims
+    scores = _causal_share(line, found, tokens, keys.dims[1]) * heads * tokens * keys.dims[1]
+    width = math.ceil(size / _LANES) * _LANES
+    return max(2 * products * width * scores / chip.flops, operations * scores / chip.vector, moved / chip.hbm)
+
+
+def _causal_share(line: Instruction, operands: Sequence[Array], tokens: int, keys: int) -> float:
+    """The share of pairs of blocks that are not hidden by order: text has a table of them, and as many keys as positions."""
+    tables = [array.dims[1:] for array in operands if len(array.dims) == 3 and array.dtype == "s32"]
+    if not tables or tokens != keys or "hyper_attention" in line.op_name:
+        return 1.0
+    rows, columns = tables[0]
+    return sum(math.ceil((row + 1) * columns / rows) for row in range(rows)) / (rows * columns)
+
+
+def _queries_and_keys(operands: Sequence[Array]) -> tuple[Array | None, Array | None]:
+    """The first two of an attention's operands that are [heads, tokens, head size]."""
+    found = [array for array in operands if len(array.dims) == 3 and array.dtype in ("bf16", "f32")]
+    return (found[0], found[1]) if len(found) > 1 else (None, None)
