@@ -37,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Reads the command line, and runs the campaign."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=60)
+    parser.add_argument("--skip", type=int, default=0, help="of them, the first ones, which were done before")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, choices=(1, 2, 4), help="of each run; by default 2 and 4 in turn")
     parser.add_argument("--only", nargs="+", choices=[fault.name for fault in FAULTS], help="these faults alone")
@@ -44,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory(prefix="owl3-faults-") as folder:
         place = Place(Path(folder))
         write_photographs(place.photographs)
-        results = list(_campaign(place, flags.runs, flags.seed, flags.processes, flags.only))
+        results = list(_campaign(place, range(flags.skip, flags.runs), flags.seed, flags.processes, flags.only))
     _print_table(results)
     failed = sum(not is_good for _, is_good in results)
     print(f"{len(results) - failed} of {len(results)} runs ended as undisturbed ones do", flush=True)
@@ -52,12 +53,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _campaign(
-    place: Place, runs: int, seed: int, processes: int | None, only: Sequence[str] | None
+    place: Place, runs: range, seed: int, processes: int | None, only: Sequence[str] | None
 ) -> Iterator[tuple[list[str], bool]]:
     """The faults of each run, and whether it ended well."""
     faults = [fault for fault in FAULTS if only is None or fault.name in only]
     straight: dict[int, str] = {}
-    for number in range(runs):
+    for number in runs:
         count = processes or (2, 4)[number % 2]
         if count not in straight:
             straight[count] = _undisturbed(place, count)
@@ -73,7 +74,7 @@ def _campaign(
         shutil.rmtree(workdir, ignore_errors=True)
         seconds = time.monotonic() - began
         done, ended = "; then ".join(said), problem or "bit-identical"
-        print(f"run {number + 1}/{runs}  {count} processes  {done}  {ended}  {seconds:.0f} s", flush=True)
+        print(f"run {number + 1}/{runs.stop}  {count} processes  {done}  {ended}  {seconds:.0f} s", flush=True)
         yield [fault.name for fault in chosen], not problem
 
 

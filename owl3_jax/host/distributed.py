@@ -9,6 +9,7 @@ import dataclasses
 import os
 import re
 import socket
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
@@ -80,11 +81,24 @@ def start_processes(flags: ProcessFlags) -> contextlib.AbstractContextManager[No
 
 @contextlib.contextmanager
 def _leaving_in_order(lifeline: Lifeline) -> Iterator[None]:
-    """Process 0 leaves last: the others abort when its coordination service ends before they have left that."""
-    with lifeline:
-        yield
-        lifeline.await_others()
-        jax.distributed.shutdown()
+    """Process 0 leaves last: the others abort when its coordination service ends before they have left that.
+
+    With an error this process ends soon, though threads of libraries may still wait for others.
+    """
+    try:
+        with lifeline:
+            yield
+            lifeline.await_others()
+            jax.distributed.shutdown()
+    except BaseException as error:
+        if not (isinstance(error, SystemExit) and error.code in (None, 0)):
+            threading.Thread(target=_end_soon, daemon=True).start()
+        raise
+
+
+def _end_soon() -> None:
+    time.sleep(2 * _PATIENCE)  # later than the others, which JAX aborts when process 0 has gone
+    os._exit(1)
 
 
 def call_roll(job: Job, timeout: float) -> dict[int, socket.socket]:

@@ -21,6 +21,7 @@ import contextlib
 import dataclasses
 import logging
 import math
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -42,6 +43,7 @@ from owl3_jax.training.step import TrainState
 NO_PARAMS: Params = {}
 NO_METRICS: Mapping[str, float] = MappingProxyType({})
 LANES, _SUMS = "lanes", "sums"
+_LONGEST_END = 60.0  # seconds that a process with an error waits for a save with others
 _SLICED = 2**20  # bytes of the parts in which one array is written
 Lanes = Int32[jax.Array, "rows S"]  # the state of each, split as the rows of a batch
 
@@ -70,7 +72,8 @@ class DamagedError(SavedRunError):
 class Checkpoints:
     """The checkpoints of one training run, to save and to resume from.
 
-    A context manager: leaving it waits for a save in progress.
+    A context manager: leaving it waits for a save in progress. With an error, in a run of several processes, not for ever:
+    others, which have to take part in the save, may wait for this one.
     """
 
     def __init__(self, workdir: Path, config: Config) -> None:
@@ -90,8 +93,17 @@ class Checkpoints:
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        with self._naming_the_last_good_step():
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is None or jax.process_count() == 1:
+            with self._naming_the_last_good_step():
+                self._manager.close()
+        else:
+            closing = threading.Thread(target=self._close_beside_an_error, daemon=True)
+            closing.start()
+            closing.join(_LONGEST_END)
+
+    def _close_beside_an_error(self) -> None:
+        with contextlib.suppress(Exception):  # the error that the run ends with is the first one
             self._manager.close()
 
     def steps(self) -> list[int]:

@@ -13,6 +13,7 @@ import pytest
 
 from owl3_jax.host import distributed
 from owl3_jax.host.distributed import DistributedError, Job, ProcessFlags, call_roll, start_processes
+from owl3_jax.host.lifeline import LOST
 
 PROGRAM = """
 import sys
@@ -52,6 +53,26 @@ def test_two_processes_become_one_run(address):
     running = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for command in commands]
     printed = [process.communicate(timeout=240)[0].splitlines() for process in running]
     assert [lines[-1] for lines in printed] == ["2 [0, 1]"] * 2  # before it, words of the library that connects them
+
+
+ERROR_PROGRAM = """
+import sys, threading
+from owl3_jax.host.distributed import ProcessFlags, start_processes
+with start_processes(ProcessFlags(sys.argv[1], 2, int(sys.argv[2]), timeout=120.0)):
+    threading.Thread(target=threading.Event().wait).start()  # as one of orbax, which waits for the others' part of a save
+    if sys.argv[2] == "1":
+        sys.exit("error: no room")
+    threading.Event().wait()
+"""
+
+
+def test_a_process_with_an_error_ends_though_a_thread_of_it_waits_for_others(address):
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3]), "XLA_FLAGS": ""}
+    commands = [[sys.executable, "-c", ERROR_PROGRAM, address, str(process)] for process in range(2)]
+    running = [subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) for command in commands]
+    errors = [process.communicate(timeout=240)[1] for process in running]
+    assert [process.returncode for process in running] == [LOST, 1]
+    assert "process 1 has ended with an error: SystemExit: error: no room" in errors[0] and "error: no room" in errors[1]
 
 
 SHARDING_PROGRAM = """

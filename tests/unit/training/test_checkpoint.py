@@ -8,6 +8,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ import pytest
 
 from owl3_jax.config import Config, DataConfig, MeshConfig, TrainConfig
 from owl3_jax.sharding import make_mesh, to_own_rows
+from owl3_jax.training import checkpoint
 from owl3_jax.training.checkpoint import Checkpoints, SavedRunError, config_differences
 from owl3_jax.training.step import TrainState
 from tests import tiny
@@ -279,6 +281,16 @@ with Checkpoints(Path(sys.argv[1]), CONFIG) as checkpoints:
     checkpoints.wait()
     checkpoints.save(2, random_state(2, 10_000_019), make_lanes())
 """
+
+
+def test_with_an_error_a_save_with_others_is_not_waited_for_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others, which have to take part in it, may wait for this process in a step."""
+    monkeypatch.setattr(checkpoint, "_LONGEST_END", 0.2)
+    checkpoints = Checkpoints(tmp_path, CONFIG)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(checkpoints._manager, "close", threading.Event().wait)
+    with pytest.raises(KeyError), checkpoints:
+        raise KeyError
 
 
 def test_a_process_killed_during_a_save_leaves_the_last_good_checkpoint(tmp_path: Path) -> None:
