@@ -84,12 +84,12 @@ def describe(report: Report) -> str:
 
 
 def _large(config: Config, width: int) -> Config:
-    """The digits' model, wider: its checkpoint takes a while to write."""
+    """The digits' model, wider: its checkpoint takes a while to write. Batches are short."""
     model = dataclasses.replace(config.model, hidden_size=width, intermediate_size=4 * width, num_attention_heads=8)
     model = dataclasses.replace(model, num_key_value_heads=8)
-    return dataclasses.replace(
-        config, model=model, compute=dataclasses.replace(config.compute, remat="none"), optimizer=OptimizerConfig()
-    )
+    compute = dataclasses.replace(config.compute, remat="none")
+    data = dataclasses.replace(config.data, rows=2)
+    return dataclasses.replace(config, model=model, data=data, compute=compute, optimizer=OptimizerConfig())
 
 
 def _small(config: Config, steps: int) -> Config:
