@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -73,14 +73,19 @@ def describe(report: Report) -> str:
     if "memory" in report:
         samples = [Sample(**each) for each in report["memory"]]
         late = [each for each in samples if each.step >= _FROM]
+        halves = late[: len(late) // 2], late[len(late) // 2 :]
+        files, threads = (" and ".join(_range([each[at] for each in half]) for half in halves) for at in (2, 3))
         slope = np.polyfit([each.step for each in late], [each.resident for each in late], 1)[0]
         lines.append(
             f"memory over {samples[-1].step} steps: {late[0].resident / 1e6:.0f} MB after step {late[0].step}, "
             f"{late[-1].resident / 1e6:.0f} MB at the end; slope {slope * 1000 / 1e6:+.2f} MB in 1,000 steps; "
-            f"open files {min(each.files for each in late)} to {max(each.files for each in late)}, "
-            f"threads {min(each.threads for each in late)} to {max(each.threads for each in late)}"
+            f"in the first half and in the second {files} open files, {threads} threads"
         )
     return "\n".join(lines)
+
+
+def _range(counts: Sequence[int]) -> str:
+    return f"{min(counts)} to {max(counts)}"
 
 
 def _large(config: Config, width: int) -> Config:

@@ -7,6 +7,7 @@ import functools
 import logging
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence, Sized
 from contextlib import AbstractContextManager
+from typing import NamedTuple
 
 import grain
 import jax
@@ -19,7 +20,7 @@ from owl3_jax.config import DataConfig, SourceConfig
 from owl3_jax.data.lanes import Lanes, LaneState, Order, Row, ahead_of
 from owl3_jax.data.readers.records import Kind, Records
 from owl3_jax.data.samples import Guarded, consider, for_source
-from owl3_jax.data.skipped import Counts, check_share
+from owl3_jax.data.skipped import Counts, Skipped, check_share
 from owl3_jax.data.sources import open_source
 from owl3_jax.host.lifeline import time_limit
 from owl3_jax.host.workers import end_with_parent, kill_children
@@ -38,6 +39,21 @@ _HINT = "a disk, a bucket or a worker process hangs. The same command resumes th
 States = Int32[np.ndarray, "lanes S"]
 
 
+class JoinedRows(NamedTuple):
+    """One row of each of several lanes, as a batch."""
+
+    batch: Batch
+    states: States  # of the lanes, after it
+    skipped: tuple[Skipped, ...]
+
+    @classmethod
+    def of(cls, rows: Sequence[Row]) -> "JoinedRows":
+        """The batch of these rows, in their order."""
+        batch: Batch = jax.tree.map(lambda *arrays: np.concatenate(arrays), *(row.batch for row in rows))
+        states = np.stack([np.asarray(row.state) for row in rows])
+        return cls(batch, states, tuple(each for row in rows for each in row.skipped))
+
+
 class TrainIterator(Iterator[Batch]):
     """An endless iterator over numpy `Batch`es of some of the rows.
 
@@ -48,25 +64,25 @@ class TrainIterator(Iterator[Batch]):
 
     def __init__(
         self,
-        rows: grain.DatasetIterator[Row] | Generator[Row, None, None],
+        batches: grain.DatasetIterator["JoinedRows"] | Generator["JoinedRows", None, None],
         states: States,
         sizes: Mapping[str, float],
         config: DataConfig,
     ) -> None:
         self.states = states  # of the lanes, after the last batch
         self.sizes = sizes  # records of each source that these rows have in an epoch
-        self._rows, self._max_skipped, self._timeout = rows, config.max_skipped, config.timeout
+        self._batches, self._max_skipped, self._timeout = batches, config.max_skipped, config.timeout
 
     def __next__(self) -> Batch:
         with self._time_limit("no batch of data has come"):
-            rows = [next(self._rows) for _ in self.states]
-        self.states = np.stack([np.asarray(row.state) for row in rows])
-        if skipped := [each for row in rows for each in row.skipped]:
+            joined = next(self._batches)
+        self.states = joined.states
+        if joined.skipped:
             counts, sources = self.counts, list(self.sizes)
-            for each in skipped:
+            for each in joined.skipped:
                 _logger.warning("skipped %s: %s", each.record, each.detail)
                 check_share(counts, sources, self._max_skipped, each)
-        return jax.tree.map(lambda *arrays: np.concatenate(arrays), *(row.batch for row in rows))
+        return joined.batch
 
     def close(self) -> None:
         """Stops its thread and processes. Those that hang are killed, so that a run ends as it would without them."""
@@ -74,8 +90,8 @@ class TrainIterator(Iterator[Batch]):
             time_limit(_GRACE, "", on_timeout=lambda _: kill_children()),
             self._time_limit("what loads data has not ended"),
         ):
-            self._rows.close()
-        self._rows = iter(())
+            self._batches.close()
+        self._batches = iter(())
 
     def _time_limit(self, problem: str) -> AbstractContextManager[None]:
         return time_limit(self._timeout, f"{problem} within {self._timeout:g} s (data.timeout): {_HINT}")
@@ -143,7 +159,9 @@ def iterate_batches(
         rows = grain.experimental.WithOptionsIterDataset(rows, grain.experimental.DatasetOptions(min_shm_size=2**15))
         options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=_BUFFERED)
         rows = rows.mp_prefetch(options, worker_init_fn=_begin_worker)
-    ahead = grain.experimental.ThreadPrefetchIterDataset(rows, prefetch_buffer_size=config.prefetch * len(lanes))
+    # In the thread, so that the training loop does not wait for Python's lock at every row.
+    batches = rows.batch(len(lanes), batch_fn=JoinedRows.of)
+    ahead = grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=config.prefetch)
     own = {source: size * len(lanes) / config.rows for source, size in sizes.items()}
     return TrainIterator(iter(ahead), states, own, config)
 

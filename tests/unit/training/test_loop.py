@@ -25,7 +25,7 @@ from checkpoint_damage import DAMAGES
 from owl3_jax.batch import Batch
 from owl3_jax.config import Config, ConfigError, DataConfig, SourceConfig, TrainConfig, ValidationConfig, load_json_tree
 from owl3_jax.data.lanes import LaneState, Row, ahead_of
-from owl3_jax.data.pipeline import TrainIterator
+from owl3_jax.data.pipeline import JoinedRows, TrainIterator
 from owl3_jax.data.skipped import Counts
 from owl3_jax.host.signals import StoppedError
 from owl3_jax.params import Params
@@ -71,13 +71,13 @@ def numbered(
     def state(index: int) -> np.ndarray:
         return LaneState(index, [], counts).to_array(ahead_of(config))
 
-    def rows() -> Generator[Row, None, None]:
+    def batches() -> Generator[JoinedRows, None, None]:
         for index in itertools.count(first + 1):
             before(index)
             row = make_batch(index, broken=broken, rows=1, offset=offset)
-            yield from (Row(row, state(index), ()) for _ in lanes)
+            yield JoinedRows.of([Row(row, state(index), ()) for _ in lanes])
 
-    return TrainIterator(rows(), np.stack([state(first)] * len(lanes)), {"digits": 100.0}, CONFIG.data)
+    return TrainIterator(batches(), np.stack([state(first)] * len(lanes)), {"digits": 100.0}, CONFIG.data)
 
 
 def take_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
