@@ -76,11 +76,11 @@ def start_processes(flags: ProcessFlags) -> contextlib.AbstractContextManager[No
         initialization_timeout=round(flags.timeout),
         heartbeat_timeout_seconds=max(100, round(4 * flags.silence)),
     )
-    return _leaving_in_order(lifeline)
+    return _leaving_in_order(lifeline, job.process)
 
 
 @contextlib.contextmanager
-def _leaving_in_order(lifeline: Lifeline) -> Iterator[None]:
+def _leaving_in_order(lifeline: Lifeline, process: int) -> Iterator[None]:
     """Process 0 leaves last: the others abort when its coordination service ends before they have left that.
 
     With an error this process ends soon, though threads of libraries may still wait for others.
@@ -92,12 +92,14 @@ def _leaving_in_order(lifeline: Lifeline) -> Iterator[None]:
             jax.distributed.shutdown()
     except BaseException as error:
         if not (isinstance(error, SystemExit) and error.code in (None, 0)):
-            threading.Thread(target=_end_soon, daemon=True).start()
+            # When process 0 has gone, JAX aborts the others: it ends after them, and they end before it does.
+            patience = 2 * _PATIENCE if process == 0 else _PATIENCE / 2
+            threading.Thread(target=_end_after, args=(patience,), daemon=True).start()
         raise
 
 
-def _end_soon() -> None:
-    time.sleep(2 * _PATIENCE)  # later than the others, which JAX aborts when process 0 has gone
+def _end_after(seconds: float) -> None:
+    time.sleep(seconds)
     os._exit(1)
 
 

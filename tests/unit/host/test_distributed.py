@@ -60,19 +60,21 @@ import sys, threading
 from owl3_jax.host.distributed import ProcessFlags, start_processes
 with start_processes(ProcessFlags(sys.argv[1], 2, int(sys.argv[2]), timeout=120.0)):
     threading.Thread(target=threading.Event().wait).start()  # as one of orbax, which waits for the others' part of a save
-    if sys.argv[2] == "1":
+    if sys.argv[2] == sys.argv[3]:
         sys.exit("error: no room")
     threading.Event().wait()
 """
 
 
-def test_a_process_with_an_error_ends_though_a_thread_of_it_waits_for_others(address):
+@pytest.mark.parametrize("failing", [0, 1])
+def test_a_process_with_an_error_ends_though_a_thread_of_it_waits_for_others(address, failing):
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3]), "XLA_FLAGS": ""}
-    commands = [[sys.executable, "-c", ERROR_PROGRAM, address, str(process)] for process in range(2)]
+    commands = [[sys.executable, "-c", ERROR_PROGRAM, address, str(process), str(failing)] for process in range(2)]
     running = [subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) for command in commands]
     errors = [process.communicate(timeout=240)[1] for process in running]
-    assert [process.returncode for process in running] == [LOST, 1]
-    assert "process 1 has ended with an error: SystemExit: error: no room" in errors[0] and "error: no room" in errors[1]
+    assert [process.returncode for process in running] == ([1, LOST] if failing == 0 else [LOST, 1])
+    assert f"process {failing} has ended with an error: SystemExit: error: no room" in errors[1 - failing]
+    assert "error: no room" in errors[failing]
 
 
 SHARDING_PROGRAM = """
