@@ -158,7 +158,7 @@ def test_flags_that_tell_only_a_part_are_an_error(flags):
 
 def test_a_single_process_starts_nothing(monkeypatch):
     monkeypatch.setattr(distributed, "Lifeline", lambda *args: None)
-    monkeypatch.setattr(distributed, "_leaving_in_order", lambda lifeline: contextlib.nullcontext())
+    monkeypatch.setattr(distributed, "_leaving_in_order", lambda lifeline, process: contextlib.nullcontext())
     monkeypatch.setattr(distributed.jax.distributed, "initialize", lambda *args, **options: pytest.fail("was called"))
     start_processes(ProcessFlags())
     start_processes(ProcessFlags("nowhere:1", processes=1, process=0))
@@ -185,7 +185,7 @@ def test_a_tpu_pod_is_found_and_environment_variables_come_first(monkeypatch, cl
     monkeypatch.setattr(distributed, "tpu_clusters", lambda: (cluster,))
     monkeypatch.setattr(distributed, "call_roll", lambda job, timeout: called.append((job, timeout)))
     monkeypatch.setattr(distributed, "Lifeline", lambda *args: None)
-    monkeypatch.setattr(distributed, "_leaving_in_order", lambda lifeline: contextlib.nullcontext())
+    monkeypatch.setattr(distributed, "_leaving_in_order", lambda lifeline, process: contextlib.nullcontext())
     monkeypatch.setattr(distributed.jax.distributed, "initialize", lambda *args, **options: called.append(args))
     start_processes(ProcessFlags(timeout=7.0))
     names = names or tuple(f"worker {w} of slice {s}" for s in range(2) for w in range(2))
