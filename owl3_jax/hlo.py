@@ -2,7 +2,6 @@
 
 import math
 import re
-from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
@@ -15,8 +14,9 @@ _ARRAY = re.compile(r"\b([a-z]+\d*\w*)\[([\d,]*)\]")
 _BITS = re.compile(r"\d+")
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
 _FRAME = re.compile(r"\bstack_frame_id=(\d+)")
-_TABLES = ("FileNames", "FunctionNames", "FileLocations", "StackFrames")
-_ROW = re.compile(r"^(\d+) (.+)$")
+_FILE = re.compile(r'^(\d+) "(.*)"$', re.MULTILINE)
+_PLACE = re.compile(r"^(\d+) \{file_name_id=(\d+) .*?\bline=(\d+)", re.MULTILINE)
+_STACK_FRAME = re.compile(r"^(\d+) \{file_location_id=(\d+)", re.MULTILINE)
 _TRIP_COUNT = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 
 
@@ -94,19 +94,13 @@ def parse(text: str) -> Module:
 
 def source_lines(text: str) -> Mapping[int, str]:
     """The line of the program that a frame is at, as `file:line`, by the `stack_frame_id` of instructions."""
-    tables: dict[str, dict[int, str]] = defaultdict(dict)
-    table = ""
-    for line in text.splitlines():
-        if line in _TABLES:
-            table = line
-        elif row := _ROW.match(line):
-            tables[table][int(row[1])] = row[2]
-        else:
-            table = ""
-    of = lambda row, name: int(re.search(rf"\b{name}=(\d+)", row)[1])  # type: ignore[index]  # all rows of a table have it
-    files, places = tables["FileNames"], tables["FileLocations"]
-    where = {key: f"{files[of(row, 'file_name_id')].strip(chr(34))}:{of(row, 'line')}" for key, row in places.items()}
-    return {key: where[of(row, "file_location_id")] for key, row in tables["StackFrames"].items()}
+    files = dict(_FILE.findall(_table(text, "FileNames")))
+    places = {key: f"{files[file]}:{line}" for key, file, line in _PLACE.findall(_table(text, "FileLocations"))}
+    return {int(key): places[place] for key, place in _STACK_FRAME.findall(_table(text, "StackFrames"))}
+
+
+def _table(text: str, name: str) -> str:
+    return text.partition(f"\n{name}\n")[2].partition("\n\n")[0]
 
 
 def arrays(shape: str) -> list[Array]:

@@ -64,7 +64,7 @@ class TrainIterator(Iterator[Batch]):
 
     def __init__(
         self,
-        batches: grain.DatasetIterator["JoinedRows"] | Generator["JoinedRows", None, None],
+        batches: grain.DatasetIterator[JoinedRows] | Generator[JoinedRows, None, None],
         states: States,
         sizes: Mapping[str, float],
         config: DataConfig,

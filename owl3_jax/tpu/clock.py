@@ -60,7 +60,6 @@ class Item(NamedTuple):
     kind: Kind
     times: float  # in one execution of the program; branches count by how often they are taken
     seconds: float  # all times together
-    exposed: bool = False  # something that runs in the background, and that the core has to wait for
 
 
 class Clock(NamedTuple):
@@ -115,7 +114,7 @@ class _Reader:
                 yield item
             if wait := background.wait(line, now):
                 now += wait.seconds
-                yield Item(line, "copies" if wait.is_copy else "collectives", 1, wait.seconds, exposed=True)
+                yield Item(line, "copies" if wait.is_copy else "collectives", 1, wait.seconds)
 
     def _inside(self, line: Instruction) -> Iterator[Item]:
         if line.opcode == "while":
@@ -130,7 +129,7 @@ class _Reader:
         elif line.opcode == "custom-call" and "tpu_custom_call" in line.rest:
             yield Item(line, "kernels", 1, kernel_seconds(line, self._chip))
         elif collective := waited_for(self._module, line):
-            yield Item(line, "collectives", 1, collective.seconds(self._chip), exposed=True)
+            yield Item(line, "collectives", 1, collective.seconds(self._chip))
 
     def _branches(self, line: Instruction) -> Iterator[Item]:
         branches = [self.items(name) for name in called(line)]

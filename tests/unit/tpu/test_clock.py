@@ -4,7 +4,7 @@ import pytest
 
 from owl3_jax.hlo import Instruction, parse, source_lines
 from owl3_jax.tpu.chips import CHIPS, Chip
-from owl3_jax.tpu.clock import Clock, by_part, read_clock
+from owl3_jax.tpu.clock import Clock, Shares, by_part, no_shares, read_clock
 from owl3_jax.tpu.compiled import branch_shares
 
 CHIP = Chip(flops=1e6, hbm=1e3, ici=400.0, dcn=1.0, clock=100.0, links=4, cores=1, topology="")
@@ -77,8 +77,8 @@ ENTRY %main (x: f32[4,4]) -> f32[4,4] {{
 """
 
 
-def clock(shares: object = None) -> Clock:
-    return read_clock(parse(MODULE), CHIP, *([shares] if shares else []))  # type: ignore[arg-type]  # a function or nothing
+def clock(shares: Shares = no_shares) -> Clock:
+    return read_clock(parse(MODULE), CHIP, shares)
 
 
 def seconds(clock: Clock) -> dict[str, float]:
