@@ -68,14 +68,27 @@ RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
 
 
 MeshPreset = Literal[
-    "data", "zero1", "fsdp", "fsdp16", "tensor2", "tensor4", "context4", "multislice", "serve2", "serve4", "serve4-context"
+    "data",
+    "zero1",
+    "fsdp",
+    "fsdp16",
+    "fsdp32",
+    "tensor2",
+    "tensor4",
+    "context4",
+    "multislice",
+    "serve2",
+    "serve4",
+    "serve4-context",
 ]
 
 MESH_PRESETS: dict[MeshPreset, MeshConfig] = {
     "data": MeshConfig(),
     "zero1": MeshConfig(shard_optimizer=True),
     "fsdp": MeshConfig(data=1, fsdp=-1),
-    "fsdp16": MeshConfig(fsdp=16),  # where the width has no larger divisor, or gathering over all devices takes too long
+    # Over many devices: wider parts of the weights, which are gathered over fewer devices. The fastest ones by docs/tpu.md.
+    "fsdp16": MeshConfig(fsdp=16),
+    "fsdp32": MeshConfig(fsdp=32),
     "tensor2": MeshConfig(data=1, fsdp=-1, tensor=2),
     "tensor4": MeshConfig(data=1, fsdp=-1, tensor=4),
     "context4": MeshConfig(data=1, fsdp=-1, context=4),
@@ -132,6 +145,13 @@ def use_mesh(mesh: Mesh) -> Iterator[None]:
     """Functions traced inside split their activations over `mesh` by the rules."""
     with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
         yield
+
+
+def computes_on_tpu() -> bool:
+    """Whether what is traced is for TPUs: by the mesh in force, whose devices need not be present, or by this process's own."""
+    mesh = jax.sharding.get_abstract_mesh()
+    device = None if mesh.empty else mesh.abstract_device
+    return jax.default_backend() == "tpu" if device is None else device.platform == "tpu"
 
 
 def partition_spec(names: tuple[str | None, ...], shape: tuple[int, ...]) -> PartitionSpec | None:

@@ -126,7 +126,7 @@ def _attend_to_layer(plan: Plan, inputs: AttentionInputs) -> Part:
 
 
 def _forward(plan: Plan, inputs: AttentionInputs) -> tuple[Part, tuple[AttentionInputs, Part]]:
-    part: Part = _attend_to_layer(plan, inputs)
+    part: Part = _attend_to_layer(plan._replace(reads_lse=True), inputs)  # the backward pass reads it
     if plan.dims.keys is None:
         # Not for images: in a scan over layers, all N layers would reserve memory for what only M of them compute.
         part = Part(attended(part.out), attended(part.lse))

@@ -33,7 +33,7 @@ def attend_in_chunks(plan: Plan, inputs: AttentionInputs) -> Part:
     chunks, cut = _chunks(plan, inputs)
 
     def attend_chunk(chunk: _Chunk) -> Part:
-        block = _as_block(q, chunk)
+        block = _as_block(plan, q, chunk)
         return choose_backend(plan.backend, block).attend(block)
 
     if chunks == 1:
@@ -55,7 +55,7 @@ def gradients_in_chunks(plan: Plan, inputs: AttentionInputs, given: OutputGradie
 
     def step(d_q: Float[Array, "B H T D"], number: Int[Array, ""]) -> tuple[Float[Array, "B H T D"], tuple[Array, Array]]:
         chunk = cut(number)
-        block = _as_block(q, chunk)
+        block = _as_block(plan, q, chunk)
         more = choose_backend(plan.backend, block).gradients(block, given)
         return d_q + more.d_q, (more.d_k.reshape(chunk.keys.shape), more.d_v.reshape(chunk.values.shape))
 
@@ -87,11 +87,11 @@ def _chunks(plan: Plan, inputs: AttentionInputs) -> tuple[int, Callable[[Int[Arr
     return -(-images // size), cut
 
 
-def _as_block(q: Float[Array, "B H T D"], chunk: _Chunk) -> BlockInputs:
+def _as_block(plan: Plan, q: Float[Array, "B H T D"], chunk: _Chunk) -> BlockInputs:
     """Keys and values of a chunk as one block [B, K, J*L, D]."""
     B, K, J, L, D = chunk.keys.shape
     flat = lambda x: dequantize(x, q.dtype).reshape(B, K, J * L, D)
-    return BlockInputs(q, flat(chunk.keys), flat(chunk.values), chunk.visible)
+    return BlockInputs(q, flat(chunk.keys), flat(chunk.values), chunk.visible, plan.real_keys, plan.reads_lse)
 
 
 def _join(x: Float[Array, "chunks B K J L D"], images: int) -> Float[Array, "B K I L D"]:

@@ -1,8 +1,11 @@
 """The inputs of attention at each level, and of its backward pass."""
 
+import dataclasses
 from typing import NamedTuple
 
+import flax.struct
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from owl3_jax.attention.visibility import Visibility
@@ -33,6 +36,8 @@ class Plan(NamedTuple):
     dims: Dims
     backend: AttentionBackend
     images_per_chunk: int | None = None  # None: all
+    real_keys: int | None = None  # of a block: those after them are padding, which nothing sees. None: all of them
+    reads_lse: bool = True  # else the log-sum-exp that comes back is of no use
 
 
 class AttentionInputs(NamedTuple):
@@ -45,13 +50,21 @@ class AttentionInputs(NamedTuple):
     visible: Visibility | None  # over images; None: every position sees every image
 
 
-class BlockInputs(NamedTuple):
+@flax.struct.dataclass
+class BlockInputs:
     """Queries, and keys and values of one block."""
 
     q: Float[Array, "B H T D"]
     k: Float[Array, "B K C D"]
     v: Float[Array, "B K C D"]
     visible: Visibility | None  # over keys, or over images, which share the C equally; None: every position sees every key
+    real_keys: int | None = flax.struct.field(pytree_node=False, default=None)  # as in `Plan`; only where `visible` is None
+    reads_lse: bool = flax.struct.field(pytree_node=False, default=True)  # as in `Plan`
+
+    def without_padding(self) -> "BlockInputs":
+        """The same with the real keys alone."""
+        first = lambda x: x[:, :, : self.real_keys]  # None: all
+        return dataclasses.replace(self, k=first(self.k), v=first(self.v))
 
 
 class OutputGradient(NamedTuple):
@@ -71,6 +84,11 @@ class Gradients(NamedTuple):
     d_q: Float[Array, "B H T D"]
     d_k: Float[Array, "B K *C D"]
     d_v: Float[Array, "B K *C D"]
+
+    def with_padding(self, keys: int) -> "Gradients":
+        """Of a block of C = `keys`, from those of its real keys."""
+        whole = lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, keys - x.shape[2]), (0, 0)))
+        return self._replace(d_k=whole(self.d_k), d_v=whole(self.d_v))
 
 
 def one_layer(k: Float[Array, "B K C D"], v: Float[Array, "B K C D"]) -> KeyBlock:

@@ -10,8 +10,11 @@ from owl3_jax.attention.attend import attend
 from owl3_jax.attention.inputs import VISION, Plan, one_layer
 from owl3_jax.config import ComputeConfig, VisionConfig
 from owl3_jax.nn.linear import Linear, declare
+from owl3_jax.nn.padding import pad_to_multiple
 from owl3_jax.nn.remat import block_input, rematerialized
-from owl3_jax.sharding import constrain
+from owl3_jax.sharding import computes_on_tpu, constrain
+
+_LANES = 128  # blocks of the TPU's attention kernels are multiples of this
 
 
 def normalize_pixels(pixels: Shaped[Array, "*images S S 3"]) -> Float[Array, "*images S S 3"]:
@@ -45,7 +48,7 @@ class Embeddings(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Multi-head attention without a mask, with biases."""
+    """Multi-head attention without a mask, with biases, over the tokens of an image. What follows them is padding."""
 
     config: VisionConfig
     compute: ComputeConfig
@@ -55,7 +58,8 @@ class SelfAttention(nn.Module):
         width, heads = self.config.hidden_size, self.config.num_attention_heads
         shape, axes = (width, heads, width // heads), ("vision_embed", "vision_heads", "head_dim")
         q, k, v = (Linear("xle,ehd->xhld", shape, axes, self.compute, name=f"{name}_proj")(x) for name in "qkv")
-        out = attend(q, [one_layer(k, v)], None, Plan(VISION, self.compute.attention)).out
+        plan = Plan(VISION, self.compute.attention, real_keys=self.config.tokens_per_image, reads_lse=False)
+        out = attend(q, [one_layer(k, v)], None, plan).out
         return Linear("xhld,hde->xle", (*shape[1:], width), (*axes[1:], "vision_embed"), self.compute, name="out_proj")(out)
 
 
@@ -121,5 +125,7 @@ class Siglip(nn.Module):
             length=self.config.num_used_layers,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
-        x, _ = encoder(self.config, self.compute, name="layers")(x)
-        return x
+        # Kernels would pad every layer's queries, keys and values for themselves.
+        padded = pad_to_multiple(x, 1, _LANES) if computes_on_tpu() else x
+        x, _ = encoder(self.config, self.compute, name="layers")(padded)
+        return x[:, : self.config.tokens_per_image]

@@ -29,7 +29,10 @@ def kernel_seconds(line: Instruction, chip: Chip) -> float:
         return moved / chip.hbm
     products, operations = _SPLASH[name]
     heads, tokens, size = queries.dims
-    scores = _causal_share(line, found, tokens, keys.dims[1]) * heads * tokens * keys.dims[1]
+    number = keys.dims[1]
+    if any(array.dims == (heads, size, tokens) for array in arrays(line.shape)):  # an output: inputs have tokens in lanes
+        tokens, size, number = size, tokens, keys.dims[2]
+    scores = _causal_share(line, found, tokens, number) * heads * tokens * number
     width = math.ceil(size / _LANES) * _LANES
     return max(2 * products * width * scores / chip.flops, operations * scores / chip.vector, moved / chip.hbm)
 

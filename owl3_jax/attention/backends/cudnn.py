@@ -22,7 +22,8 @@ def takes(inputs: BlockInputs) -> bool:
 
 def attend(inputs: BlockInputs) -> Part:
     """Every position sees every key."""
-    q, k, v = (jnp.swapaxes(x, 1, 2) for x in inputs[:3])  # [B, H, T, D] -> [B, T, H, D]
+    inputs = inputs.without_padding()
+    q, k, v = (jnp.swapaxes(x, 1, 2) for x in (inputs.q, inputs.k, inputs.v))  # [B, H, T, D] -> [B, T, H, D]
     out, lse = jax.nn.dot_product_attention(q, k, v, implementation="cudnn", return_residual=True)
     return Part(*(jnp.swapaxes(x, 1, 2).astype(jnp.float32) for x in (out, lse)))
 
@@ -34,6 +35,7 @@ def gradients(inputs: BlockInputs, given: OutputGradient) -> Gradients:
         by_position = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
         return jnp.swapaxes(jax.nn.dot_product_attention(*by_position, implementation="cudnn"), 1, 2)
 
-    _, pull_back = jax.vjp(output, *inputs[:3])
+    keys, inputs = inputs.k.shape[2], inputs.without_padding()
+    _, pull_back = jax.vjp(output, inputs.q, inputs.k, inputs.v)
     d_q, d_k, d_v = pull_back(given.d_out.astype(inputs.q.dtype))
-    return Gradients(cast(Array, d_q).astype(jnp.float32), d_k, d_v)
+    return Gradients(cast(Array, d_q).astype(jnp.float32), d_k, d_v).with_padding(keys)

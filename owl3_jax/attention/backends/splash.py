@@ -28,32 +28,42 @@ _common: dict[str, Any] = {  # Any: arguments of different types
     "mask_function": lambda limits, keys: keys < limits,
     "attn_logits_soft_cap": None,
 }
-_layouts = dict.fromkeys(("q_layout", "k_layout", "v_layout"), kernels.QKVLayout.HEAD_DIM_MINOR)
+_layouts: dict[str, Any] = dict.fromkeys(("q_layout", "k_layout", "v_layout"), kernels.QKVLayout.HEAD_DIM_MINOR)
+# Of the vision encoder's heads of 72 numbers the compiler prefers tokens in lanes, and would copy for the kernel.
+_layouts_of_images: dict[str, Any] = dict.fromkeys(_layouts, kernels.QKVLayout.SEQ_MINOR)
 _ROWS = 16  # at most, in one call of the kernel, if the same positions see the same keys in all of them
 
 Arrays = tuple[Shaped[Array, "..."], ...]  # [heads, length, *_] of one row: of its queries, or of its keys
 
 
 def attend(inputs: BlockInputs, *, interpret: bool) -> Part:
-    """As `xla.attend`, with an output of the precision of `q`. `interpret`: runs anywhere, slowly."""
+    """As `xla.attend`, with an output of the precision of `q`. `interpret`: runs anywhere, slowly.
+
+    A log-sum-exp that nobody reads is not written: the kernel writes each one 128 times.
+    """
     splash = private_jax.splash_forward()
+    with_lse = inputs.reads_lse or inputs.visible is not None
+    layouts = _layouts if with_lse else _layouts_of_images
 
     def kernel(queries: Arrays, keys: Arrays, blocks: Blocks) -> tuple[Arrays, Arrays]:
-        out, (lse,) = splash(
+        found = splash(
             blocks.mask_info(),
             *queries,
             *keys,
             blocks.segment_ids,
             sinks=None,
-            block_sizes=kernels.BlockSizes(blocks.queries, blocks.keys, blocks.keys_at_once),
+            block_sizes=kernels.BlockSizes(blocks.queries, blocks.keys, blocks.keys_at_once, **layouts),
             residual_checkpoint_name=None,
-            save_residuals=True,
+            save_residuals=with_lse,
             interpret=interpret,
             **_common,
         )
-        return (out, lse), ()
+        return ((found[0], *found[1]) if with_lse else (found,)), ()
 
-    (out, lse), _ = _row_by_row(kernel, (_scaled(inputs.q),), (inputs.k, inputs.v), inputs.visible)
+    (out, *lses), _ = _row_by_row(kernel, (_scaled(inputs.q),), inputs)
+    if not with_lse:
+        return Part(out.astype(jnp.float32), jnp.zeros(out.shape[:3], jnp.float32))
+    (lse,) = lses
     sees = lse > MASKED / 2  # where it is not, the kernel leaves garbage
     return Part(jnp.where(sees[..., None], out.astype(jnp.float32), 0.0), jnp.where(sees, lse, MASKED))
 
@@ -71,15 +81,16 @@ def gradients(inputs: BlockInputs, given: OutputGradient, *, interpret: bool) ->
             *arrays,
             mask_info=blocks.mask_info(by_keys=True),
             bkv_compute=blocks.keys_at_once,
+            # The one that computes d_q too writes a part of it for each block of keys; adding them up takes what it saves.
             use_fused_bwd_kernel=False,
             **options,
         )
         return (d_q,), (d_k, d_v)
 
-    q, k, v, visible = inputs
+    q, v = inputs.q, inputs.v
     lse = jnp.where(given.lse > MASKED / 2, given.lse, -MASKED)  # so that exp(score - lse) is 0 where nothing is seen
     queries = (_scaled(q), given.d_out.astype(v.dtype), lse, given.shift)
-    (d_q,), (d_k, d_v) = _row_by_row(kernel, queries, (k, v), visible)
+    (d_q,), (d_k, d_v) = _row_by_row(kernel, queries, inputs)
     return Gradients(d_q.astype(jnp.float32) * q.shape[3] ** -0.5, d_k, d_v)
 
 
@@ -95,22 +106,27 @@ def _precision(dtype: DTypeLike) -> contextlib.AbstractContextManager[None]:
 def _row_by_row(
     kernel: Callable[[Arrays, Arrays, Blocks], tuple[Arrays, Arrays]],
     queries: tuple[Shaped[Array, "B H T *_"], ...],
-    keys: tuple[Float[Array, "B K C D"], ...],
-    visible: Visibility | None,
+    inputs: BlockInputs,
 ) -> tuple[Arrays, Arrays]:
-    """Calls `kernel` on queries and keys padded to whole blocks; returns arrays of the shapes of queries, and of keys.
+    """Calls `kernel` on `queries` and the keys of `inputs`, padded to whole blocks.
 
-    The kernel takes one row. Without a mask, several rows are passed as further heads of one row, up to a limit: the kernel
-    writes each log-sum-exp 128 times, and memory has to hold them.
+    The kernel takes one row. Without a mask, several rows are passed as further heads of one row: all of them, or up to a limit
+    where it writes each log-sum-exp 128 times and memory has to hold them.
+
+    Returns:
+        Arrays of the shapes of queries, and of keys.
     """
-    B, _, T, C = *queries[0].shape[:3], keys[0].shape[2]
-    together = next(n for n in range(_ROWS, 0, -1) if B % n == 0) if visible is None else 1
+    keys, visible = (inputs.k, inputs.v), inputs.visible
+    B, _, T, C = *queries[0].shape[:3], inputs.k.shape[2]
+    most = 1 if visible is not None else _ROWS if inputs.reads_lse else B
+    together = next(n for n in range(most, 0, -1) if B % n == 0)
+    real_keys = inputs.real_keys
     fold = lambda x: x.reshape(B // together, together * x.shape[1], *x.shape[2:])
     unfold = lambda x: x.reshape(B, -1, *x.shape[2:])
 
     def row(inputs: tuple[Arrays, Arrays, Visibility | None]) -> tuple[Arrays, Arrays]:
         queries, keys, visible = inputs
-        blocks = Blocks.of(T, C, visible)
+        blocks = Blocks.of(T, C, visible, real_keys)
         whole = lambda arrays, size: tuple(pad_to_multiple(x, 1, size) for x in arrays)
         with _precision(keys[0].dtype):
             of_queries, of_keys = kernel(whole(queries, blocks.queries), whole(keys, blocks.keys), blocks)

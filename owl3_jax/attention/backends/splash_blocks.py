@@ -31,11 +31,14 @@ class Blocks(NamedTuple):
     needed: Bool[Array, "blocks_of_queries blocks_of_keys"] | None  # None: all
 
     @classmethod
-    def of(cls, T: int, C: int, visible: Visibility | None) -> "Blocks":
-        """The blocks of T positions and C keys. `visible` is for one row, without the dim B."""
+    def of(cls, T: int, C: int, visible: Visibility | None, real_keys: int | None = None) -> "Blocks":
+        """The blocks of T positions and C keys.
+
+        `visible` is for one row, without the dim B. None: the first `real_keys` are seen, or all.
+        """
         queries, keys = _block(T, _QUERIES), _block(C, _KEYS)
         if visible is None:
-            return cls(queries, keys, pad_to_multiple(jnp.full(T, C, jnp.int32), 0, queries), None, None)
+            return cls(queries, keys, pad_to_multiple(jnp.full(T, real_keys or C, jnp.int32), 0, queries), None, None)
         limits, segment_ids = (pad_to_multiple(x, 0, queries) for x in (visible.limits, visible.segment_ids))
         segments = SegmentIds(segment_ids, pad_to_multiple(visible.key_segment_ids, 0, keys))
         return cls(queries, keys, limits, segments, _needed(limits, segments, queries, keys))

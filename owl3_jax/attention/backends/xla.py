@@ -16,6 +16,7 @@ _einsum = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
 def attend(inputs: BlockInputs) -> Part:
     """Grouped-query attention, in float32."""
+    inputs = inputs.without_padding()
     q, v = inputs.q, inputs.v
     scores = _scores(inputs)
     top = scores.max(axis=-1)  # [B, K, GT]
@@ -29,7 +30,8 @@ def attend(inputs: BlockInputs) -> Part:
 
 def gradients(inputs: BlockInputs, given: OutputGradient) -> Gradients:
     """Gradients of q (float32), k and v."""
-    q, k, v, _ = inputs
+    keys, inputs = inputs.k.shape[2], inputs.without_padding()
+    q, k, v = inputs.q, inputs.k, inputs.v
     rows = functools.partial(_rows, kv_heads=k.shape[1])
     lse, shift, d_out = (rows(x) for x in (given.lse[..., None], given.shift[..., None], given.d_out.astype(v.dtype)))
     weights = jnp.exp(_scores(inputs) - jnp.maximum(lse, MASKED / 2))  # [B, K, GT, C]; 0 where nothing is seen
@@ -39,12 +41,12 @@ def gradients(inputs: BlockInputs, given: OutputGradient) -> Gradients:
     d_scores = (weights * (d_weights + shift) * scale).astype(q.dtype)
     d_q = _einsum("bkrc,bkcd->bkrd", d_scores, k)
     d_k = _einsum("bkrc,bkrd->bkcd", d_scores, rows(q))
-    return Gradients(d_q.reshape(q.shape), d_k.astype(k.dtype), d_v.astype(v.dtype))
+    return Gradients(d_q.reshape(q.shape), d_k.astype(k.dtype), d_v.astype(v.dtype)).with_padding(keys)
 
 
 def _scores(inputs: BlockInputs) -> Float[Array, "B K GT C"]:
     """Scaled dot products in float32, masked. The G * T queries of a key head are the rows of one matrix product."""
-    q, k, _, visible = inputs
+    q, k, visible = inputs.q, inputs.k, inputs.visible
     scale = q.shape[3] ** -0.5
     if q.dtype == jnp.float32:  # scaled queries save a pass over the scores, and half precision would round them
         scores = _einsum("bkrd,bkcd->bkrc", _rows(q * scale, k.shape[1]), k)

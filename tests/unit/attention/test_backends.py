@@ -88,6 +88,36 @@ def test_kernels_equal_plain_xla(name, dtype):
     assert not np.any(by_position(kernel[2])[~sees]), "gradient where nothing is seen"
 
 
+@pytest.mark.parametrize("backend", ["pallas", "xla"])
+def test_padding_among_the_keys_changes_nothing(backend):
+    """As the vision encoder's on TPUs: further queries and keys, of which only the queries' results are left out."""
+    case, padding = CASES["vision"], 29
+    q, k, v, d_out, d_lse = vectors(case, jnp.float32)
+    whole = gradients(backend, q, k, v, None, d_out, d_lse)
+    junk = lambda x: jnp.concatenate([x, 100 + x[:, :, :padding]], axis=2)
+
+    @jax.jit
+    def padded(q, k, v):
+        inputs = BlockInputs(q, k, v, None, real_keys=case.keys)
+        chosen = choose_backend(backend, inputs)
+        out, lse = chosen.attend(inputs)
+        return out, lse, *chosen.gradients(inputs, OutputGradient(lse, d_lse - jnp.sum(out * d_out, axis=-1), d_out))
+
+    *found, d_k, d_v = padded(q, junk(k), junk(v))
+    assert d_k.shape[2] == d_v.shape[2] == case.keys + padding
+    assert not np.any(d_k[:, :, case.keys :]) and not np.any(d_v[:, :, case.keys :])
+    for a, b in zip((*found, d_k[:, :, : case.keys], d_v[:, :, : case.keys]), whole, strict=True):
+        assert np.abs(a - b).max() <= KERNEL_FLOAT32 * np.abs(b).max() > 0
+
+
+@pytest.mark.parametrize("name", ["vision", "images of 1B"])
+def test_the_output_is_the_same_without_the_log_sum_exp(name):
+    case = CASES[name]
+    q, k, v, *_ = vectors(case, jnp.bfloat16)
+    out = lambda **options: choose_backend("pallas", inputs := BlockInputs(q, k, v, case.visible, **options)).attend(inputs).out
+    np.testing.assert_array_equal(out(reads_lse=False), out())
+
+
 def test_a_row_that_sees_no_image_has_no_gradient():
     visible = over_images(41)
     assert visible.sees.any(axis=1).tolist() == [True, False]

@@ -4,9 +4,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
+from owl3_jax.models import siglip
 from owl3_jax.models.siglip import Siglip, normalize_pixels
 from tests.tiny import COMPUTE, model_config
+from tests.tolerances import KERNEL_FLOAT32
 
 VISION = model_config().vision
 
@@ -51,3 +54,27 @@ def test_the_last_block_of_the_checkpoint_has_no_parameters():
     params, _ = run(np.zeros((1, 11, 11, 3), np.uint8))
     assert params["params"]["layers"]["mlp"]["fc1"]["kernel"].shape == (2, 10, 13)
     assert set(params["params"]) == {"embeddings", "layers"}
+
+
+@pytest.mark.parametrize("backend", ["xla", "pallas"])
+@pytest.mark.parametrize("remat", ["none", "full"])
+def test_on_tpus_tokens_are_padded_and_nothing_else_changes(monkeypatch, backend, remat):
+    """The tokens of an image, and the gradients of all parameters, are those without padding."""
+    pixels = jnp.asarray(np.random.default_rng(0).integers(0, 256, (2, 11, 11, 3), np.uint8))
+    model = Siglip(VISION, dataclasses.replace(COMPUTE, attention=backend, remat=remat))
+    params = nn.unbox(jax.jit(model.init)(jax.random.key(0), pixels))
+    pull = jax.random.normal(jax.random.key(1), (2, 9, 10))
+
+    def run_on(tpu):
+        monkeypatch.setattr(siglip, "computes_on_tpu", lambda: tpu)
+        of_params = lambda params: (jnp.sum(pull * (tokens := model.apply(params, pixels))), tokens)
+        gradients, tokens = jax.jit(jax.grad(of_params, has_aux=True))(params)
+        assert tokens.shape == (2, 9, 10)
+        jaxpr = str(jax.make_jaxpr(lambda params: model.apply(params, pixels))(params))
+        assert ("f32[2,128,10]" in jaxpr) == tpu
+        return jax.tree.leaves((tokens, gradients))
+
+    padded, plain = run_on(True), run_on(False)
+    largest = max(np.abs(x).max() for x in plain)  # biases of keys have no gradient but rounding errors
+    for a, b in zip(padded, plain, strict=True):
+        np.testing.assert_allclose(a, b, atol=KERNEL_FLOAT32 * largest)
