@@ -153,3 +153,59 @@ def hyper_attention(
     mixed = text.out + jax.nn.sigmoid(logit.astype(jnp.float32)) * (image.out - text.out)
     sees = fusion.visible.sees.reshape(text.lse.shape[0], 1, -1, 1)  # [B, 1, T, 1]
     return jnp.where(sees, mixed.astype(q.dtype), text.out)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def hyper_or_plain(
+    compute: ComputeConfig,
+    layer: Layer,
+    q: Float[Array, "B H T D"],
+    text: Part,
+    fusion: Fusion,
+    images: tuple[ImageCache, ...],
+) -> tuple[Float[Array, "B H T D"], tuple[ImageCache, ...]]:
+    """`hyper_attention` in a hyper layer; in the others (`layer` -1) the self-attention as it is.
+
+    `images` are returned as they are. They are the blocks of `fusion`, or nothing, and stand for them in the backward pass:
+    the gradient that comes in for them goes out with this layer's added. As a gradient of `fusion` it would be filled with
+    zeros in each layer that has none, and added to that of all layers before.
+
+    The backward pass computes the branch that was taken again and keeps nothing of it, since all N layers would have to keep,
+    or fill with zeros, what only M of them use.
+    """
+    fuse = lambda layer, q, text, fusion: hyper_attention(layer, q, text, fusion, compute)
+    plain = lambda layer, q, text, fusion: text.out
+    out: Array = jax.lax.cond(layer >= 0, fuse, plain, layer, q, text, fusion)
+    return out, images
+
+
+_Taken = tuple[Layer, Array, Part, Fusion]
+
+
+def _forward(
+    compute: ComputeConfig, layer: Layer, q: Array, text: Part, fusion: Fusion, images: tuple[ImageCache, ...]
+) -> tuple[tuple[Array, tuple[ImageCache, ...]], _Taken]:
+    return hyper_or_plain(compute, layer, q, text, fusion, images), (layer, q, text, fusion)
+
+
+def _backward(
+    compute: ComputeConfig, taken: _Taken, cotangents: tuple[Array, tuple[ImageCache, ...]]
+) -> tuple[None, Array, Part, Fusion, tuple[ImageCache, ...]]:
+    layer, q, text, fusion = taken
+    d_out, d_images = cotangents
+
+    def fuse() -> tuple[Array, Part, tuple[Array, ...], tuple[ImageCache, ...]]:
+        again = lambda q, text, gate, blocks: hyper_attention(layer, q, text, Fusion(blocks, fusion.visible, gate), compute)
+        _, pull_back = jax.vjp(again, q, text, fusion.gate, fusion.blocks)
+        d_q, d_text, d_gate, d_blocks = pull_back(d_out)
+        return d_q, d_text, d_gate, jax.tree.map(jnp.add, d_images, d_blocks)
+
+    def plain() -> tuple[Array, Part, tuple[Array, ...], tuple[ImageCache, ...]]:
+        return jnp.zeros_like(q), Part(d_out, jnp.zeros_like(text.lse)), jax.tree.map(jnp.zeros_like, fusion.gate), d_images
+
+    d_q, d_text, d_gate, d_images = jax.lax.cond(layer >= 0, fuse, plain)
+    # Whole numbers, `layer` and what is visible, have no gradient; that of the blocks is d_images.
+    return None, d_q, d_text, Fusion._make([None, None, d_gate]), d_images
+
+
+hyper_or_plain.defvjp(_forward, _backward)

@@ -21,7 +21,7 @@ from owl3_jax.attention.inputs import TEXT, Plan, as_images, one_layer
 from owl3_jax.attention.parts import Part, merge
 from owl3_jax.attention.visibility import Visibility, visibility
 from owl3_jax.config import ComputeConfig, ModelConfig
-from owl3_jax.models.hyper import Fusion, HyperLayers, ImageCache, hyper_attention
+from owl3_jax.models.hyper import Fusion, HyperLayers, ImageCache, hyper_attention, hyper_or_plain
 from owl3_jax.nn.linear import Linear, declare, declare_scale
 from owl3_jax.nn.norms import RMSNorm, rms_norm
 from owl3_jax.nn.quantized import Vectors, dequantize, quantize_like, rescale, zero_vectors
@@ -78,6 +78,7 @@ class Carry(NamedTuple):
 
     x: Float[Array, "B T E"]
     cache: tuple[Vectors, Vectors] | None = None  # keys and values of the text cache [N, B, K, C, D]
+    images: tuple[ImageCache, ...] = ()  # those of `Fusion`, for their gradients: see `models.hyper.hyper_or_plain`
 
 
 class Past(NamedTuple):
@@ -108,8 +109,27 @@ class MLP(nn.Module):
         E, F = self.config.hidden_size, self.config.intermediate_size
         gate = Linear("bte,ef->btf", (E, F), ("embed", "mlp"), self.compute, use_bias=False, name="gate_proj")(x)
         up = Linear("bte,ef->btf", (E, F), ("embed", "mlp"), self.compute, use_bias=False, name="up_proj")(x)
-        hidden = constrain(jax.nn.silu(gate) * up, ("batch", "text", "act_mlp"))
+        hidden = constrain(_gated(gate, up), ("batch", "text", "act_mlp"))
         return Linear("btf,fe->bte", (F, E), ("mlp", "embed"), self.compute, use_bias=False, name="down_proj")(hidden)
+
+
+@jax.custom_vjp
+def _gated(gate: Float[Array, "B T F"], up: Float[Array, "B T F"]) -> Float[Array, "B T F"]:
+    """silu(gate) * up, whose gradients TPUs' compiler would compute again for each tile of the products that read them."""
+    return jax.nn.silu(gate) * up
+
+
+def _gated_forward(gate: Array, up: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _gated(gate, up), (gate, up)
+
+
+def _gated_backward(inputs: tuple[Array, Array], d_hidden: Array) -> tuple[Array, Array]:
+    _, pull_back = jax.vjp(lambda gate, up: jax.nn.silu(gate) * up, *inputs)
+    gradients: tuple[Array, Array] = jax.lax.optimization_barrier(pull_back(d_hidden))
+    return gradients
+
+
+_gated.defvjp(_gated_forward, _gated_backward)
 
 
 class Attention(nn.Module):
@@ -146,7 +166,12 @@ class Attention(nn.Module):
         if inputs.past is not None:
             part = self._merge_past(layer, q, part, inputs.past)
         with jax.named_scope("hyper_attention"):
-            out = self._fuse(hyper_layer, q, part, inputs.fusion)
+            if isinstance(hyper_layer, int):  # written out: known while tracing
+                fusion = inputs.fusion._replace(blocks=carry.images or inputs.fusion.blocks)
+                out = hyper_attention(hyper_layer, q, part, fusion, self.compute) if hyper_layer >= 0 else part.out
+            else:
+                out, images = hyper_or_plain(self.compute, hyper_layer, q, part, inputs.fusion, carry.images)
+                carry = carry._replace(images=images)
         return self.o_proj(out), carry
 
     def _merge_past(self, layer: Layer, q: Float[Array, "B H T D"], part: Part, past: Past) -> Part:
@@ -156,22 +181,6 @@ class Attention(nn.Module):
         block = as_images(keys), as_images(values)
         merged = merge(attend(q, [block], past.visible, Plan(TEXT, self.compute.attention), row), part)
         return Part(merged.out.astype(q.dtype), merged.lse)
-
-    def _fuse(self, hyper_layer: Layer, q: Float[Array, "B H T D"], text: Part, fusion: Fusion) -> Float[Array, "B H T D"]:
-        """Hyper attention in a hyper layer, else the self-attention as it is."""
-        fuse = functools.partial(hyper_attention, compute=self.compute)
-        if isinstance(hyper_layer, int):  # written out: known while tracing
-            return fuse(hyper_layer, q, text, fusion) if hyper_layer >= 0 else text.out
-
-        def hyper_or_plain(hyper_layer: Layer, q: Float[Array, "B H T D"], text: Part, fusion: Fusion) -> Array:
-            plain = lambda *_: text.out
-            out: Array = jax.lax.cond(hyper_layer >= 0, fuse, plain, hyper_layer, q, text, fusion)
-            return out
-
-        if self.compute.remat == "none":
-            # Otherwise all N layers would reserve memory for image keys and values that only M of them use.
-            hyper_or_plain = jax.checkpoint(hyper_or_plain, prevent_cse=False)
-        return hyper_or_plain(hyper_layer, q, text, fusion)
 
 
 def _write_layer(cache: Vectors, new: Float[Array, "B K T D"], *, layer: Layer, slot: Int[Array, ""]) -> Vectors:
@@ -267,7 +276,7 @@ class Qwen2(nn.Module):
             past=None if past is None else Past(past, _visible_to_shared(text, past)),
             fusion=self._fusion(text, images),
         )
-        carry = Carry(x)
+        carry = Carry(x, images=images.blocks if cache is None else ())
         if cache is not None:
             cache = cache.with_ids(text.positions, text.segment_ids)
             visible = visibility(text.positions, text.segment_ids, cache.positions, cache.segment_ids)

@@ -24,7 +24,7 @@ from owl3_jax.training.profile import Part, parts_of
 GIB = 2**30
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}
 _SIZE = r"([\d.]+)([KMGT]?)"
-_OF_LAYERS = re.compile(r"/hyper_attention/[\w.]+(?:/checkpoint|/rematted_computation)*/cond$")
+_OF_LAYERS = re.compile(r"/self_attn/hyper_attention/cond$")
 
 
 Say = Callable[[str], None]  # takes a line that says what is being done

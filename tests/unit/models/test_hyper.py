@@ -8,7 +8,7 @@ from owl3_jax.attention.attend import attend
 from owl3_jax.attention.inputs import TEXT, Plan, one_layer
 from owl3_jax.attention.parts import Part
 from owl3_jax.attention.visibility import visibility
-from owl3_jax.models.hyper import Fusion, ImageCache, hyper_attention
+from owl3_jax.models.hyper import Fusion, ImageCache, hyper_attention, hyper_or_plain
 from owl3_jax.nn.stacks import PerLayer
 from tests.tiny import COMPUTE
 
@@ -111,3 +111,32 @@ def test_a_position_that_sees_no_image_keeps_its_self_attention(form):
     assert unseeing.any()
     np.testing.assert_array_equal(by_position(out)[unseeing], by_position(text)[unseeing])
     assert not np.array_equal(by_position(out)[~unseeing], by_position(text)[~unseeing])
+
+
+@pytest.mark.parametrize("dims", [None, (D, D), (H, D)])
+def test_gradients_of_hyper_or_plain_are_those_of_the_branch_that_is_taken(dims):
+    """Of three layers the first and the last are hyper layers: the image cache's gradient collects both."""
+    q, k, v, causal, cache, visible, draw = inputs(4)
+    text, lse, _, _ = parts(q, k, v, causal, cache, visible)
+    gate = () if dims is None else (draw(M, *dims),) if dims == (H, D) else (draw(M, *dims), draw(M, D))
+    pull, layers = draw(B, H, T, D), (1, -1, 0)
+
+    def by_layers(q, text, gate, cache):
+        images, out = (cache,), text
+        for layer in layers:
+            out, images = hyper_or_plain(COMPUTE, jnp.int32(layer), q, out, Fusion((cache,), visible, gate), images)
+            out = Part(out, text.lse)
+        return jnp.sum(pull * out.out)
+
+    def written_out(q, text, gate, cache):
+        out = text
+        for layer in layers:
+            fused = hyper_attention(layer, q, out, Fusion((cache,), visible, gate), COMPUTE) if layer >= 0 else out.out
+            out = Part(fused, text.lse)
+        return jnp.sum(pull * out.out)
+
+    arguments = q, Part(text, lse), gate, cache
+    found, wanted = (jax.jit(jax.grad(f, argnums=(0, 1, 2, 3)))(*arguments) for f in (by_layers, written_out))
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+    assert all(np.any(layer) for layer in found[3].keys)
