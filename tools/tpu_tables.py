@@ -21,19 +21,40 @@ import tyro
 from owl3_jax.config import Remat
 from owl3_jax.host.files import write_text
 from owl3_jax.released import Size
+from owl3_jax.sharding import MeshPreset
 
 ROOT = Path(__file__).parents[1]
-# Remat policy and microbatches with the least bound of those that were tried and fit: in stage 1, in stages 2 and 3 of 7B,
-# and in those of the 2B. The 1B has room for `dots` in one piece everywhere. The policy in configs/ fits everywhere, too.
-POLICIES: dict[str, tuple[tuple[Remat, int], tuple[Remat, int], tuple[Remat, int]]] = {
-    "v5e:16x16": (("dots", 4), ("full", 1), ("dots", 4)),
-    "v6e:16x16": (("dots", 1), ("dots", 4), ("dots", 2)),
-    "v5p:4x4x8": (("dots", 1), ("dots", 2), ("dots", 1)),
-    "v4:4x4x8": (("dots", 2), ("dots", 8), ("dots", 4)),
-    "tpu7x:4x4x8": (("dots", 1), ("dots", 2), ("dots", 1)),
-}
 SIZES: dict[str, Size] = {"7b": "7b-240728", "2b": "2b-241014", "1b": "1b-241014"}
 Reports = dict[str, Any]
+
+
+class Way(NamedTuple):
+    """How a batch is divided."""
+
+    mesh: MeshPreset
+    remat: Remat
+    microbatches: int
+
+
+# By stage, size and topology: the fastest ways, by the compiler's clock, of those that were tried and fit. What configs/ has
+# fits everywhere, too.
+WAYS: dict[tuple[int, str], dict[str, Way]] = {
+    (1, "7b"): {
+        "v5e:16x16": Way("fsdp32", "dots", 2),
+        "v6e:16x16": Way("fsdp32", "dots", 1),
+        "v5p:4x4x8": Way("fsdp16", "dots", 1),
+        "v4:4x4x8": Way("fsdp32", "dots", 2),
+    },
+    (3, "7b"): {
+        "v5e:16x16": Way("fsdp32", "minimal", 2),
+        "v6e:16x16": Way("fsdp32", "dots", 4),
+        "v5p:4x4x8": Way("fsdp16", "dots", 2),
+        "v4:4x4x8": Way("fsdp32", "dots", 8),
+        "tpu7x:4x4x8": Way("fsdp16", "dots", 2),
+    },
+    (3, "2b"): {"v5e:16x16": Way("fsdp32", "dots", 4), "v5p:4x4x8": Way("fsdp16", "dots", 1)},
+    (3, "1b"): {"v5e:16x16": Way("fsdp16", "dots", 1), "v6e:16x16": Way("fsdp16", "dots", 1)},
+}
 
 
 class Case(NamedTuple):
@@ -44,23 +65,13 @@ class Case(NamedTuple):
     programs: tuple[str, ...] = ("train",)
 
 
-def _stage(stage: int, size: str, topology: str) -> Case:
-    remat, parts = ("dots", 1) if size == "1b" else POLICIES[topology][0 if stage == 1 else 1 if size == "7b" else 2]
-    policy = (f"--config.compute.remat={remat}", f"--config.train.microbatches={parts}")
-    config = f"configs/stage{stage}.py:{SIZES[size]}"
-    mesh = ("--mesh", "fsdp16") if size == "1b" else ()  # 256 does not divide its width
-    return Case(f"stage {stage}, {size} on {topology}", ("--config", config, "--topology", topology, *mesh, *policy))
+def _stage(stage: int, size: str, topology: str, way: Way) -> Case:
+    policy = (f"--config.compute.remat={way.remat}", f"--config.train.microbatches={way.microbatches}")
+    config = ("--config", f"configs/stage{stage}.py:{SIZES[size]}", "--topology", topology, "--mesh", way.mesh)
+    return Case(f"stage {stage}, {size} on {topology}", (*config, *policy))
 
 
-STAGES = (
-    *(
-        _stage(stage, size, topology)
-        for size, stages in (("7b", (1, 2, 3)), ("2b", (1, 3)), ("1b", (1, 3)))  # stage 2 is stage 3 with fewer steps
-        for stage in stages
-        for topology in ("v5e:16x16", "v6e:16x16", "v5p:4x4x8", "v4:4x4x8")
-    ),
-    _stage(3, "7b", "tpu7x:4x4x8"),
-)
+STAGES = tuple(_stage(stage, size, topology, way) for (stage, size), ways in WAYS.items() for topology, way in ways.items())
 _ANSWERS = ("encode", "store", "prefill", "decode")
 PROMPTS = tuple(
     Case(
@@ -146,8 +157,7 @@ def _memory(report: Reports) -> str:
 def _time(report: Reports) -> str:
     if not report["fits"]:
         return "| | | | |"
-    clock = report.get("clock")
-    by_clock = f"{clock['seconds']:.2f} s | {clock['mfu']:.0%}" if clock else " | "
+    by_clock = f"{report['clock']['seconds']:.2f} s | {report['clock']['mfu']:.1%}"
     seconds, compiling = report["seconds_at_least"], report["compile_seconds"]["cpu"]
     bound = f"{report['step_seconds_at_least']:.2f} s | {max(seconds, key=seconds.get)}"
     return f"{by_clock} | {bound} | {report['mfu_at_most']:.0%} | {compiling:.0f} s"

@@ -3,6 +3,7 @@
     owl3 compile --config configs/released.py:1b-241014 --topology v5e:4x4
     owl3 compile --config configs/stage3.py:7b-240728 --topology v5e:16x16 --num-slices 2 --json report.json
     owl3 compile --config configs/stage3.py:7b-240728 --topology v5e:16x16 --search
+    owl3 compile --config configs/stage3.py:7b-240728 --topology v5e:16x16 --fastest
     owl3 compile --config configs/released.py:7b-240728 --topology v5p:1x1x1 --program prefill --images 4096
 
 The compiler is the one used on a TPU (libtpu, `pip install 'owl3_jax[tpu]'`), the program is the one that `owl3 train` and the
@@ -26,7 +27,7 @@ from owl3_jax.host.files import write_text
 from owl3_jax.tpu.compiled import OutOfMemory, compile_for
 from owl3_jax.tpu.programs import Inference, Name, Program, Prompt, train
 from owl3_jax.tpu.report import Report, describe, make_failure, make_report
-from owl3_jax.tpu.search import HEADING, describe_search, search
+from owl3_jax.tpu.search import FASTEST_HEADING, HEADING, describe_choice, describe_fastest, describe_search, fastest, search
 from owl3_jax.tpu.topology import Topology, TopologyError, get_topology
 from owl3_jax.training import compiled_step
 from owl3_jax.training.start import resolve_start
@@ -43,6 +44,7 @@ class Flags:
     program: Name = "train"  # the train step, or one of the programs that answer a prompt
     images: int = 400  # images in the prompt
     search: bool = False  # find the largest batch for each remat policy
+    fastest: bool = False  # find the mesh, remat policy and microbatches that take the config's batch fastest
     save: Path | None = None  # write the compiled train step, for `owl3 train --compiled`
     json: Path | None = None  # write the report
 
@@ -55,7 +57,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         config, topology = resolve_start(config), get_topology(flags.topology, slices)
         mesh = sharding.make_mesh(config.mesh, topology.devices)
-        report, fits = _search(config, flags, topology, mesh) if flags.search else _compile(config, flags, topology, mesh)
+        searched = flags.search or flags.fastest
+        report, fits = _search(config, flags, topology, mesh) if searched else _compile(config, flags, topology, mesh)
     except (TopologyError, ConfigError, CheckpointError, OSError) as error:
         sys.exit(f"error: {error}")
     if flags.json:
@@ -88,13 +91,22 @@ def _program(config: Config, flags: Flags, mesh: Mesh) -> Program:
 
 def _search(config: Config, flags: Flags, topology: Topology, mesh: Mesh) -> tuple[Report, bool]:
     if flags.save or flags.program != "train":
-        raise ConfigError("--search tries many train steps: leave out --save and --program")
-    print(HEADING, flush=True)
+        raise ConfigError("--search and --fastest try many train steps: leave out --save and --program")
+    if flags.search and flags.fastest:
+        raise ConfigError("--search changes the batch and --fastest keeps it: leave out one of them")
     found = []
-    for row in search(config, topology, mesh, _say):
-        print(describe_search(row), flush=True)
+    if flags.search:
+        print(HEADING, flush=True)
+        for row in search(config, topology, mesh, _say):
+            print(describe_search(row), flush=True)
+            found.append(row)
+        return {"search": found}, any(row["rows"] for row in found)
+    print(FASTEST_HEADING, flush=True)
+    for row in fastest(config, topology, _say):
+        print(describe_fastest(row), flush=True)
         found.append(row)
-    return {"search": found}, any(row["rows"] for row in found)
+    print(describe_choice(found))
+    return {"fastest": found}, any(row["microbatches"] for row in found)
 
 
 def _say(line: str) -> None:

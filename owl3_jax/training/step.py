@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Key
 
 from owl3_jax.batch import AnyArray, Batch
+from owl3_jax.compiler_options import training_options
 from owl3_jax.config import Config, ConfigError
 from owl3_jax.params import Params
 from owl3_jax.sharding import (
@@ -46,7 +47,7 @@ class OnMesh(Generic[P, R]):
 
     def __init__(self, function: Callable[P, R], mesh: Mesh, **options: Any) -> None:  # Any: as jax types them
         """`options` are those of `jax.jit`."""
-        self._jitted: jax.stages.Wrapped = jax.jit(function, **options)
+        self._jitted: jax.stages.Wrapped = jax.jit(function, compiler_options=training_options(mesh), **options)
         self._mesh = mesh
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:

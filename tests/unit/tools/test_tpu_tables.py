@@ -34,7 +34,8 @@ def test_the_search_finds_the_largest_batch(monkeypatch):
             raise OutOfMemory(2.0, 1.0)
         return program
 
-    report = {"peak_gib": 1.0, "available_gib": 2.0, "step_seconds_at_least": 4.0, "mfu_at_most": 0.5}
+    clock = {"seconds": 5.0, "mfu": 0.4}
+    report = {"peak_gib": 1.0, "available_gib": 2.0, "step_seconds_at_least": 4.0, "clock": clock}
     monkeypatch.setattr(searching, "compile_for", compile_for)
     monkeypatch.setattr(searching, "train", lambda config, mesh: (config.compute.remat, config.data.rows))
     monkeypatch.setattr(searching, "make_report", lambda *_: report)
@@ -47,6 +48,37 @@ def test_the_search_finds_the_largest_batch(monkeypatch):
     assert [tried.count(remat) for remat in MOST] == [3, 3, 3, 8, 10]  # from 16 rows by doubling or halving, then bisecting
     table = [searching.describe_search(row) for row in found]
     assert "does not fit" in table[0] and table[1].split()[:3] == ["dots", "4", "1"]
+
+
+def test_the_fastest_way_to_divide_a_batch(monkeypatch):
+    """What fits, and how long it takes, is made up here: memory by rows of a microbatch, time by the size of the gathers."""
+    most = {"dots": 1, "minimal": 2, "full": 4}
+
+    def compile_for(program, *_):
+        if program.data.rows // (4 * program.train.microbatches) > most[program.compute.remat]:
+            raise OutOfMemory(2.0, 1.0)
+        return program
+
+    def make_report(program, topology, mesh):
+        clock = {"seconds": 1.0 + mesh.shape["fsdp"] + program.train.microbatches, "mfu": 0.4}
+        return {"peak_gib": 1.0, "available_gib": 2.0, "microbatches": program.train.microbatches, "clock": clock}
+
+    monkeypatch.setattr(searching, "compile_for", compile_for)
+    monkeypatch.setattr(searching, "train", lambda config, mesh: config)
+    monkeypatch.setattr(searching, "make_report", make_report)
+    topology = get_topology("v5e:2x2")
+    config = load_config(ROOT / "configs/digits.py")
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, rows=32))
+    found = list(searching.fastest(config, topology, lambda line: None))
+    assert [(row["mesh"]["data"], row["mesh"]["fsdp"]) for row in found] == [(1, 4)] * 3 + [(2, 2)] * 3 + [(4, 1)] * 3
+    assert [row["microbatches"] for row in found] == [8, 4, 2] * 3
+    assert searching.describe_choice(found) == (
+        "fastest: --config.mesh.data=4 --config.mesh.fsdp=1 --config.compute.remat=full --config.train.microbatches=2"
+    )
+    most.update(dots=0)
+    nothing = next(searching.fastest(config, topology, lambda line: None))
+    assert "do not fit" in searching.describe_fastest(nothing) and "fewer rows" in searching.describe_choice([nothing])
+    assert searching.describe_fastest(found[2]).split() == ["1", "4", "full", "2", "1.00", "2.00", "7.00", "s", "40.0%"]
 
 
 def test_a_prompt_with_image_tokens_in_its_text():
@@ -88,14 +120,13 @@ def test_tables_fill_their_places():
     }
     fits = report | {"fits": True, "peak_gib": 9.0, "seconds_at_least": {"compute": 2.0, "ICI": 1.0}}
     fits |= {"step_seconds_at_least": 2.0, "mfu_at_most": 0.754, "compile_seconds": {"cpu": 150.4}}
-    with_clock = fits | {"clock": {"seconds": 3.14, "mfu": 0.48}}
-    runs = {"stage 1, 7b": report, "stage 2, 7b": fits, "stage 3, 7b": with_clock}
+    fits |= {"clock": {"seconds": 3.14, "mfu": 0.483}}
+    runs = {"stage 1, 7b": report, "stage 3, 7b": fits}
     reports = json.loads(json.dumps({f"{name} on v5e:16x16: train": each for name, each in runs.items()}))
     table = tpu_tables.stages_table(reports)
     assert "| stage 1, 7b on v5e:16x16 | fsdp 8 | full, 2 | **no** | 20.0 of 15.8 | | | | | | |" in table
-    run = "fsdp 8 | full, 2 | yes | 9.0 of 15.8"
-    assert f"| stage 2, 7b on v5e:16x16 | {run} |  |  | 2.00 s | compute | 75% | 150 s |" in table
-    assert f"| stage 3, 7b on v5e:16x16 | {run} | 3.14 s | 48% | 2.00 s | compute | 75% | 150 s |" in table
+    run = "fsdp 8 | full, 2 | yes | 9.0 of 15.8 | 3.14 s | 48.3% | 2.00 s | compute | 75% | 150 s"
+    assert f"| stage 3, 7b on v5e:16x16 | {run} |" in table
     page = tpu_tables.fill("a\n<!-- stages -->\nold\n<!-- end -->\nb", {"stages": table})
     assert page == f"a\n<!-- stages -->\n{table}\n<!-- end -->\nb"
     with pytest.raises(SystemExit, match="no place for the table 'prompts'"):
