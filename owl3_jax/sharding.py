@@ -147,11 +147,19 @@ def use_mesh(mesh: Mesh) -> Iterator[None]:
         yield
 
 
-def computes_on_tpu() -> bool:
-    """Whether what is traced is for TPUs: by the mesh in force, whose devices need not be present, or by this process's own."""
+def tpu_kind() -> str | None:
+    """`device_kind` of the TPUs that what is traced is for, by the mesh in force, whose devices need not be present; else None.
+
+    Without a mesh, that of this process's own devices.
+    """
     mesh = jax.sharding.get_abstract_mesh()
-    device = None if mesh.empty else mesh.abstract_device
-    return jax.default_backend() == "tpu" if device is None else device.platform == "tpu"
+    device = (None if mesh.empty else mesh.abstract_device) or jax.devices()[0]
+    return str(device.device_kind) if device.platform == "tpu" else None
+
+
+def computes_on_tpu() -> bool:
+    """Whether what is traced is for TPUs."""
+    return tpu_kind() is not None
 
 
 def partition_spec(names: tuple[str | None, ...], shape: tuple[int, ...]) -> PartitionSpec | None:

@@ -20,8 +20,10 @@ import tyro
 
 from owl3_jax.config import Remat
 from owl3_jax.host.files import write_text
+from owl3_jax.inference import buckets
 from owl3_jax.released import Size
 from owl3_jax.sharding import MeshPreset
+from owl3_jax.tpu.programs import Prompt
 
 ROOT = Path(__file__).parents[1]
 SIZES: dict[str, Size] = {"7b": "7b-240728", "2b": "2b-241014", "1b": "1b-241014"}
@@ -87,6 +89,19 @@ PROMPTS = tuple(
 )
 
 
+_ONE_CHIP, _FOUR_CHIPS = ("--config.mesh.fsdp=1",), ("--config.mesh.fsdp=1", "--config.mesh.tensor=4")
+TIMES = tuple(
+    Case(
+        f"time of {images} images on {topology}",
+        ("--config", "configs/released.py:7b-240728", "--topology", topology, "--images", str(images), *mesh),
+        _ANSWERS,
+    )
+    for topology, mesh in (("v5e:2x2", _FOUR_CHIPS), ("v6e:2x2", _FOUR_CHIPS), ("v5p:1x1x1", _ONE_CHIP))
+    for images in (1, 100, 200, 400, 1024)
+)
+PAPER = {100: "1.06 s", 200: "1.97 s", 400: "3.95 s"}  # first token on an A100, arXiv 2408.04840
+
+
 @dataclasses.dataclass(frozen=True)
 class Flags:
     """Compiles what is missing in the tables of docs/tpu.md, and writes them."""
@@ -100,14 +115,14 @@ def main() -> None:
     """Compiles, and writes the tables."""
     flags = tyro.cli(Flags)
     reports: Reports = json.loads(flags.reports.read_text()) if flags.reports.exists() else {}
-    for case in (*STAGES, *PROMPTS):
+    for case in (*STAGES, *PROMPTS, *TIMES):
         for program in case.programs:
             name = f"{case.name}: {program}"
             if flags.only in name if flags.only else name not in reports:
                 reports[name] = compile_one(case, program)
                 write_text(flags.reports, json.dumps(reports, indent=1) + "\n")
-    page = fill(flags.page.read_text(), {"stages": stages_table(reports), "prompts": prompts_table(reports)})
-    write_text(flags.page, page)
+    tables = {"stages": stages_table(reports), "prompts": prompts_table(reports), "times": times_table(reports)}
+    write_text(flags.page, fill(flags.page.read_text(), tables))
 
 
 def compile_one(case: Case, program: str) -> Reports:
@@ -144,6 +159,33 @@ def prompts_table(reports: Reports) -> str:
             peaks = " | ".join(f"{report['peak_gib']:.1f}" for report in of_case)
             lines.append(f"| {case.name} | {_mesh(of_case[0])} | {peaks} | {of_case[0]['available_gib']:.1f} |")
     return "\n".join(lines)
+
+
+def times_table(reports: Reports) -> str:
+    """One line for each topology and number of images: seconds until the first token, and of each further one, by the clock."""
+    heads = ["images", "topology", "vision, s", "text, s", "first token, s", "paper, A100", "a token, ms", "HBM, at least, ms"]
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for case in TIMES:
+        of_case = {program: reports.get(f"{case.name}: {program}") for program in _ANSWERS}
+        if all(of_case.values()):
+            images, topology = case.name.removeprefix("time of ").split(" images on ")
+            vision, text, token, floor = _answer_times(of_case, int(images))
+            first = f"{vision + text + token:.2f}"
+            cells = [images, topology, f"{vision:.2f}", f"{text:.3f}", first, PAPER.get(int(images), ""), f"{1e3 * token:.1f}"]
+            lines.append("| " + " | ".join([*cells, f"{1e3 * floor:.1f}"]) + " |")
+    return "\n".join(lines)
+
+
+def _answer_times(of_case: Reports, images: int) -> tuple[float, float, float, float]:
+    """Seconds of the vision tower and the image cache, of the prompt's text, of a token; and of that by HBM's bandwidth.
+
+    All chunks of the prompt are taken to last as long as the last one, which has the most text before it.
+    """
+    seconds = {program: report["clock"]["seconds"] for program, report in of_case.items()}
+    at_once, tokens = int(of_case["encode"]["what"].split()[0]), Prompt.with_images(images).tokens
+    batches, chunks = -(-images // at_once), -(-tokens // buckets.PREFILL_CHUNK)
+    vision = batches * (seconds["encode"] + seconds["store"])
+    return vision, chunks * seconds["prefill"], seconds["decode"], of_case["decode"]["seconds_at_least"]["HBM"]
 
 
 def _mesh(report: Reports) -> str:

@@ -19,8 +19,8 @@ from owl3_jax.nn.quantized import Quantized, dequantize
 
 
 class _Chunk(NamedTuple):
-    keys: Float[Array, "B K J L D"] | Quantized  # of J images
-    values: Float[Array, "B K J L D"] | Quantized
+    keys: Float[Array, "B K C D"] | Quantized  # of J images: C = J * L
+    values: Float[Array, "B K C D"] | Quantized
     visible: Visibility | None  # of images
 
 
@@ -29,20 +29,21 @@ def attend_in_chunks(plan: Plan, inputs: AttentionInputs) -> Part:
 
     Quantized keys and values, which have no gradient, become floats chunk by chunk.
     """
-    q = inputs.q
+    q, L = inputs.q, inputs.keys.shape[4]
     chunks, cut = _chunks(plan, inputs)
 
     def attend_chunk(chunk: _Chunk) -> Part:
-        block = _as_block(plan, q, chunk)
+        block = _as_block(plan, q, chunk, L)
         return choose_backend(plan.backend, block).attend(block)
 
     if chunks == 1:
         return attend_chunk(cut(0))
 
     def step(merged: Part, number: Int[Array, ""]) -> tuple[Part, None]:
-        chunk = cut(number)
-        some = lambda: merge(merged, attend_chunk(chunk))
-        seen = True if chunk.visible is None else chunk.visible.dense().any()
+        # Cut out within the branch: what goes into one is copied.
+        some = lambda: merge(merged, attend_chunk(cut(number)))
+        visible = cut(number).visible
+        seen = True if visible is None else visible.dense().any()
         return jax.lax.cond(seen, some, lambda: merged), None
 
     return jax.lax.scan(step, no_part(q), jnp.arange(chunks))[0]
@@ -50,14 +51,15 @@ def attend_in_chunks(plan: Plan, inputs: AttentionInputs) -> Part:
 
 def gradients_in_chunks(plan: Plan, inputs: AttentionInputs, given: OutputGradient) -> Gradients:
     """Gradients of q (float32) and of the layer's keys and values."""
-    q, I = inputs.q, inputs.keys.shape[3]
+    q, (I, L) = inputs.q, inputs.keys.shape[3:5]
     chunks, cut = _chunks(plan, inputs)
 
     def step(d_q: Float[Array, "B H T D"], number: Int[Array, ""]) -> tuple[Float[Array, "B H T D"], tuple[Array, Array]]:
         chunk = cut(number)
-        block = _as_block(plan, q, chunk)
+        block = _as_block(plan, q, chunk, L)
         more = choose_backend(plan.backend, block).gradients(block, given)
-        return d_q + more.d_q, (more.d_k.reshape(chunk.keys.shape), more.d_v.reshape(chunk.values.shape))
+        by_image = lambda x: x.reshape(*x.shape[:2], -1, L, x.shape[-1])
+        return d_q + more.d_q, (by_image(more.d_k), by_image(more.d_v))
 
     d_q, (d_keys, d_values) = jax.lax.scan(step, jnp.zeros(q.shape, jnp.float32), jnp.arange(chunks))
     return Gradients(d_q, _join(d_keys, I), _join(d_values, I))
@@ -68,7 +70,7 @@ def _chunks(plan: Plan, inputs: AttentionInputs) -> tuple[int, Callable[[Int[Arr
 
     The last chunk ends with the last image; the images that it shares with the chunk before are not seen in it.
     """
-    images, visible = inputs.keys.shape[3], inputs.visible
+    (images, tokens), visible = inputs.keys.shape[3:5], inputs.visible
     size = min(images, plan.images_per_chunk or images)
     if visible is None and size < images:
         visible = everything(inputs.q.shape[0], inputs.q.shape[2], images)
@@ -78,20 +80,24 @@ def _chunks(plan: Plan, inputs: AttentionInputs) -> tuple[int, Callable[[Int[Arr
         seen = None if visible is None else visible.part(start, size, number * size)
         return _Chunk(of_layer(inputs.keys, start), of_layer(inputs.values, start), seen)
 
-    def of_layer(stack: StackedKeys, start: Int[Array, ""]) -> Float[Array, "B K J L D"] | Quantized:
-        cut_out: Float[Array, "B K J L D"] | Quantized = jax.tree.map(
-            lambda x: jax.lax.dynamic_slice_in_dim(x, start, size, axis=3)[inputs.layer], stack
+    def of_layer(stack: StackedKeys, start: Int[Array, ""]) -> Float[Array, "B K C D"] | Quantized:
+        # The tokens of all images as one dim before anything is cut out: products read a slice in place, but no reshaped one.
+        whole = jax.tree.map(lambda x: x.reshape(*x.shape[:3], images * tokens, *x.shape[5:]), stack)
+        cut_out: Float[Array, "B K C D"] | Quantized = jax.tree.map(
+            lambda x: jax.lax.dynamic_slice_in_dim(x, start * tokens, size * tokens, axis=3)[inputs.layer], whole
         )
         return cut_out
 
     return -(-images // size), cut
 
 
-def _as_block(plan: Plan, q: Float[Array, "B H T D"], chunk: _Chunk) -> BlockInputs:
-    """Keys and values of a chunk as one block [B, K, J*L, D]."""
-    B, K, J, L, D = chunk.keys.shape
-    flat = lambda x: dequantize(x, q.dtype).reshape(B, K, J * L, D)
-    return BlockInputs(q, flat(chunk.keys), flat(chunk.values), chunk.visible, plan.real_keys, plan.reads_lse)
+def _as_block(plan: Plan, q: Float[Array, "B H T D"], chunk: _Chunk, tokens: int) -> BlockInputs:
+    """Keys and values of a chunk of images of L = `tokens` as one block."""
+    images, visible = chunk.keys.shape[2] // tokens, chunk.visible
+    if visible is None and images > 1 and plan.real_tokens not in (None, tokens):
+        visible = everything(q.shape[0], q.shape[2], images)  # which hides padding between images
+    keys, values = (dequantize(x, q.dtype) for x in (chunk.keys, chunk.values))
+    return BlockInputs(q, keys, values, visible, plan.real_tokens, plan.reads_lse)
 
 
 def _join(x: Float[Array, "chunks B K J L D"], images: int) -> Float[Array, "B K I L D"]:

@@ -36,7 +36,7 @@ class Plan(NamedTuple):
     dims: Dims
     backend: AttentionBackend
     images_per_chunk: int | None = None  # None: all
-    real_keys: int | None = None  # of a block: those after them are padding, which nothing sees. None: all of them
+    real_tokens: int | None = None  # of the L of an image: those after them are padding, which nothing sees. None: all
     reads_lse: bool = True  # else the log-sum-exp that comes back is of no use
 
 
@@ -58,13 +58,15 @@ class BlockInputs:
     k: Float[Array, "B K C D"]
     v: Float[Array, "B K C D"]
     visible: Visibility | None  # over keys, or over images, which share the C equally; None: every position sees every key
-    real_keys: int | None = flax.struct.field(pytree_node=False, default=None)  # as in `Plan`; only where `visible` is None
+    # As in `Plan`. Where `visible` is None, the block is of one image.
+    real_tokens: int | None = flax.struct.field(pytree_node=False, default=None)
     reads_lse: bool = flax.struct.field(pytree_node=False, default=True)  # as in `Plan`
 
     def without_padding(self) -> "BlockInputs":
-        """The same with the real keys alone."""
-        first = lambda x: x[:, :, : self.real_keys]  # None: all
-        return dataclasses.replace(self, k=first(self.k), v=first(self.v))
+        """The same without padding, unless it is between images: `visible` has to hide that."""
+        if self.real_tokens is None or self.visible is not None:
+            return self
+        return dataclasses.replace(self, k=self.k[:, :, : self.real_tokens], v=self.v[:, :, : self.real_tokens])
 
 
 class OutputGradient(NamedTuple):

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Int, Shaped
 
 
 class Visibility(NamedTuple):
@@ -29,11 +29,13 @@ class Visibility(NamedTuple):
         """C."""
         return self.key_segment_ids.shape[1]
 
-    def dense(self, tokens: int | None = None) -> Bool[Array, "B T C"]:
-        """Which keys a position sees. With `tokens`, keys are images, and the C are the `tokens` of all of them together."""
+    def dense(self, tokens: int | None = None, real_tokens: int | None = None) -> Bool[Array, "B T C"]:
+        """Which keys a position sees. With `tokens`, keys are images, and the C are as in `over_tokens`."""
         same = self.segment_ids[:, :, None] == self.key_segment_ids[:, None, :]
         seen = same & (jnp.arange(self.keys) < self.limits[:, :, None])
-        return seen if tokens is None else jnp.repeat(seen, tokens // self.keys, axis=2)
+        if tokens is None:
+            return seen
+        return _where_real(jnp.repeat(seen, tokens // self.keys, axis=2), tokens // self.keys, real_tokens)
 
     def part(self, start: Int[Array, ""] | int, size: int, first: Int[Array, ""] | int = 0) -> "Visibility":
         """The visibility of `size` keys from `start` on; those before `first` are not seen."""
@@ -41,11 +43,21 @@ class Visibility(NamedTuple):
         key_segment_ids = jax.lax.dynamic_slice_in_dim(self.key_segment_ids, start, size, axis=1)
         return self._replace(limits=self.limits - start, key_segment_ids=jnp.where(numbers >= first, key_segment_ids, 0))
 
-    def over_tokens(self, tokens: int) -> "Visibility":
-        """The same, with the `tokens` of all images as the keys in place of the images."""
+    def over_tokens(self, tokens: int, real_tokens: int | None = None) -> "Visibility":
+        """The same, with the `tokens` of all images as the keys in place of the images.
+
+        `real_tokens` of each image can be seen, those after them are padding. None: all can.
+        """
         times = tokens // self.keys
-        key_segment_ids = jnp.repeat(self.key_segment_ids, times, axis=1)
+        key_segment_ids = _where_real(jnp.repeat(self.key_segment_ids, times, axis=1), times, real_tokens)
         return self._replace(limits=self.limits * times, key_segment_ids=key_segment_ids)
+
+
+def _where_real(x: Shaped[Array, "*dims C"], tokens: int, real_tokens: int | None) -> Shaped[Array, "*dims C"]:
+    """Zero in the padding that follows the `real_tokens` of each image of `tokens`."""
+    if real_tokens in (None, tokens):
+        return x
+    return jnp.where(jnp.arange(x.shape[-1]) % tokens < real_tokens, x, jnp.zeros((), x.dtype))
 
 
 def everything(rows: int, positions: int, keys: int) -> Visibility:

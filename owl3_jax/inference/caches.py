@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Shaped
 
 from owl3_jax.config import ComputeConfig, ModelConfig
-from owl3_jax.models.hyper import ImageCache
+from owl3_jax.models.hyper import ImageCache, image_token_slots
 from owl3_jax.models.qwen2 import Images, TextCache
 from owl3_jax.nn.quantized import vector_bytes
 from owl3_jax.nn.stacks import Stack, as_one_stack, split_like, zero_stack
@@ -26,7 +26,7 @@ def text_bytes(config: ModelConfig, compute: ComputeConfig, rows: int, slots: in
 def image_bytes(config: ModelConfig, compute: ComputeConfig, rows: int, slots: int) -> int:
     """Bytes of keys and values of `rows` x `slots` images in all hyper layers."""
     per_token = len(config.hyper_layers) * 2 * config.num_key_value_heads
-    return rows * slots * config.vision.tokens_per_image * per_token * vector_bytes(config.head_dim, compute)
+    return rows * slots * image_token_slots(config) * per_token * vector_bytes(config.head_dim, compute)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
@@ -51,7 +51,7 @@ def append_text(past: TextCache, new: TextCache) -> TextCache:
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def empty_images(config: ModelConfig, compute: ComputeConfig, rows: int, blocks: tuple[int, ...]) -> Images:
     """An empty image cache of B = `rows` rows, with room for `blocks` images in each of its blocks."""
-    K, L, D = config.num_key_value_heads, config.vision.tokens_per_image, config.head_dim
+    K, L, D = config.num_key_value_heads, image_token_slots(config), config.head_dim
     zeros = lambda images: zero_stack((len(config.hyper_layers), rows, K, images, L, D), compute)
     ids = lambda: jnp.zeros((rows, sum(blocks)), jnp.int32)
     # Keys and values are separate buffers, so that each can be donated.

@@ -16,6 +16,7 @@ from flax.linen import initializers
 from jaxtyping import Array, Float, Int, Shaped
 
 from owl3_jax.attention.attend import attend
+from owl3_jax.attention.backends.splash_blocks import SMALLEST_BLOCK
 from owl3_jax.attention.inputs import IMAGES, Plan
 from owl3_jax.attention.parts import Part
 from owl3_jax.attention.visibility import Visibility
@@ -25,13 +26,13 @@ from owl3_jax.nn.norms import rms_norm
 from owl3_jax.nn.quantized import rescale
 from owl3_jax.nn.rope import rope
 from owl3_jax.nn.stacks import Layer, Stack, select_layer
-from owl3_jax.sharding import constrain
+from owl3_jax.sharding import computes_on_tpu, constrain
 
 
 class ImageCache(NamedTuple):
     """Rotated image keys and values of every hyper layer."""
 
-    keys: Stack  # [M, B, K, I, L, D]
+    keys: Stack  # [M, B, K, I, L, D], with L = `image_token_slots`
     values: Stack
 
     @property
@@ -43,6 +44,16 @@ class ImageCache(NamedTuple):
     def images(self) -> int:
         """I of the glossary."""
         return self.shape[2]
+
+
+def image_token_slots(config: ModelConfig) -> int:
+    """Image tokens and the padding that follows them in the cache of an image.
+
+    On TPUs a multiple of the smallest block of the attention kernels, so that they read the tokens of several images in place.
+    Nothing sees the padding.
+    """
+    tokens = config.vision.tokens_per_image
+    return tokens + -tokens % SMALLEST_BLOCK if computes_on_tpu() else tokens
 
 
 class Fusion(NamedTuple):
@@ -85,6 +96,8 @@ class HyperLayers(nn.Module):
 
         `norm_scales` are the layers' own `input_layernorm`: image tokens share it with the text.
         """
+        slots = image_token_slots(self.config)
+        image_features = jnp.pad(image_features, ((0, 0), (0, 0), (0, slots - image_features.shape[2]), (0, 0)))
         project = functools.partial(_keys_values, config=self.config, compute=self.compute)
         layer = jax.checkpoint(lambda weights: project(image_features, image_positions, *weights))  # keeps no normed copy
         weights = (self.v_kv_proj.adapted_kernel(), self.v_kv_proj.kernel_scale, self.v_kv_proj.bias)
@@ -131,6 +144,7 @@ def hyper_attention(
     text: Part,
     fusion: Fusion,
     compute: ComputeConfig,
+    image_tokens: int | None = None,
 ) -> Float[Array, "B H T D"]:
     """(1 - g) * self-attention + g * image attention, for hyper layer `layer` (from zero), in the dtype of `q`.
 
@@ -138,10 +152,11 @@ def hyper_attention(
     static  g = sigmoid(gate)
     joint   g = sigmoid(image lse - text lse), which is one softmax over images and text
 
-    A position that sees no image keeps its self-attention untouched.
+    A position that sees no image keeps its self-attention untouched. `image_tokens` of each image in the cache are real, the
+    others padding; None: all are real.
     """
     gate = [x[layer] for x in fusion.gate]
-    plan = Plan(IMAGES, compute.attention, compute.images_per_chunk)
+    plan = Plan(IMAGES, compute.attention, compute.images_per_chunk, image_tokens)
     image = attend(q, fusion.blocks, fusion.visible, plan, layer)
     if len(gate) == 2:
         kernel, bias = (x.astype(q.dtype) for x in gate)
@@ -155,9 +170,10 @@ def hyper_attention(
     return jnp.where(sees, mixed.astype(q.dtype), text.out)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def hyper_or_plain(
     compute: ComputeConfig,
+    image_tokens: int | None,
     layer: Layer,
     q: Float[Array, "B H T D"],
     text: Part,
@@ -173,7 +189,7 @@ def hyper_or_plain(
     The backward pass computes the branch that was taken again and keeps nothing of it, since all N layers would have to keep,
     or fill with zeros, what only M of them use.
     """
-    fuse = lambda layer, q, text, fusion: hyper_attention(layer, q, text, fusion, compute)
+    fuse = lambda layer, q, text, fusion: hyper_attention(layer, q, text, fusion, compute, image_tokens)
     plain = lambda layer, q, text, fusion: text.out
     out: Array = jax.lax.cond(layer >= 0, fuse, plain, layer, q, text, fusion)
     return out, images
@@ -183,19 +199,27 @@ _Taken = tuple[Layer, Array, Part, Fusion]
 
 
 def _forward(
-    compute: ComputeConfig, layer: Layer, q: Array, text: Part, fusion: Fusion, images: tuple[ImageCache, ...]
+    compute: ComputeConfig,
+    image_tokens: int | None,
+    layer: Layer,
+    q: Array,
+    text: Part,
+    fusion: Fusion,
+    images: tuple[ImageCache, ...],
 ) -> tuple[tuple[Array, tuple[ImageCache, ...]], _Taken]:
-    return hyper_or_plain(compute, layer, q, text, fusion, images), (layer, q, text, fusion)
+    return hyper_or_plain(compute, image_tokens, layer, q, text, fusion, images), (layer, q, text, fusion)
 
 
 def _backward(
-    compute: ComputeConfig, taken: _Taken, cotangents: tuple[Array, tuple[ImageCache, ...]]
+    compute: ComputeConfig, image_tokens: int | None, taken: _Taken, cotangents: tuple[Array, tuple[ImageCache, ...]]
 ) -> tuple[None, Array, Part, Fusion, tuple[ImageCache, ...]]:
     layer, q, text, fusion = taken
     d_out, d_images = cotangents
 
     def fuse() -> tuple[Array, Part, tuple[Array, ...], tuple[ImageCache, ...]]:
-        again = lambda q, text, gate, blocks: hyper_attention(layer, q, text, Fusion(blocks, fusion.visible, gate), compute)
+        def again(q: Array, text: Part, gate: tuple[Array, ...], blocks: tuple[ImageCache, ...]) -> Array:
+            return hyper_attention(layer, q, text, Fusion(blocks, fusion.visible, gate), compute, image_tokens)
+
         _, pull_back = jax.vjp(again, q, text, fusion.gate, fusion.blocks)
         d_q, d_text, d_gate, d_blocks = pull_back(d_out)
         return d_q, d_text, d_gate, jax.tree.map(jnp.add, d_images, d_blocks)

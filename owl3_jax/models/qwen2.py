@@ -165,12 +165,14 @@ class Attention(nn.Module):
         part = attend(q, [one_layer(k, v)], inputs.visible, Plan(TEXT, self.compute.attention))
         if inputs.past is not None:
             part = self._merge_past(layer, q, part, inputs.past)
+        image_tokens = self.config.vision.tokens_per_image
         with jax.named_scope("hyper_attention"):
             if isinstance(hyper_layer, int):  # written out: known while tracing
                 fusion = inputs.fusion._replace(blocks=carry.images or inputs.fusion.blocks)
-                out = hyper_attention(hyper_layer, q, part, fusion, self.compute) if hyper_layer >= 0 else part.out
+                fuse = functools.partial(hyper_attention, compute=self.compute, image_tokens=image_tokens)
+                out = fuse(hyper_layer, q, part, fusion) if hyper_layer >= 0 else part.out
             else:
-                out, images = hyper_or_plain(self.compute, hyper_layer, q, part, inputs.fusion, carry.images)
+                out, images = hyper_or_plain(self.compute, image_tokens, hyper_layer, q, part, inputs.fusion, carry.images)
                 carry = carry._replace(images=images)
         return self.o_proj(out), carry
 

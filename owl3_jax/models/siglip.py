@@ -7,14 +7,13 @@ from flax.linen import initializers
 from jaxtyping import Array, Float, Shaped
 
 from owl3_jax.attention.attend import attend
-from owl3_jax.attention.inputs import VISION, Plan, one_layer
+from owl3_jax.attention.backends.splash_blocks import SMALLEST_BLOCK
+from owl3_jax.attention.inputs import VISION, Plan
 from owl3_jax.config import ComputeConfig, VisionConfig
 from owl3_jax.nn.linear import Linear, declare
 from owl3_jax.nn.padding import pad_to_multiple
 from owl3_jax.nn.remat import block_input, rematerialized
 from owl3_jax.sharding import computes_on_tpu, constrain
-
-_LANES = 128  # blocks of the TPU's attention kernels are multiples of this
 
 
 def normalize_pixels(pixels: Shaped[Array, "*images S S 3"]) -> Float[Array, "*images S S 3"]:
@@ -58,8 +57,9 @@ class SelfAttention(nn.Module):
         width, heads = self.config.hidden_size, self.config.num_attention_heads
         shape, axes = (width, heads, width // heads), ("vision_embed", "vision_heads", "head_dim")
         q, k, v = (Linear("xle,ehd->xhld", shape, axes, self.compute, name=f"{name}_proj")(x) for name in "qkv")
-        plan = Plan(VISION, self.compute.attention, real_keys=self.config.tokens_per_image, reads_lse=False)
-        out = attend(q, [one_layer(k, v)], None, plan).out
+        plan = Plan(VISION, self.compute.attention, real_tokens=self.config.tokens_per_image, reads_lse=False)
+        as_image = lambda x: x[None, :, :, None]  # [1, X, H, 1, L, D]
+        out = attend(q, [(as_image(k), as_image(v))], None, plan).out
         return Linear("xhld,hde->xle", (*shape[1:], width), (*axes[1:], "vision_embed"), self.compute, name="out_proj")(out)
 
 
@@ -126,6 +126,6 @@ class Siglip(nn.Module):
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
         # Kernels would pad every layer's queries, keys and values for themselves.
-        padded = pad_to_multiple(x, 1, _LANES) if computes_on_tpu() else x
+        padded = pad_to_multiple(x, 1, SMALLEST_BLOCK) if computes_on_tpu() else x
         x, _ = encoder(self.config, self.compute, name="layers")(padded)
         return x[:, : self.config.tokens_per_image]

@@ -16,6 +16,7 @@ from owl3_jax.flops import Work, forward_flops, image_cache_flops, train_flops
 from owl3_jax.inference import buckets, programs
 from owl3_jax.inference.caches import empty_images, empty_text
 from owl3_jax.inference.choose import SamplingOps, SamplingRows
+from owl3_jax.inference.program import Program as InferenceProgram
 from owl3_jax.inference.runtime import Runtime
 from owl3_jax.inference.sampling import Sampling
 from owl3_jax.models.owl3 import abstract_params
@@ -160,7 +161,12 @@ class Inference:
         return jax.ShapeDtypeStruct((self.rows, self.runtime.config.hidden_size), self.runtime.compute.dtype)
 
     def _lower(
-        self, program: jax.stages.Wrapped, *arguments: object, positions: int = 1, rows: int = 1, **options: object
+        self,
+        program: InferenceProgram[..., Any],  # Any: programs return different trees
+        *arguments: object,
+        positions: int = 1,
+        rows: int = 1,
+        **options: object,
     ) -> Lower:
         return lambda: self.runtime.run_model(program.lower, *arguments, positions=positions, rows=rows, **options)
 

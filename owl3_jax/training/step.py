@@ -47,7 +47,8 @@ class OnMesh(Generic[P, R]):
 
     def __init__(self, function: Callable[P, R], mesh: Mesh, **options: Any) -> None:  # Any: as jax types them
         """`options` are those of `jax.jit`."""
-        self._jitted: jax.stages.Wrapped = jax.jit(function, compiler_options=training_options(mesh), **options)
+        with use_mesh(mesh):
+            self._jitted: jax.stages.Wrapped = jax.jit(function, compiler_options=training_options(), **options)
         self._mesh = mesh
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:

@@ -28,9 +28,7 @@ _common: dict[str, Any] = {  # Any: arguments of different types
     "mask_function": lambda limits, keys: keys < limits,
     "attn_logits_soft_cap": None,
 }
-_layouts: dict[str, Any] = dict.fromkeys(("q_layout", "k_layout", "v_layout"), kernels.QKVLayout.HEAD_DIM_MINOR)
-# Of the vision encoder's heads of 72 numbers the compiler prefers tokens in lanes, and would copy for the kernel.
-_layouts_of_images: dict[str, Any] = dict.fromkeys(_layouts, kernels.QKVLayout.SEQ_MINOR)
+_layouts = dict.fromkeys(("q_layout", "k_layout", "v_layout"), kernels.QKVLayout.HEAD_DIM_MINOR)
 _ROWS = 16  # at most, in one call of the kernel, if the same positions see the same keys in all of them
 
 Arrays = tuple[Shaped[Array, "..."], ...]  # [heads, length, *_] of one row: of its queries, or of its keys
@@ -43,7 +41,8 @@ def attend(inputs: BlockInputs, *, interpret: bool) -> Part:
     """
     splash = private_jax.splash_forward()
     with_lse = inputs.reads_lse or inputs.visible is not None
-    layouts = _layouts if with_lse else _layouts_of_images
+    # Of the vision encoder's heads of 72 numbers the compiler prefers tokens in lanes, and would copy for the kernel.
+    layout = kernels.QKVLayout.HEAD_DIM_MINOR if with_lse else kernels.QKVLayout.SEQ_MINOR
 
     def kernel(queries: Arrays, keys: Arrays, blocks: Blocks) -> tuple[Arrays, Arrays]:
         found = splash(
@@ -52,7 +51,9 @@ def attend(inputs: BlockInputs, *, interpret: bool) -> Part:
             *keys,
             blocks.segment_ids,
             sinks=None,
-            block_sizes=kernels.BlockSizes(blocks.queries, blocks.keys, blocks.keys_at_once, **layouts),
+            block_sizes=kernels.BlockSizes(
+                blocks.queries, blocks.keys, blocks.keys_at_once, q_layout=layout, k_layout=layout, v_layout=layout
+            ),
             residual_checkpoint_name=None,
             save_residuals=with_lse,
             interpret=interpret,
@@ -120,18 +121,18 @@ def _row_by_row(
     B, _, T, C = *queries[0].shape[:3], inputs.k.shape[2]
     most = 1 if visible is not None else _ROWS if inputs.reads_lse else B
     together = next(n for n in range(most, 0, -1) if B % n == 0)
-    real_keys = inputs.real_keys
+    real_tokens = inputs.real_tokens
     fold = lambda x: x.reshape(B // together, together * x.shape[1], *x.shape[2:])
     unfold = lambda x: x.reshape(B, -1, *x.shape[2:])
 
     def row(inputs: tuple[Arrays, Arrays, Visibility | None]) -> tuple[Arrays, Arrays]:
         queries, keys, visible = inputs
-        blocks = Blocks.of(T, C, visible, real_keys)
+        blocks = Blocks.of(T, C, visible, real_tokens)
         whole = lambda arrays, size: tuple(pad_to_multiple(x, 1, size) for x in arrays)
         with _precision(keys[0].dtype):
             of_queries, of_keys = kernel(whole(queries, blocks.queries), whole(keys, blocks.keys), blocks)
         return tuple(x[:, :T] for x in of_queries), tuple(x[:, :C] for x in of_keys)
 
-    folded = (*jax.tree.map(fold, (queries, keys)), None if visible is None else visible.over_tokens(C))
+    folded = (*jax.tree.map(fold, (queries, keys)), None if visible is None else visible.over_tokens(C, real_tokens))
     unfolded: tuple[Arrays, Arrays] = jax.tree.map(unfold, jax.lax.map(row, folded))
     return unfolded

@@ -31,14 +31,14 @@ class Blocks(NamedTuple):
     needed: Bool[Array, "blocks_of_queries blocks_of_keys"] | None  # None: all
 
     @classmethod
-    def of(cls, T: int, C: int, visible: Visibility | None, real_keys: int | None = None) -> "Blocks":
+    def of(cls, T: int, C: int, visible: Visibility | None, real_tokens: int | None = None) -> "Blocks":
         """The blocks of T positions and C keys.
 
-        `visible` is for one row, without the dim B. None: the first `real_keys` are seen, or all.
+        `visible` is for one row, without the dim B. None: the first `real_tokens` are seen, or all.
         """
         queries, keys = _block(T, _QUERIES), _block(C, _KEYS)
         if visible is None:
-            return cls(queries, keys, pad_to_multiple(jnp.full(T, real_keys or C, jnp.int32), 0, queries), None, None)
+            return cls(queries, keys, pad_to_multiple(jnp.full(T, real_tokens or C, jnp.int32), 0, queries), None, None)
         limits, segment_ids = (pad_to_multiple(x, 0, queries) for x in (visible.limits, visible.segment_ids))
         segments = SegmentIds(segment_ids, pad_to_multiple(visible.key_segment_ids, 0, keys))
         return cls(queries, keys, limits, segments, _needed(limits, segments, queries, keys))
@@ -57,10 +57,14 @@ class Blocks(NamedTuple):
 
 
 def _block(size: int, blocks: tuple[int, ...]) -> int:
-    """The largest block that pads `size` by at most an eighth, else the one that pads it least; small for small sizes."""
+    """The largest block that divides `size`, else pads it by at most an eighth, else as little as any; small for small sizes.
+
+    Padding is a copy.
+    """
     padding = lambda block: -size % block
     large = [block for block in blocks if block >= min(size, 256)]
-    return next((block for block in large if padding(block) * 8 <= size), min(large, key=padding))
+    little = [block for block in large if padding(block) * 8 <= size]
+    return next((block for block in large if padding(block) == 0), little[0] if little else min(large, key=padding))
 
 
 def _needed(limits: Array, segment_ids: SegmentIds, queries: int, keys: int) -> Bool[Array, "blocks_of_queries blocks_of_keys"]:

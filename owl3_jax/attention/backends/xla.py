@@ -56,7 +56,7 @@ def _scores(inputs: BlockInputs) -> Float[Array, "B K GT C"]:
         return scores
     B, _, rows, C = scores.shape
     T = q.shape[2]
-    seen = jnp.broadcast_to(visible.dense(C)[:, None], (B, rows // T, T, C)).reshape(B, 1, rows, C)
+    seen = jnp.broadcast_to(visible.dense(C, inputs.real_tokens)[:, None], (B, rows // T, T, C)).reshape(B, 1, rows, C)
     return jnp.where(seen, scores, MASKED)
 
 

@@ -98,7 +98,7 @@ def test_padding_among_the_keys_changes_nothing(backend):
 
     @jax.jit
     def padded(q, k, v):
-        inputs = BlockInputs(q, k, v, None, real_keys=case.keys)
+        inputs = BlockInputs(q, k, v, None, real_tokens=case.keys)
         chosen = choose_backend(backend, inputs)
         out, lse = chosen.attend(inputs)
         return out, lse, *chosen.gradients(inputs, OutputGradient(lse, d_lse - jnp.sum(out * d_out, axis=-1), d_out))
@@ -113,9 +113,10 @@ def test_padding_among_the_keys_changes_nothing(backend):
 @pytest.mark.parametrize("name", ["vision", "images of 1B"])
 def test_the_output_is_the_same_without_the_log_sum_exp(name):
     case = CASES[name]
-    q, k, v, *_ = vectors(case, jnp.bfloat16)
+    q, k, v, *_ = vectors(case, jnp.float32)
     out = lambda **options: choose_backend("pallas", inputs := BlockInputs(q, k, v, case.visible, **options)).attend(inputs).out
-    np.testing.assert_array_equal(out(reads_lse=False), out())
+    whole = out()
+    assert np.abs(out(reads_lse=False) - whole).max() <= KERNEL_FLOAT32 * np.abs(whole).max()
 
 
 def test_a_row_that_sees_no_image_has_no_gradient():

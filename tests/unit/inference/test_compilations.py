@@ -27,7 +27,8 @@ DRAW = GREEDY.with_options(temperature=0.7)
 
 
 def compiled() -> list[int]:
-    return [program._cache_size() for program in (*PROGRAMS, empty_text, empty_images)]
+    jitted = [*(jitted for program in PROGRAMS for jitted in program._jitted.values()), empty_text, empty_images]
+    return [each._cache_size() for each in jitted]
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, GREEDY.with_options(num_beams=2)])

@@ -124,7 +124,7 @@ def test_gradients_of_hyper_or_plain_are_those_of_the_branch_that_is_taken(dims)
     def by_layers(q, text, gate, cache):
         images, out = (cache,), text
         for layer in layers:
-            out, images = hyper_or_plain(COMPUTE, jnp.int32(layer), q, out, Fusion((cache,), visible, gate), images)
+            out, images = hyper_or_plain(COMPUTE, None, jnp.int32(layer), q, out, Fusion((cache,), visible, gate), images)
             out = Part(out, text.lse)
         return jnp.sum(pull * out.out)
 

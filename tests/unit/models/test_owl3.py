@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
+from owl3_jax import sharding
 from owl3_jax.batch import Batch
 from owl3_jax.config import ComputeConfig
 from owl3_jax.models.owl3 import Owl3, abstract_params, text_of
 from owl3_jax.models.qwen2 import Images, Text, TextCache
 from owl3_jax.released import NAMED_SIZES
 from tests.tiny import COMPUTE, FORMS, init, model_config, pack, pad, single, stack
+from tests.tolerances import KERNEL_FLOAT32
 
 ATOL = 1e-4  # logits of scale 20; measured 3.2e-5 in float32 where the sums run in another order
 
@@ -148,3 +150,32 @@ def test_parameter_counts_of_the_released_checkpoints(size):
     assert (language, kv, hyper - kv, count(shapes, "vision2text_model")) == PUBLISHED[size]
     embeddings = 588 * 1152 + 1152 + 729 * 1152
     assert count(shapes, "vision_model") == embeddings + 26 * SIGLIP_BLOCK
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"images_per_chunk": 2, "remat": "dots"}, {"attention": "pallas", "images_per_chunk": 3}]
+)
+def test_the_padding_of_images_on_tpus_changes_nothing(monkeypatch, options):
+    """Logits, and gradients of all parameters, with image tokens padded to the kernels' blocks as without."""
+    config, batch = model_config(), jax.tree.map(jnp.asarray, pad(pack(list(SAMPLES.values())), 37, 7))
+    model, params = Owl3(config, dataclasses.replace(COMPUTE, **options)), init(config)
+    pull = jax.random.normal(jax.random.key(0), (1, 37, config.vocab_size))
+
+    def run_for(kind):
+        monkeypatch.setattr(sharding, "tpu_kind", lambda: kind)
+
+        def of_params(params):
+            logits = model.apply({"params": params}, batch).logits
+            return jnp.sum(pull * logits * (batch.segment_ids != 0)[..., None]), logits
+
+        grad = jax.grad(of_params, has_aux=True)
+        of_cache = f",7,128,{config.head_dim}]"
+        assert (of_cache in str(jax.make_jaxpr(grad)(params))) == (kind is not None)
+        gradients, logits = jax.jit(grad)(params)
+        return jax.tree.leaves(gradients), logits
+
+    (padded, padded_logits), (plain, plain_logits) = run_for("TPU v5 lite"), run_for(None)
+    np.testing.assert_allclose(padded_logits, plain_logits, atol=ATOL)
+    largest = max(np.abs(x).max() for x in plain)
+    for a, b in zip(padded, plain, strict=True):
+        np.testing.assert_allclose(a, b, atol=KERNEL_FLOAT32 * largest)

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from owl3_jax.models import siglip
+from owl3_jax import sharding
 from owl3_jax.models.siglip import Siglip, normalize_pixels
 from tests.tiny import COMPUTE, model_config
 from tests.tolerances import KERNEL_FLOAT32
@@ -66,7 +66,7 @@ def test_on_tpus_tokens_are_padded_and_nothing_else_changes(monkeypatch, backend
     pull = jax.random.normal(jax.random.key(1), (2, 9, 10))
 
     def run_on(tpu):
-        monkeypatch.setattr(siglip, "computes_on_tpu", lambda: tpu)
+        monkeypatch.setattr(sharding, "tpu_kind", lambda: "TPU v5 lite" if tpu else None)
         of_params = lambda params: (jnp.sum(pull * (tokens := model.apply(params, pixels))), tokens)
         gradients, tokens = jax.jit(jax.grad(of_params, has_aux=True))(params)
         assert tokens.shape == (2, 9, 10)
