@@ -199,7 +199,8 @@ def _memory(report: Reports) -> str:
 def _time(report: Reports) -> str:
     if not report["fits"]:
         return "| | | | |"
-    by_clock = f"{report['clock']['seconds']:.2f} s | {report['clock']['mfu']:.1%}"
+    clock = report.get("clock")
+    by_clock = f"{clock['seconds']:.2f} s | {clock['mfu']:.1%}" if clock else " | "
     seconds, compiling = report["seconds_at_least"], report["compile_seconds"]["cpu"]
     bound = f"{report['step_seconds_at_least']:.2f} s | {max(seconds, key=seconds.get)}"
     return f"{by_clock} | {bound} | {report['mfu_at_most']:.0%} | {compiling:.0f} s"
