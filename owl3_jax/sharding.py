@@ -26,6 +26,7 @@ AnyMesh = Mesh | AbstractMesh
 Tree = TypeVar("Tree")
 MeshAxes = str | tuple[str, ...] | None  # that split one dim
 
+_DEFAULT_DEVICE = "jax_default_device"  # in jax.config, which is not typed
 AXES = ("data", "fsdp", "tensor", "context")
 
 # Logical axis name -> mesh axis or axes (None: not split).
@@ -150,10 +151,11 @@ def use_mesh(mesh: Mesh) -> Iterator[None]:
 def tpu_kind() -> str | None:
     """`device_kind` of the TPUs that what is traced is for, by the mesh in force, whose devices need not be present; else None.
 
-    Without a mesh, that of this process's own devices.
+    Without a mesh, that of the device which JAX takes by default.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    device = (None if mesh.empty else mesh.abstract_device) or jax.devices()[0]
+    mesh, default = jax.sharding.get_abstract_mesh(), getattr(jax.config, _DEFAULT_DEVICE)
+    own = default if isinstance(default, jax.Device) else jax.devices(default)[0]
+    device = (None if mesh.empty else mesh.abstract_device) or own
     return str(device.device_kind) if device.platform == "tpu" else None
 
 

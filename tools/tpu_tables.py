@@ -3,8 +3,8 @@
     python tools/tpu_tables.py
 
 Numbers go to docs/benchmarks/tpu.json, one report of `owl3 compile` for each program; then the tables between the
-markers of docs/tpu.md are written from there. Programs already in the file are not compiled again. All of them take an hour on
-two cores; `--only "stage 1, 7b"` or `--only "400 images"` compiles a part, again if it is there already.
+markers of docs/tpu.md are written from there. Programs already in the file are not compiled again. All of them take two hours
+on two cores; `--only "stage 1, 7b"` or `--only "400 images"` compiles a part, again if it is there already.
 """
 
 import dataclasses
@@ -167,7 +167,7 @@ def times_table(reports: Reports) -> str:
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for case in TIMES:
         of_case = {program: reports.get(f"{case.name}: {program}") for program in _ANSWERS}
-        if all(of_case.values()):
+        if all(report and report["fits"] for report in of_case.values()):
             images, topology = case.name.removeprefix("time of ").split(" images on ")
             vision, text, token, floor = _answer_times(of_case, int(images))
             first = f"{vision + text + token:.2f}"

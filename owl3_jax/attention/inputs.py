@@ -58,7 +58,7 @@ class BlockInputs:
     k: Float[Array, "B K C D"]
     v: Float[Array, "B K C D"]
     visible: Visibility | None  # over keys, or over images, which share the C equally; None: every position sees every key
-    # As in `Plan`. Where `visible` is None, the block is of one image.
+    # As in `Plan`. Where `visible` is None, a block with padding is of one image.
     real_tokens: int | None = flax.struct.field(pytree_node=False, default=None)
     reads_lse: bool = flax.struct.field(pytree_node=False, default=True)  # as in `Plan`
 

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from owl3_jax.inference.caches import constrain_text
 from owl3_jax.inference.choose import SamplingOps, SamplingRows, adjust, mark_seen
-from owl3_jax.inference.program import Program
+from owl3_jax.inference.jitted import Jitted
 from owl3_jax.models.owl3 import Owl3, apply
 from owl3_jax.models.qwen2 import Images, Text, TextCache
 from owl3_jax.params import Params
@@ -80,7 +80,7 @@ class _Search(NamedTuple):
         return cls(jnp.zeros((), jnp.int32), positions, done, first, nothing, seen, cache)
 
 
-@functools.partial(Program, static_argnames=("model", "ops", "beams", "capacity"))
+@functools.partial(Jitted, static_argnames=("model", "ops", "beams", "capacity"))
 def search(
     model: Owl3,
     params: Params,

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int, Int32, Int64
 
 from owl3_jax.inference import buckets, programs
 from owl3_jax.inference.batched import batched
-from owl3_jax.inference.caches import append_text, empty_images, empty_text, grow_images, grow_text, image_bytes, text_bytes
+from owl3_jax.inference.caches import append_text, empty_images, empty_text, grow_images, grow_text, text_bytes
 from owl3_jax.inference.choose import SamplingOps
 from owl3_jax.inference.memory import check_fits
 from owl3_jax.inference.runtime import Runtime, View, fetch
@@ -52,7 +52,7 @@ class Context:
         config, compute = runtime.config, runtime.compute
         blocks, tokens = runtime.image_blocks(images), buckets.text_slots(tokens)
         images = sum(blocks)
-        needed = image_bytes(config, compute, rows, images) + text_bytes(config, compute, rows, tokens)
+        needed = runtime.image_bytes(rows, images) + text_bytes(config, compute, rows, tokens)
         answer = buckets.text_slots(new_tokens) if new_tokens else 0
         needed += text_bytes(config, compute, rows * samples, answer)
         what = f"the caches of {rows} rows of {tokens} tokens and {images} images, with {samples} x {answer} tokens of answers,"
@@ -81,7 +81,7 @@ class Context:
         tokens = buckets.text_slots(self.slots + tokens)
         grow_by_images, grow_by_text = sum(blocks) > self.images.positions.shape[1], tokens > self.text.positions.shape[1]
         config, compute = self.runtime.config, self.runtime.compute
-        needed = image_bytes(config, compute, self.rows, sum(blocks)) if grow_by_images else 0
+        needed = self.runtime.image_bytes(self.rows, sum(blocks)) if grow_by_images else 0
         needed += text_bytes(config, compute, self.rows, tokens) if grow_by_text else 0
         check_fits(needed, f"caches of {tokens} tokens and {sum(blocks)} images", self.runtime.devices)
         if grow_by_images:

@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 from owl3_jax.batch import AnyArray, Batch
 from owl3_jax.inference.caches import append_text, constrain_block, constrain_text
 from owl3_jax.inference.choose import SamplingOps, SamplingRows, choose, mark_seen
-from owl3_jax.inference.program import Program
+from owl3_jax.inference.jitted import Jitted
 from owl3_jax.models.hyper import ImageCache
 from owl3_jax.models.owl3 import Outputs, Owl3, apply
 from owl3_jax.models.qwen2 import Images, Text, TextCache
@@ -55,21 +55,21 @@ class Decoding(NamedTuple):
     cache: TextCache  # of the answers alone
 
 
-@functools.partial(Program, static_argnames="model")
+@functools.partial(Jitted, static_argnames="model")
 def logits(model: Owl3, params: Params, batch: Batch) -> Float[Array, "B T V"]:
     """One forward pass without caches."""
     outputs: Outputs = apply(model, params, "__call__", batch)
     return outputs.logits
 
 
-@functools.partial(Program, static_argnames="model")
+@functools.partial(Jitted, static_argnames="model")
 def encode(model: Owl3, params: Params, pixels: Shaped[Array, "J S S 3"]) -> Float[Array, "J L E"]:
     """Image features of J images."""
     features: Array = apply(model, params, "encode_images", pixels[None])
     return features[0]
 
 
-@functools.partial(Program, static_argnames="model", donate_argnames="block")
+@functools.partial(Jitted, static_argnames="model", donate_argnames="block")
 def store(model: Owl3, params: Params, block: ImageCache, features: Float[Array, "J L E"], places: Places) -> ImageCache:
     """One block of an image cache with J more images."""
     new = apply(model, params, "image_cache", features[None], places.positions[None])
@@ -92,7 +92,7 @@ def mark_images(
     return positions.at[at].set(places.positions, mode="drop"), segment_ids.at[at].set(1, mode="drop")
 
 
-@functools.partial(Program, static_argnames="model", donate_argnames=("past", "last"))
+@functools.partial(Jitted, static_argnames="model", donate_argnames=("past", "last"))
 def prefill(
     model: Owl3, params: Params, text: Text, images: Images, past: TextCache, last: Float[Array, "B E"]
 ) -> tuple[Float[Array, "B E"], TextCache]:
@@ -107,7 +107,7 @@ def prefill(
     return jnp.where(tokens[:, None] > 0, newest, last), append_text(past, chunk)
 
 
-@functools.partial(Program, static_argnames=("model", "ops", "capacity"))
+@functools.partial(Jitted, static_argnames=("model", "ops", "capacity"))
 def begin(
     model: Owl3,
     params: Params,
@@ -141,7 +141,7 @@ def begin(
     return _write_token(start, logits, settings, ops)
 
 
-@functools.partial(Program, static_argnames=("model", "ops"), donate_argnames="state")
+@functools.partial(Jitted, static_argnames=("model", "ops"), donate_argnames="state")
 def decode(
     model: Owl3,
     params: Params,

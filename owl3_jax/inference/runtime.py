@@ -20,6 +20,7 @@ from owl3_jax.inference import buckets, programs
 from owl3_jax.inference.caches import image_bytes
 from owl3_jax.inference.clock import Clock
 from owl3_jax.inference.feature_cache import FeatureCache, key_of
+from owl3_jax.models.hyper import image_token_slots
 from owl3_jax.models.owl3 import Owl3
 from owl3_jax.params import Params
 from owl3_jax.sharding import devices_along, rows_divisor, use_mesh
@@ -114,16 +115,20 @@ class Runtime:
         # Keys and values of a chunk are copied out of a stack of layers, but read in place from separate buffers.
         copied = 2 * config.num_key_value_heads * config.head_dim if self.compute.scan_layers else 0
         per_token = copied + config.num_attention_heads * positions
-        per_image = 4 * per_token * config.vision.tokens_per_image * max(1, rows // shared)
+        per_image = 4 * per_token * self.run(image_token_slots, config) * max(1, rows // shared)
         # The platform of the devices that it runs on, which need not be this machine's: `owl3 compile`.
         platform = self.mesh.devices.flat[0].platform if self.mesh else jax.default_backend()
         return max(1, _CHUNK_BYTES.get(platform, _CHUNK_BYTES_ELSEWHERE) // per_image)
+
+    def image_bytes(self, rows: int, slots: int) -> int:
+        """Bytes of keys and values of `rows` x `slots` images in all hyper layers, as they are on the mesh."""
+        return self.run(functools.partial(image_bytes, self.config, self.compute), rows, slots)
 
     def _images_per_block(self) -> int:
         """A power of two times the devices that images are spread over."""
         spread = devices_along("image", self.mesh) if self.mesh else 1
         layers = len(self.config.hyper_layers)
-        return spread * 2 ** int(math.log2(max(1, _BLOCK_BYTES * layers // image_bytes(self.config, self.compute, 1, spread))))
+        return spread * 2 ** int(math.log2(max(1, _BLOCK_BYTES * layers // self.image_bytes(1, spread))))
 
 
 def usual_vision_batch(mesh: Mesh | None) -> int:

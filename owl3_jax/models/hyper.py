@@ -182,12 +182,12 @@ def hyper_or_plain(
 ) -> tuple[Float[Array, "B H T D"], tuple[ImageCache, ...]]:
     """`hyper_attention` in a hyper layer; in the others (`layer` -1) the self-attention as it is.
 
-    `images` are returned as they are. They are the blocks of `fusion`, or nothing, and stand for them in the backward pass:
-    the gradient that comes in for them goes out with this layer's added. As a gradient of `fusion` it would be filled with
-    zeros in each layer that has none, and added to that of all layers before.
+    `images` are returned as they are. They are the blocks of `fusion`, and stand for them in the backward pass: the gradient
+    that comes in for them goes out with this layer's added. As a gradient of `fusion`, which it is where `images` is empty, it
+    would be filled with zeros in each layer that has none, and added to that of all layers before.
 
     The backward pass computes the branch that was taken again and keeps nothing of it, since all N layers would have to keep,
-    or fill with zeros, what only M of them use.
+    or fill with zeros, what only M of them use. Under a remat policy the branch runs once more, for the block's output.
     """
     fuse = lambda layer, q, text, fusion: hyper_attention(layer, q, text, fusion, compute, image_tokens)
     plain = lambda layer, q, text, fusion: text.out
@@ -222,14 +222,16 @@ def _backward(
 
         _, pull_back = jax.vjp(again, q, text, fusion.gate, fusion.blocks)
         d_q, d_text, d_gate, d_blocks = pull_back(d_out)
-        return d_q, d_text, d_gate, jax.tree.map(jnp.add, d_images, d_blocks)
+        return d_q, d_text, d_gate, jax.tree.map(jnp.add, d_images, d_blocks) if d_images else d_blocks
 
     def plain() -> tuple[Array, Part, tuple[Array, ...], tuple[ImageCache, ...]]:
-        return jnp.zeros_like(q), Part(d_out, jnp.zeros_like(text.lse)), jax.tree.map(jnp.zeros_like, fusion.gate), d_images
+        zeros = lambda tree: jax.tree.map(jnp.zeros_like, tree)
+        return zeros(q), Part(d_out, zeros(text.lse)), zeros(fusion.gate), d_images or zeros(fusion.blocks)
 
-    d_q, d_text, d_gate, d_images = jax.lax.cond(layer >= 0, fuse, plain)
-    # Whole numbers, `layer` and what is visible, have no gradient; that of the blocks is d_images.
-    return None, d_q, d_text, Fusion._make([None, None, d_gate]), d_images
+    d_q, d_text, d_gate, d_blocks = jax.lax.cond(layer >= 0, fuse, plain)
+    # Whole numbers, `layer` and what is visible, have no gradient.
+    of_fusion = Fusion._make([None if d_images else d_blocks, None, d_gate])
+    return None, d_q, d_text, of_fusion, d_blocks if d_images else ()
 
 
 hyper_or_plain.defvjp(_forward, _backward)

@@ -109,27 +109,31 @@ class MLP(nn.Module):
         E, F = self.config.hidden_size, self.config.intermediate_size
         gate = Linear("bte,ef->btf", (E, F), ("embed", "mlp"), self.compute, use_bias=False, name="gate_proj")(x)
         up = Linear("bte,ef->btf", (E, F), ("embed", "mlp"), self.compute, use_bias=False, name="up_proj")(x)
-        hidden = constrain(_gated(gate, up), ("batch", "text", "act_mlp"))
+        hidden = constrain(_swiglu(gate, up), ("batch", "text", "act_mlp"))
         return Linear("btf,fe->bte", (F, E), ("mlp", "embed"), self.compute, use_bias=False, name="down_proj")(hidden)
 
 
 @jax.custom_vjp
-def _gated(gate: Float[Array, "B T F"], up: Float[Array, "B T F"]) -> Float[Array, "B T F"]:
+def _swiglu(gate: Float[Array, "B T F"], up: Float[Array, "B T F"]) -> Float[Array, "B T F"]:
     """silu(gate) * up, whose gradients TPUs' compiler would compute again for each tile of the products that read them."""
+    return _silu_times(gate, up)
+
+
+def _silu_times(gate: Float[Array, "B T F"], up: Float[Array, "B T F"]) -> Float[Array, "B T F"]:
     return jax.nn.silu(gate) * up
 
 
-def _gated_forward(gate: Array, up: Array) -> tuple[Array, tuple[Array, Array]]:
-    return _gated(gate, up), (gate, up)
+def _swiglu_forward(gate: Array, up: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _silu_times(gate, up), (gate, up)
 
 
-def _gated_backward(inputs: tuple[Array, Array], d_hidden: Array) -> tuple[Array, Array]:
-    _, pull_back = jax.vjp(lambda gate, up: jax.nn.silu(gate) * up, *inputs)
+def _swiglu_backward(inputs: tuple[Array, Array], d_hidden: Array) -> tuple[Array, Array]:
+    _, pull_back = jax.vjp(_silu_times, *inputs)
     gradients: tuple[Array, Array] = jax.lax.optimization_barrier(pull_back(d_hidden))
     return gradients
 
 
-_gated.defvjp(_gated_forward, _gated_backward)
+_swiglu.defvjp(_swiglu_forward, _swiglu_backward)
 
 
 class Attention(nn.Module):
@@ -168,9 +172,8 @@ class Attention(nn.Module):
         image_tokens = self.config.vision.tokens_per_image
         with jax.named_scope("hyper_attention"):
             if isinstance(hyper_layer, int):  # written out: known while tracing
-                fusion = inputs.fusion._replace(blocks=carry.images or inputs.fusion.blocks)
                 fuse = functools.partial(hyper_attention, compute=self.compute, image_tokens=image_tokens)
-                out = fuse(hyper_layer, q, part, fusion) if hyper_layer >= 0 else part.out
+                out = fuse(hyper_layer, q, part, inputs.fusion) if hyper_layer >= 0 else part.out
             else:
                 out, images = hyper_or_plain(self.compute, image_tokens, hyper_layer, q, part, inputs.fusion, carry.images)
                 carry = carry._replace(images=images)
@@ -278,7 +281,7 @@ class Qwen2(nn.Module):
             past=None if past is None else Past(past, _visible_to_shared(text, past)),
             fusion=self._fusion(text, images),
         )
-        carry = Carry(x, images=images.blocks if cache is None else ())
+        carry = Carry(x, images=images.blocks)
         if cache is not None:
             cache = cache.with_ids(text.positions, text.segment_ids)
             visible = visibility(text.positions, text.segment_ids, cache.positions, cache.segment_ids)

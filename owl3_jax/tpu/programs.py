@@ -16,7 +16,7 @@ from owl3_jax.flops import Work, forward_flops, image_cache_flops, train_flops
 from owl3_jax.inference import buckets, programs
 from owl3_jax.inference.caches import empty_images, empty_text
 from owl3_jax.inference.choose import SamplingOps, SamplingRows
-from owl3_jax.inference.program import Program as InferenceProgram
+from owl3_jax.inference.jitted import Jitted
 from owl3_jax.inference.runtime import Runtime
 from owl3_jax.inference.sampling import Sampling
 from owl3_jax.models.owl3 import abstract_params
@@ -162,7 +162,7 @@ class Inference:
 
     def _lower(
         self,
-        program: InferenceProgram[..., Any],  # Any: programs return different trees
+        program: Jitted[..., Any],  # Any: programs return different trees
         *arguments: object,
         positions: int = 1,
         rows: int = 1,

@@ -8,17 +8,14 @@ from typing import get_args
 from jax.sharding import Mesh
 
 from owl3_jax import sharding
-from owl3_jax.config import Config, MeshConfig, Remat
+from owl3_jax.config import Config, ConfigError, MeshConfig, Remat
 from owl3_jax.tpu.compiled import OutOfMemory, Say, compile_for
 from owl3_jax.tpu.programs import train
 from owl3_jax.tpu.report import Report, make_report
 from owl3_jax.tpu.topology import Topology
 
-_TRIED: tuple[Remat, ...] = (
-    "dots",
-    "minimal",
-    "full",
-)  # `none` keeps more than `dots` for nothing; `offload` waits for the host
+# By `fastest`. `none` keeps more than `dots` for nothing; `offload` waits for the host.
+_TRIED: tuple[Remat, ...] = ("dots", "minimal", "full")
 
 
 def search(config: Config, topology: Topology, mesh: Mesh, say: Say) -> Iterator[Report]:
@@ -56,6 +53,8 @@ def fastest(config: Config, topology: Topology, say: Say) -> Iterator[Report]:
 
 def meshes(config: Config, topology: Topology) -> list[MeshConfig]:
     """All splits of a slice's devices between `data` and `fsdp`, the latter a power of two that divides the model's width."""
+    if min(config.mesh.tensor, config.mesh.context) < 1:
+        raise ConfigError("--fastest splits what mesh.tensor and mesh.context leave: set them to numbers of devices")
     n = len(topology.devices) // (topology.slices * config.mesh.tensor * config.mesh.context)
     sizes = [2**power for power in range(n.bit_length()) if n % 2**power == 0 and config.model.hidden_size % 2**power == 0]
     return [dataclasses.replace(config.mesh, data=n // size, fsdp=size) for size in reversed(sizes)]
@@ -63,12 +62,12 @@ def meshes(config: Config, topology: Topology) -> list[MeshConfig]:
 
 def _with_fewest_microbatches(config: Config, topology: Topology, mesh: Mesh, say: Say) -> Report:
     rows_each = config.data.rows // sharding.rows_divisor(mesh)
-    report: Report | None = None
-    for parts in (2**power for power in range(rows_each.bit_length())):
-        if rows_each % parts == 0 and report is None:
-            divided = dataclasses.replace(config, train=dataclasses.replace(config.train, microbatches=parts))
-            report = _attempt(divided, topology, mesh, say)
-    return {"mesh": dict(mesh.shape), "remat": config.compute.remat, **(report or {"microbatches": 0})}
+    halved = [2**power for power in range(rows_each.bit_length()) if rows_each % 2**power == 0]
+    for parts in halved or [1]:  # of too few rows the first attempt says so
+        divided = dataclasses.replace(config, train=dataclasses.replace(config.train, microbatches=parts))
+        if report := _attempt(divided, topology, mesh, say):
+            return report
+    return {"mesh": dict(mesh.shape), "remat": config.compute.remat, "microbatches": 0}
 
 
 def _with_remat(config: Config, remat: Remat) -> Config:
@@ -120,5 +119,6 @@ def describe_choice(rows: Sequence[Report]) -> str:
     if not fitting:
         return "No way of them fits: use more chips, or fewer rows"
     best = min(fitting, key=lambda row: float(row["clock"]["seconds"]))
-    mesh = " ".join(f"--config.mesh.{axis}={best['mesh'][axis]}" for axis in ("data", "fsdp"))
+    data = best["mesh"]["data"] // best["slices"]  # the setting is that of a slice
+    mesh = f"--config.mesh.data={data} --config.mesh.fsdp={best['mesh']['fsdp']}"
     return f"fastest: {mesh} --config.compute.remat={best['remat']} --config.train.microbatches={best['microbatches']}"

@@ -29,7 +29,7 @@ _common: dict[str, Any] = {  # Any: arguments of different types
     "attn_logits_soft_cap": None,
 }
 _layouts = dict.fromkeys(("q_layout", "k_layout", "v_layout"), kernels.QKVLayout.HEAD_DIM_MINOR)
-_ROWS = 16  # at most, in one call of the kernel, if the same positions see the same keys in all of them
+_ROWS = 16  # at most, in one call of the kernel: it writes each log-sum-exp 128 times, and memory has to hold them
 
 Arrays = tuple[Shaped[Array, "..."], ...]  # [heads, length, *_] of one row: of its queries, or of its keys
 
@@ -61,7 +61,8 @@ def attend(inputs: BlockInputs, *, interpret: bool) -> Part:
         )
         return ((found[0], *found[1]) if with_lse else (found,)), ()
 
-    (out, *lses), _ = _row_by_row(kernel, (_scaled(inputs.q),), inputs)
+    most = _ROWS if with_lse else max(1, len(inputs.q))
+    (out, *lses), _ = _row_by_row(kernel, (_scaled(inputs.q),), inputs, most)
     if not with_lse:
         return Part(out.astype(jnp.float32), jnp.zeros(out.shape[:3], jnp.float32))
     (lse,) = lses
@@ -91,7 +92,7 @@ def gradients(inputs: BlockInputs, given: OutputGradient, *, interpret: bool) ->
     q, v = inputs.q, inputs.v
     lse = jnp.where(given.lse > MASKED / 2, given.lse, -MASKED)  # so that exp(score - lse) is 0 where nothing is seen
     queries = (_scaled(q), given.d_out.astype(v.dtype), lse, given.shift)
-    (d_q,), (d_k, d_v) = _row_by_row(kernel, queries, inputs)
+    (d_q,), (d_k, d_v) = _row_by_row(kernel, queries, inputs, _ROWS)
     return Gradients(d_q.astype(jnp.float32) * q.shape[3] ** -0.5, d_k, d_v)
 
 
@@ -108,22 +109,21 @@ def _row_by_row(
     kernel: Callable[[Arrays, Arrays, Blocks], tuple[Arrays, Arrays]],
     queries: tuple[Shaped[Array, "B H T *_"], ...],
     inputs: BlockInputs,
+    most: int,
 ) -> tuple[Arrays, Arrays]:
     """Calls `kernel` on `queries` and the keys of `inputs`, padded to whole blocks.
 
-    The kernel takes one row. Without a mask, several rows are passed as further heads of one row: all of them, or up to a limit
-    where it writes each log-sum-exp 128 times and memory has to hold them.
+    The kernel takes one row. Without a mask, up to `most` rows are passed as further heads of one row.
 
     Returns:
         Arrays of the shapes of queries, and of keys.
     """
     keys, visible = (inputs.k, inputs.v), inputs.visible
     B, _, T, C = *queries[0].shape[:3], inputs.k.shape[2]
-    most = 1 if visible is not None else _ROWS if inputs.reads_lse else B
-    together = next(n for n in range(most, 0, -1) if B % n == 0)
+    together = next(n for n in range(most, 0, -1) if B % n == 0) if visible is None else 1
     real_tokens = inputs.real_tokens
     fold = lambda x: x.reshape(B // together, together * x.shape[1], *x.shape[2:])
-    unfold = lambda x: x.reshape(B, -1, *x.shape[2:])
+    unfold = lambda x: x.reshape(B, x.shape[1] // together, *x.shape[2:])
 
     def row(inputs: tuple[Arrays, Arrays, Visibility | None]) -> tuple[Arrays, Arrays]:
         queries, keys, visible = inputs

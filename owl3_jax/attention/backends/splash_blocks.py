@@ -57,14 +57,14 @@ class Blocks(NamedTuple):
 
 
 def _block(size: int, blocks: tuple[int, ...]) -> int:
-    """The largest block that divides `size`, else pads it by at most an eighth, else as little as any; small for small sizes.
+    """The largest block that pads `size` by at most an eighth, else the one that pads it least; small for small sizes.
 
-    Padding is a copy.
+    One of at least half that size that pads nothing is better: padding is a copy.
     """
     padding = lambda block: -size % block
     large = [block for block in blocks if block >= min(size, 256)]
-    little = [block for block in large if padding(block) * 8 <= size]
-    return next((block for block in large if padding(block) == 0), little[0] if little else min(large, key=padding))
+    chosen = next((block for block in large if padding(block) * 8 <= size), min(large, key=padding))
+    return next((block for block in large if padding(block) == 0 and 2 * block >= chosen), chosen)
 
 
 def _needed(limits: Array, segment_ids: SegmentIds, queries: int, keys: int) -> Bool[Array, "blocks_of_queries blocks_of_keys"]:

@@ -27,8 +27,7 @@ DRAW = GREEDY.with_options(temperature=0.7)
 
 
 def compiled() -> list[int]:
-    jitted = [*(jitted for program in PROGRAMS for jitted in program._jitted.values()), empty_text, empty_images]
-    return [each._cache_size() for each in jitted]
+    return [program.cache_size() for program in PROGRAMS] + [empty._cache_size() for empty in (empty_text, empty_images)]
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, GREEDY.with_options(num_beams=2)])

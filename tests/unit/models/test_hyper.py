@@ -113,16 +113,17 @@ def test_a_position_that_sees_no_image_keeps_its_self_attention(form):
     assert not np.array_equal(by_position(out)[~unseeing], by_position(text)[~unseeing])
 
 
+@pytest.mark.parametrize("collected", [True, False])
 @pytest.mark.parametrize("dims", [None, (D, D), (H, D)])
-def test_gradients_of_hyper_or_plain_are_those_of_the_branch_that_is_taken(dims):
-    """Of three layers the first and the last are hyper layers: the image cache's gradient collects both."""
+def test_gradients_of_hyper_or_plain_are_those_of_the_branch_that_is_taken(dims, collected):
+    """Of three layers the first and the last are hyper layers: the image cache's gradient has both, collected or added up."""
     q, k, v, causal, cache, visible, draw = inputs(4)
     text, lse, _, _ = parts(q, k, v, causal, cache, visible)
     gate = () if dims is None else (draw(M, *dims),) if dims == (H, D) else (draw(M, *dims), draw(M, D))
     pull, layers = draw(B, H, T, D), (1, -1, 0)
 
     def by_layers(q, text, gate, cache):
-        images, out = (cache,), text
+        images, out = (cache,) if collected else (), text
         for layer in layers:
             out, images = hyper_or_plain(COMPUTE, None, jnp.int32(layer), q, out, Fusion((cache,), visible, gate), images)
             out = Part(out, text.lse)

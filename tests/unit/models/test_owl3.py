@@ -179,3 +179,14 @@ def test_the_padding_of_images_on_tpus_changes_nothing(monkeypatch, options):
     largest = max(np.abs(x).max() for x in plain)
     for a, b in zip(padded, plain, strict=True):
         np.testing.assert_allclose(a, b, atol=KERNEL_FLOAT32 * largest)
+
+
+@pytest.mark.parametrize("remat", ["dots", "full"])
+def test_no_layer_keeps_the_image_cache(remat):
+    """The cache goes from layer to layer for its gradient alone: in the compiled step nothing holds it for all N layers."""
+    config, batch = model_config(), jax.tree.map(jnp.asarray, SAMPLES["two images"])
+    model, params = Owl3(config, dataclasses.replace(COMPUTE, remat=remat)), init(config)
+    loss = lambda params: jnp.sum(model.apply({"params": params}, batch).logits)
+    cache = f"{len(config.hyper_layers)},1,{config.num_key_value_heads},2,9,{config.head_dim}]"
+    compiled = jax.jit(jax.grad(loss)).lower(params).compile().as_text()
+    assert f"f32[{cache}" in compiled and f"f32[{config.num_hidden_layers},{cache}" not in compiled

@@ -10,7 +10,7 @@ import pytest
 import tpu_tables
 
 from owl3_jax import sharding
-from owl3_jax.config import MeshConfig
+from owl3_jax.config import ConfigError, MeshConfig
 from owl3_jax.flops import prefill_flops
 from owl3_jax.host.command_line import load_config
 from owl3_jax.tpu import search as searching
@@ -61,7 +61,8 @@ def test_the_fastest_way_to_divide_a_batch(monkeypatch):
 
     def make_report(program, topology, mesh):
         clock = {"seconds": 1.0 + mesh.shape["fsdp"] + program.train.microbatches, "mfu": 0.4}
-        return {"peak_gib": 1.0, "available_gib": 2.0, "microbatches": program.train.microbatches, "clock": clock}
+        way = {"mesh": dict(mesh.shape), "slices": topology.slices, "remat": program.compute.remat}
+        return way | {"peak_gib": 1.0, "available_gib": 2.0, "microbatches": program.train.microbatches, "clock": clock}
 
     monkeypatch.setattr(searching, "compile_for", compile_for)
     monkeypatch.setattr(searching, "train", lambda config, mesh: config)
@@ -75,6 +76,9 @@ def test_the_fastest_way_to_divide_a_batch(monkeypatch):
     assert searching.describe_choice(found) == (
         "fastest: --config.mesh.data=4 --config.mesh.fsdp=1 --config.compute.remat=full --config.train.microbatches=2"
     )
+    assert "--config.mesh.data=2 " in searching.describe_choice([found[8] | {"slices": 2}])
+    with pytest.raises(ConfigError, match="set them to numbers"):
+        searching.meshes(dataclasses.replace(config, mesh=MeshConfig(tensor=-1)), topology)
     most.update(dots=0)
     nothing = next(searching.fastest(config, topology, lambda line: None))
     assert "do not fit" in searching.describe_fastest(nothing) and "fewer rows" in searching.describe_choice([nothing])
@@ -131,6 +135,18 @@ def test_tables_fill_their_places():
     assert page == f"a\n<!-- stages -->\n{table}\n<!-- end -->\nb"
     with pytest.raises(SystemExit, match="no place for the table 'prompts'"):
         tpu_tables.fill(page, {"prompts": ""})
+
+
+def test_the_time_of_an_answer():
+    """100 images, eight at once: 13 batches; 540 tokens: three chunks of 256."""
+    seconds = {"encode": 0.1, "store": 0.01, "prefill": 0.02, "decode": 0.005}
+    report = lambda name: {"fits": True, "what": "8 images", "clock": {"seconds": seconds[name]}}
+    of_case = {name: report(name) | {"seconds_at_least": {"HBM": 0.004}} for name in seconds}
+    reports = {f"time of 100 images on v5e:2x2: {name}": each for name, each in of_case.items()}
+    (line,) = tpu_tables.times_table(reports).splitlines()[2:]
+    assert line == "| 100 | v5e:2x2 | 1.43 | 0.060 | 1.50 | 1.06 s | 5.0 | 4.0 |"
+    reports["time of 100 images on v5e:2x2: store"] = {"fits": False}
+    assert len(tpu_tables.times_table(reports).splitlines()) == 2
 
 
 def test_no_stage_gathers_images():
