@@ -9,20 +9,20 @@ import jax
 from owl3_jax.compiler_options import answering_options
 
 P = ParamSpec("P")
-R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
 
 
-class Jitted(Generic[P, R]):
+class Jitted(Generic[P, R_co]):
     """As `jax.jit`, with `owl3_jax.compiler_options.answering_options` of the mesh in force."""
 
-    def __init__(self, function: Callable[P, R], **options: Any) -> None:  # Any: as jax types them
+    def __init__(self, function: Callable[P, R_co], **options: Any) -> None:  # Any: as jax types them
         """`options` are those of `jax.jit`."""
         functools.update_wrapper(self, function)
         self._function, self._options = function, options
         self._by_compiler_options: dict[tuple[tuple[str, str], ...], Any] = {}  # Any: jax types no `eval_shape`
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        result: R = self._chosen()(*args, **kwargs)
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
+        result: R_co = self._chosen()(*args, **kwargs)
         return result
 
     def lower(self, *args: P.args, **kwargs: P.kwargs) -> jax.stages.Lowered:
@@ -30,9 +30,9 @@ class Jitted(Generic[P, R]):
         lowered: jax.stages.Lowered = self._chosen().lower(*args, **kwargs)
         return lowered
 
-    def eval_shape(self, *args: P.args, **kwargs: P.kwargs) -> R:
+    def eval_shape(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
         """As `jax.jit(...).eval_shape`: what a call would return, as shapes."""
-        shapes: R = self._chosen().eval_shape(*args, **kwargs)
+        shapes: R_co = self._chosen().eval_shape(*args, **kwargs)
         return shapes
 
     def cache_size(self) -> int:

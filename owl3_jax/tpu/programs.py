@@ -162,7 +162,7 @@ class Inference:
 
     def _lower(
         self,
-        program: Jitted[..., Any],  # Any: programs return different trees
+        program: Jitted[..., object],
         *arguments: object,
         positions: int = 1,
         rows: int = 1,
