@@ -14,7 +14,7 @@ explains the lines of the report.
 import dataclasses
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from jax.sharding import Mesh
@@ -94,19 +94,22 @@ def _search(config: Config, flags: Flags, topology: Topology, mesh: Mesh) -> tup
         raise ConfigError("--search and --fastest try many train steps: leave out --save and --program")
     if flags.search and flags.fastest:
         raise ConfigError("--search changes the batch and --fastest keeps it: leave out one of them")
-    found = []
     if flags.search:
-        print(HEADING, flush=True)
-        for row in search(config, topology, mesh, _say):
-            print(describe_search(row), flush=True)
-            found.append(row)
+        found = _print_rows(HEADING, search(config, topology, mesh, _say), describe_search)
         return {"search": found}, any(row["rows"] for row in found)
-    print(FASTEST_HEADING, flush=True)
-    for row in fastest(config, topology, _say):
-        print(describe_fastest(row), flush=True)
-        found.append(row)
+    found = _print_rows(FASTEST_HEADING, fastest(config, topology, _say), describe_fastest)
     print(describe_choice(found))
     return {"fastest": found}, any(row["microbatches"] for row in found)
+
+
+def _print_rows(heading: str, rows: Iterable[Report], describe_row: Callable[[Report], str]) -> list[Report]:
+    """Each row as soon as it is found; and all of them, as they are."""
+    print(heading, flush=True)
+    found = []
+    for row in rows:
+        print(describe_row(row), flush=True)
+        found.append(row)
+    return found
 
 
 def _say(line: str) -> None:
