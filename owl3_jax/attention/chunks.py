@@ -40,10 +40,9 @@ def attend_in_chunks(plan: Plan, inputs: AttentionInputs) -> Part:
         return attend_chunk(cut(0))
 
     def step(merged: Part, number: Int[Array, ""]) -> tuple[Part, None]:
-        # Cut out within the branch: what goes into one is copied.
-        some = lambda: merge(merged, attend_chunk(cut(number)))
-        visible = cut(number).visible
-        seen = True if visible is None else visible.dense().any()
+        chunk = cut(number)
+        some = lambda: merge(merged, attend_chunk(chunk))
+        seen = True if chunk.visible is None else chunk.visible.dense().any()
         return jax.lax.cond(seen, some, lambda: merged), None
 
     return jax.lax.scan(step, no_part(q), jnp.arange(chunks))[0]
