@@ -1,13 +1,17 @@
 """What a run reports: means over the steps since the last report, as text, JSON lines and TensorBoard events."""
 
+import contextlib
 import json
 import math
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
 
 from owl3_jax.host.files import write_text
 
@@ -110,14 +114,14 @@ class MetricsFiles:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._lines.close()
-        self._events.close()
+        with contextlib.closing(self._events), contextlib.closing(self._lines):
+            pass
 
     def _open(self, step: int) -> None:
         path = self._workdir / "metrics.jsonl"
         _drop_lines_after(path, step)
         self._lines = path.open("a")
-        self._events = SummaryWriter(str(self._workdir / "tensorboard"), purge_step=step + 1)
+        self._events = _EventFile(self._workdir / "tensorboard", step)
 
     def has_validation(self, step: int) -> bool:
         """Whether there is a report on the validation of the parameters after `step`."""
@@ -126,17 +130,38 @@ class MetricsFiles:
 
     def go_back_to(self, step: int) -> None:
         """Removes reports on later steps."""
-        self._lines.close()
-        self._events.close()
+        self.__exit__()
         self._open(step)
 
     def write(self, step: int, values: Values) -> None:
         """Appends one report, which others can read at once."""
         self._lines.write(json.dumps({"step": step, **values}) + "\n")
         self._lines.flush()
+        self._events.write(step, values)
+
+
+class _EventFile:
+    """A file of TensorBoard's events.
+
+    Everything is written at once, and what goes wrong is raised: SummaryWriter hands events to a thread, and once that has died
+    of a full disk, waits for it without end.
+    """
+
+    def __init__(self, folder: Path, step: int) -> None:
+        """TensorBoard hides what earlier files there have on steps after this one."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = EventsWriter(str(folder / "events"), f".{time.time_ns()}")  # its own name has only whole seconds
+        start = Event(wall_time=time.time(), step=step + 1, session_log=SessionLog(status=SessionLog.START))
+        self._file.write_event(start)
+        self._file.flush()
+
+    def write(self, step: int, values: Values) -> None:
         for name, value in values.items():
-            self._events.add_scalar(name, value, step)
-        self._events.flush()
+            self._file.write_event(Event(wall_time=time.time(), step=step, summary=scalar(name, value)))
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
 
 
 def _drop_lines_after(path: Path, step: int) -> None:

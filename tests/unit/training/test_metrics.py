@@ -1,4 +1,5 @@
 import json
+import resource
 import struct
 from pathlib import Path
 
@@ -107,3 +108,18 @@ def test_a_run_that_starts_again_without_a_checkpoint_drops_all(tmp_path: Path):
         files.write(10, {"loss": 1.0})
     with MetricsFiles(tmp_path, 0):
         assert lines(tmp_path) == []
+
+
+def test_a_full_disk_is_an_error_and_no_endless_wait(tmp_path: Path):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    many = {f"loss/{number}": 1.0 for number in range(200)}  # of which the events are larger than the lines
+    files = MetricsFiles(tmp_path, 0)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (6_000, before[1]))
+    try:
+        with pytest.raises(OSError, match="too large"):
+            files.write(10, many)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert len(lines(tmp_path)) == 1
+    files.write(20, {"loss": 1.0})  # there is room again
+    files.__exit__()
