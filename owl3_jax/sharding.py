@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
 from jax.experimental import mesh_utils
-from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int, Shaped
 
 from owl3_jax.batch import Batch
@@ -149,19 +149,24 @@ def use_mesh(mesh: Mesh) -> Iterator[None]:
 
 
 def tpu_kind() -> str | None:
-    """`device_kind` of the TPUs that what is traced is for, by the mesh in force, whose devices need not be present; else None.
-
-    Without a mesh, that of the device which JAX takes by default.
-    """
-    mesh, default = jax.sharding.get_abstract_mesh(), getattr(jax.config, _DEFAULT_DEVICE)
-    own = default if isinstance(default, jax.Device) else jax.devices(default)[0]
-    device = (None if mesh.empty else mesh.abstract_device) or own
+    """`device_kind` of the TPUs that what is traced is for; else None."""
+    device = _device()
     return str(device.device_kind) if device.platform == "tpu" else None
 
 
-def computes_on_tpu() -> bool:
-    """Whether what is traced is for TPUs."""
-    return tpu_kind() is not None
+def computes_on(platform: Literal["cpu", "tpu"]) -> bool:
+    """Whether what is traced is for devices of this platform."""
+    return bool(_device().platform == platform)
+
+
+def _device() -> jax.Device | AbstractDevice:
+    """What is traced is for devices like this one: those of the mesh in force, which need not be present.
+
+    Without a mesh, the device that JAX takes by default.
+    """
+    mesh, default = jax.sharding.get_abstract_mesh(), getattr(jax.config, _DEFAULT_DEVICE)
+    own = default if isinstance(default, jax.Device) else jax.devices(default)[0]
+    return (None if mesh.empty else mesh.abstract_device) or own
 
 
 def partition_spec(names: tuple[str | None, ...], shape: tuple[int, ...]) -> PartitionSpec | None:

@@ -26,7 +26,7 @@ from owl3_jax.nn.norms import rms_norm
 from owl3_jax.nn.quantized import rescale
 from owl3_jax.nn.rope import rope
 from owl3_jax.nn.stacks import Layer, Stack, select_layer
-from owl3_jax.sharding import computes_on_tpu, constrain
+from owl3_jax.sharding import computes_on, constrain
 
 
 class ImageCache(NamedTuple):
@@ -53,7 +53,7 @@ def image_token_slots(config: ModelConfig) -> int:
     Nothing sees the padding.
     """
     tokens = config.vision.tokens_per_image
-    return tokens + -tokens % SMALLEST_BLOCK if computes_on_tpu() else tokens
+    return tokens + -tokens % SMALLEST_BLOCK if computes_on("tpu") else tokens
 
 
 class Fusion(NamedTuple):

@@ -13,7 +13,7 @@ from owl3_jax.config import ComputeConfig, VisionConfig
 from owl3_jax.nn.linear import Linear, declare
 from owl3_jax.nn.padding import pad_to_multiple
 from owl3_jax.nn.remat import block_input, rematerialized
-from owl3_jax.sharding import computes_on_tpu, constrain
+from owl3_jax.sharding import computes_on, constrain
 
 
 def normalize_pixels(pixels: Shaped[Array, "*images S S 3"]) -> Float[Array, "*images S S 3"]:
@@ -126,6 +126,6 @@ class Siglip(nn.Module):
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
         # Kernels would pad every layer's queries, keys and values for themselves.
-        padded = pad_to_multiple(x, 1, SMALLEST_BLOCK) if computes_on_tpu() else x
+        padded = pad_to_multiple(x, 1, SMALLEST_BLOCK) if computes_on("tpu") else x
         x, _ = encoder(self.config, self.compute, name="layers")(padded)
         return x[:, : self.config.tokens_per_image]

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Shaped
 
 from owl3_jax.config import ComputeConfig
 from owl3_jax.nn.quantized import rescale
+from owl3_jax.sharding import computes_on
 
 
 def declare(
@@ -55,6 +56,27 @@ def is_adapter(path: str) -> bool:
     return path.rpartition("/")[2] in LORA
 
 
+def _multiply(
+    inputs: str, letters: str, output: str, x: Float[Array, "..."], kernel: Float[Array, "..."]
+) -> Float[Array, "..."]:
+    """The einsum of input and kernel, whose letters these are.
+
+    On CPUs dims are put in order before and after the product. Its library takes strided matrices, and the compiler gives it
+    some, at more than what a copy of them costs; the barriers keep it from doing that.
+    """
+    if not computes_on("cpu"):
+        return jnp.einsum(f"{inputs},{letters}->{output}", x, kernel)
+    stacked = "".join(letter for letter in inputs if letter in letters and letter in output)
+    rows = "".join(letter for letter in inputs if letter in output and letter not in stacked)
+    summed = "".join(letter for letter in letters if letter not in output)
+    columns = "".join(letter for letter in letters if letter in output and letter not in stacked)
+    ordered_input, ordered_output = stacked + rows + summed, stacked + rows + columns
+    if ordered_input != inputs:
+        x = jax.lax.optimization_barrier(jnp.einsum(f"{inputs}->{ordered_input}", x))
+    y = jnp.einsum(f"{ordered_input},{letters}->{ordered_output}", x, kernel)
+    return y if ordered_output == output else jnp.einsum(f"{ordered_output}->{output}", jax.lax.optimization_barrier(y))
+
+
 class Linear(nn.Module):
     """A linear map written as an einsum of input and kernel, e.g. `"bte,ehd->bthd"`.
 
@@ -86,8 +108,8 @@ class Linear(nn.Module):
 
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         dtype = self.compute.dtype
-        y = jnp.einsum(self.equation, x.astype(dtype), self.kernel.astype(dtype))
         inputs, letters, output = self._letters()
+        y = _multiply(inputs, letters, output, x.astype(dtype), self.kernel.astype(dtype))
         adapter = self._adapter()
         if adapter is not None:
             a, b = self._adapter_letters()

@@ -5,7 +5,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from owl3_jax.compiler_options import answering_options, training_options
-from owl3_jax.sharding import computes_on_tpu, use_mesh
+from owl3_jax.sharding import computes_on, use_mesh
 from owl3_jax.tpu.topology import get_topology
 
 pytest.importorskip("libtpu", reason="it has the compiler")
@@ -16,7 +16,7 @@ def test_the_compiler_takes_them(name):
     mesh = Mesh(get_topology(name).devices[:1], ("data",))
     x = jax.ShapeDtypeStruct((256, 256), "bfloat16", sharding=NamedSharding(mesh, PartitionSpec()))
     with use_mesh(mesh):
-        assert computes_on_tpu()
+        assert computes_on("tpu")
         for options in (training_options(), answering_options()):
             assert ("xla_tpu_scoped_vmem_limit_kib" in options) == (not name.startswith("v4"))
             jax.jit(lambda x: x @ x, compiler_options=options).lower(x).compile()

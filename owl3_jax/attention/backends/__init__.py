@@ -1,6 +1,6 @@
 """THE table of backends, which compute attention over one block of keys on one device.
 
-Programs for TPUs are also compiled on machines without one, so between TPU and elsewhere the choice is made when the program is
+Programs for TPUs are also compiled on machines without one, so between platforms the choice is made when the program is
 lowered, not by the devices that are present.
 """
 
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import jax
 
-from owl3_jax.attention.backends import cudnn, splash, xla
+from owl3_jax.attention.backends import cached, cudnn, splash, xla
 from owl3_jax.attention.backends.splash_blocks import SMALLEST_BLOCK
 from owl3_jax.attention.inputs import BlockInputs, Gradients, OutputGradient
 from owl3_jax.attention.parts import Part
@@ -30,6 +30,7 @@ class Row(NamedTuple):
     setting: AttentionBackend  # `ComputeConfig.attention`
     takes: Callable[[BlockInputs], bool]
     on_tpu: Backend
+    on_cpu: Backend
     elsewhere: Backend
 
 
@@ -49,31 +50,36 @@ def _splash(interpret: bool) -> Backend:
 
 XLA = Backend(xla.attend, xla.gradients)
 SPLASH, INTERPRETED_SPLASH = _splash(interpret=False), _splash(interpret=True)
+CACHED = Backend(cached.attend, xla.gradients)
 CUDNN = Backend(cudnn.attend, cudnn.gradients)
 
 # The first row that has the setting and takes the block counts.
 TABLE = (
-    Row("xla", _anything, XLA, XLA),
-    Row("pallas", _anything, SPLASH, INTERPRETED_SPLASH),
-    Row("auto", _has_few_positions, XLA, XLA),
-    Row("auto", cudnn.takes, CUDNN, CUDNN),
-    Row("auto", _anything, SPLASH, XLA),
+    Row("xla", _anything, XLA, XLA, XLA),
+    Row("pallas", _anything, SPLASH, INTERPRETED_SPLASH, INTERPRETED_SPLASH),
+    Row("auto", _has_few_positions, XLA, XLA, XLA),
+    Row("auto", cudnn.takes, CUDNN, CUDNN, CUDNN),
+    Row("auto", _anything, SPLASH, CACHED, XLA),
 )
 
 
 def choose_backend(setting: AttentionBackend, inputs: BlockInputs) -> Backend:
     """What computes this block, by `TABLE`."""
     row = next(row for row in TABLE if row.setting == setting and row.takes(inputs))
-    return row.elsewhere if row.on_tpu is row.elsewhere else _by_platform(row.on_tpu, row.elsewhere)
+    return row.elsewhere if row.on_tpu is row.on_cpu is row.elsewhere else _by_platform(row)
 
 
-def _by_platform(on_tpu: Backend, elsewhere: Backend) -> Backend:
+def _by_platform(row: Row) -> Backend:
+    tpu, cpu, default = row.on_tpu, row.on_cpu, row.elsewhere
+
     def attend(inputs: BlockInputs) -> Part:
-        part: Part = jax.lax.platform_dependent(inputs, tpu=on_tpu.attend, default=elsewhere.attend)
+        part: Part = jax.lax.platform_dependent(inputs, tpu=tpu.attend, cpu=cpu.attend, default=default.attend)
         return part
 
     def gradients(inputs: BlockInputs, given: OutputGradient) -> Gradients:
-        found: Gradients = jax.lax.platform_dependent(inputs, given, tpu=on_tpu.gradients, default=elsewhere.gradients)
+        found: Gradients = jax.lax.platform_dependent(
+            inputs, given, tpu=tpu.gradients, cpu=cpu.gradients, default=default.gradients
+        )
         return found
 
     return Backend(attend, gradients)

@@ -31,7 +31,7 @@ _common: dict[str, Any] = {  # Any: arguments of different types
 _layouts = dict.fromkeys(("q_layout", "k_layout", "v_layout"), kernels.QKVLayout.HEAD_DIM_MINOR)
 _ROWS = 16  # at most, in one call of the kernel: it writes each log-sum-exp 128 times, and memory has to hold them
 
-Arrays = tuple[Shaped[Array, "..."], ...]  # [heads, length, *_] of one row: of its queries, or of its keys
+Arrays = tuple[Shaped[Array, "..."], ...]  # [heads, length, *_]: of queries, or of keys
 
 
 def attend(inputs: BlockInputs, *, interpret: bool) -> Part:
@@ -52,7 +52,7 @@ def attend(inputs: BlockInputs, *, interpret: bool) -> Part:
             blocks.segment_ids,
             sinks=None,
             block_sizes=kernels.BlockSizes(
-                blocks.queries, blocks.keys, blocks.keys_at_once, q_layout=layout, k_layout=layout, v_layout=layout
+                *blocks.size, blocks.size.keys_at_once, q_layout=layout, k_layout=layout, v_layout=layout
             ),
             residual_checkpoint_name=None,
             save_residuals=with_lse,
@@ -62,7 +62,7 @@ def attend(inputs: BlockInputs, *, interpret: bool) -> Part:
         return ((found[0], *found[1]) if with_lse else (found,)), ()
 
     most = _ROWS if with_lse else max(1, len(inputs.q))
-    (out, *lses), _ = _row_by_row(kernel, (_scaled(inputs.q),), inputs, most)
+    (out, *lses), _ = _in_one_sequence(kernel, (_scaled(inputs.q),), inputs, most)
     if not with_lse:
         return Part(out.astype(jnp.float32), jnp.zeros(out.shape[:3], jnp.float32))
     (lse,) = lses
@@ -77,12 +77,12 @@ def gradients(inputs: BlockInputs, given: OutputGradient, *, interpret: bool) ->
     def kernel(queries: Arrays, keys: Arrays, blocks: Blocks) -> tuple[Arrays, Arrays]:
         q, d_out, lse, shift = queries
         arrays = (q, *keys, blocks.segment_ids, None, lse, d_out, -shift)
-        options = {"bq": blocks.queries, "bkv": blocks.keys, "interpret": interpret, **_layouts, **_common}
+        options = {"bq": blocks.size.queries, "bkv": blocks.size.keys, "interpret": interpret, **_layouts, **_common}
         d_q = of_queries(*arrays, mask_info=blocks.mask_info(), **options)
         _, d_k, d_v = of_keys(
             *arrays,
             mask_info=blocks.mask_info(by_keys=True),
-            bkv_compute=blocks.keys_at_once,
+            bkv_compute=blocks.size.keys_at_once,
             # The one that computes d_q too writes a part of it for each block of keys; adding them up takes what it saves.
             use_fused_bwd_kernel=False,
             **options,
@@ -92,7 +92,7 @@ def gradients(inputs: BlockInputs, given: OutputGradient, *, interpret: bool) ->
     q, v = inputs.q, inputs.v
     lse = jnp.where(given.lse > MASKED / 2, given.lse, -MASKED)  # so that exp(score - lse) is 0 where nothing is seen
     queries = (_scaled(q), given.d_out.astype(v.dtype), lse, given.shift)
-    (d_q,), (d_k, d_v) = _row_by_row(kernel, queries, inputs, _ROWS)
+    (d_q,), (d_k, d_v) = _in_one_sequence(kernel, queries, inputs, _ROWS)
     return Gradients(d_q.astype(jnp.float32) * q.shape[3] ** -0.5, d_k, d_v)
 
 
@@ -105,7 +105,7 @@ def _precision(dtype: DTypeLike) -> contextlib.AbstractContextManager[None]:
     return jax.default_matmul_precision("default") if dtype == jnp.bfloat16 else contextlib.nullcontext()
 
 
-def _row_by_row(
+def _in_one_sequence(
     kernel: Callable[[Arrays, Arrays, Blocks], tuple[Arrays, Arrays]],
     queries: tuple[Shaped[Array, "B H T *_"], ...],
     inputs: BlockInputs,
@@ -113,26 +113,48 @@ def _row_by_row(
 ) -> tuple[Arrays, Arrays]:
     """Calls `kernel` on `queries` and the keys of `inputs`, padded to whole blocks.
 
-    The kernel takes one row. Without a mask, up to `most` rows are passed as further heads of one row.
+    The kernel takes one row. Up to `most` rows are passed as one: without a mask as further heads, else as one sequence, where
+    no position sees another row. So no row has to be cut out, and the compiler may compute queries and keys in that order.
 
     Returns:
         Arrays of the shapes of queries, and of keys.
     """
     keys, visible = (inputs.k, inputs.v), inputs.visible
     B, _, T, C = *queries[0].shape[:3], inputs.k.shape[2]
-    together = next(n for n in range(most, 0, -1) if B % n == 0) if visible is None else 1
-    real_tokens = inputs.real_tokens
-    fold = lambda x: x.reshape(B // together, together * x.shape[1], *x.shape[2:])
-    unfold = lambda x: x.reshape(B, x.shape[1] // together, *x.shape[2:])
+    joined = next(n for n in range(most, 0, -1) if B % n == 0)
+    size = Blocks.sizes(T, C)
 
-    def row(inputs: tuple[Arrays, Arrays, Visibility | None]) -> tuple[Arrays, Arrays]:
+    def join(x: Shaped[Array, "B X L *_"], block: int) -> Shaped[Array, "..."]:
+        x = pad_to_multiple(x, 2, block)
+        by_call = x.reshape(B // joined, joined, *x.shape[1:])
+        if visible is None:
+            return by_call.reshape(B // joined, -1, *x.shape[2:])
+        return jnp.moveaxis(by_call, 1, 2).reshape(B // joined, x.shape[1], -1, *x.shape[3:])
+
+    def split(x: Shaped[Array, "calls X L *_"], heads: int, length: int) -> Shaped[Array, "B heads length *_"]:
+        if visible is None:
+            return x.reshape(B, heads, *x.shape[2:])[:, :, :length]
+        by_call = x.reshape(*x.shape[:2], joined, -1, *x.shape[3:])
+        return jnp.moveaxis(by_call, 2, 1).reshape(B, heads, *by_call.shape[3:])[:, :, :length]
+
+    def call(inputs: tuple[Arrays, Arrays, Visibility | None]) -> tuple[Arrays, Arrays]:
         queries, keys, visible = inputs
-        blocks = Blocks.of(T, C, visible, real_tokens)
-        whole = lambda arrays, size: tuple(pad_to_multiple(x, 1, size) for x in arrays)
         with _precision(keys[0].dtype):
-            of_queries, of_keys = kernel(whole(queries, blocks.queries), whole(keys, blocks.keys), blocks)
-        return tuple(x[:, :T] for x in of_queries), tuple(x[:, :C] for x in of_keys)
+            return kernel(queries, keys, Blocks.of(T, C, visible, real_tokens))
 
-    folded = (*jax.tree.map(fold, (queries, keys)), None if visible is None else visible.over_tokens(C, real_tokens))
-    unfolded: tuple[Arrays, Arrays] = jax.tree.map(unfold, jax.lax.map(row, folded))
-    return unfolded
+    real_tokens = inputs.real_tokens
+    by_call = lambda x: x.reshape(B // joined, joined, *x.shape[1:])
+    visible = None if visible is None else jax.tree.map(by_call, visible.over_tokens(C, real_tokens))
+    given = tuple(join(x, size.queries) for x in queries), tuple(join(x, size.keys) for x in keys), visible
+    of_queries, of_keys = _map(call, given)
+    return (
+        tuple(split(x, queries[0].shape[1], T) for x in of_queries),
+        tuple(split(x, keys[0].shape[1], C) for x in of_keys),
+    )
+
+
+def _map(call: Callable[[Any], Any], given: Any) -> Any:  # Any: trees of arrays, the leading dim of which counts the calls
+    """`jax.lax.map`, which would copy what goes into a single call and comes out of it."""
+    if jax.tree.leaves(given)[0].shape[0] > 1:
+        return jax.lax.map(call, given)
+    return jax.tree.map(lambda x: x[None], call(jax.tree.map(lambda x: x[0], given)))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from owl3_jax.attention.backends import choose_backend, splash_blocks, xla
+from owl3_jax.attention.backends import choose_backend, splash, splash_blocks, xla
 from owl3_jax.attention.inputs import BlockInputs, OutputGradient
 from owl3_jax.attention.parts import MASKED, merge
 from owl3_jax.attention.visibility import Visibility, visibility
@@ -128,28 +128,60 @@ def test_a_row_that_sees_no_image_has_no_gradient():
     assert np.all(np.asarray(lse)[1] == MASKED)
 
 
-def test_only_blocks_that_may_be_seen_are_computed():
-    """Three samples of 300 tokens over their own text in blocks of 256 keys."""
-    positions, segments = np.tile(np.arange(300), 3), np.repeat([1, 2, 3], 300)
-    row = [jnp.asarray(x, jnp.int32)[None] for x in (positions, segments)]
-    visible = jax.tree.map(lambda x: x[0], visibility(*row, *row))
-    blocks = splash_blocks.Blocks.of(900, 900, visible)._replace(queries=256, keys=256)
-    seen = np.pad(np.asarray(visibility(*row, *row).dense()[0]), (0, 124)).reshape(4, 256, 4, 256).any(axis=(1, 3))
-    limits, ids = jnp.pad(visible.limits, (0, 124)), jnp.pad(visible.segment_ids, (0, 124))
-    needed = splash_blocks._needed(limits, splash_blocks.SegmentIds(ids, ids), 256, 256)
-    np.testing.assert_array_equal(needed, seen)
-    assert seen.tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 1]]
+def test_only_blocks_that_may_be_seen_are_computed(monkeypatch):
+    """Two rows of three samples, of 300 tokens and of 200 to 400, over their own text in blocks of 256 keys."""
+    monkeypatch.setattr(splash_blocks, "_QUERIES", (256,))
+    monkeypatch.setattr(splash_blocks, "_KEYS", (256,))
+    rows = [(300, 300, 300), (200, 400, 300)]
+    positions = jnp.asarray([np.concatenate([np.arange(size) for size in row]) for row in rows], jnp.int32)
+    segments = jnp.asarray([np.repeat([1, 2, 3], row) for row in rows], jnp.int32)
+    visible = visibility(positions, segments, positions, segments)
+    blocks = splash_blocks.Blocks.of(900, 900, visible)
+    seen = np.pad(np.asarray(visible.dense()), ((0, 0), (0, 124), (0, 124))).reshape(2, 4, 256, 4, 256).any(axis=(2, 4))
+    np.testing.assert_array_equal(blocks.needed, seen)
+    assert seen[0].tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 1]]
     np.testing.assert_array_equal(
-        splash_blocks._read(jnp.asarray(seen), 1), [[0] * 4, [0, 1, 1, 1], [1, 1, 2, 2], [2, 2, 2, 3]]
+        splash_blocks._read(jnp.asarray(seen[0]), 1), [[0] * 4, [0, 1, 1, 1], [1, 1, 2, 2], [2, 2, 2, 3]]
     )
-    np.testing.assert_array_equal(blocks.mask_info(by_keys=True).q_sequence, blocks.limits)
+    for by_keys in (False, True):
+        info = blocks.mask_info(by_keys=by_keys)
+        # Where a block is computed, the one that is read is the one of that number in the same row.
+        table = info.data_next[0].T if by_keys else info.data_next[0]
+        computed = info.block_mask[0].T if by_keys else info.block_mask[0]
+        row, block = np.divmod(np.arange(8), 4)
+        for line in range(8):
+            expected = seen[row[line], :, block[line]] if by_keys else seen[row[line], block[line]]
+            np.testing.assert_array_equal(computed[line], expected)
+            np.testing.assert_array_equal(table[line][expected], 4 * row[line] + np.flatnonzero(expected))
+            assert (np.asarray(table[line]) // 4 == row[line]).all()
+    limits, ids, key_ids = (np.asarray(x) for x in (blocks.limits, blocks.segment_ids.q, blocks.segment_ids.kv))
+    whole = (ids[:, None] == key_ids) & (np.arange(2048) < limits[:, None])
+    apart = whole.reshape(2, 1024, 2, 1024)
+    np.testing.assert_array_equal(apart[[0, 1], :900, [0, 1], :900], visible.dense())
+    assert apart.sum() == np.asarray(visible.dense()).sum()  # no row sees another one, nor padding
+
+
+@pytest.mark.parametrize("most", [1, 2, 3, 4, 16])
+def test_rows_may_be_one_sequence(monkeypatch, most):
+    """Four rows with different samples: as many calls of the kernel as `most` needs give what plain XLA gives."""
+    monkeypatch.setattr(splash, "_ROWS", most)
+    ids = jnp.asarray([[1] * 150, [1] * 70 + [2] * 80, [2] * 30 + [1] * 90 + [0] * 30, [0] * 150], jnp.int32)
+    positions = jnp.broadcast_to(jnp.arange(150), ids.shape)
+    visible = visibility(positions, ids, positions, ids)
+    keys = jax.random.split(jax.random.key(0), 5)
+    q, d_out = (jax.random.normal(key, (4, 4, 150, 8)) for key in keys[:2])
+    k, v = (jax.random.normal(key, (4, 2, 150, 8)) for key in keys[2:4])
+    d_lse = jnp.zeros((4, 4, 150))
+    found, wanted = (gradients(backend, q, k, v, visible, d_out, d_lse) for backend in ("pallas", "xla"))
+    for a, b in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(a, b, atol=KERNEL_FLOAT32 * np.abs(b[np.abs(b) < 1e29]).max())
 
 
 @pytest.mark.parametrize(
     ("size", "blocks"), [(1, (128, 128)), (729, (384, 768)), (4096, (512, 1024)), (7 * 729, (512, 1024)), (600, (384, 768))]
 )
 def test_blocks_are_large_and_pad_little(size, blocks):
-    assert splash_blocks.Blocks.of(size, size, None)[:2] == blocks
+    assert splash_blocks.Blocks.sizes(size, size) == blocks
 
 
 def test_few_positions_do_not_use_the_kernel():

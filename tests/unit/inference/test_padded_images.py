@@ -1,11 +1,13 @@
 """Answers with image tokens padded in the cache, as on TPUs, against those without padding."""
 
 import dataclasses
+from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 
-from owl3_jax import sharding
+from owl3_jax import compiler_options, sharding
 from owl3_jax.inference.caches import image_bytes
 from owl3_jax.inference.engine import Engine
 from owl3_jax.inference.runtime import Runtime
@@ -26,7 +28,9 @@ def test_answers_are_the_same(monkeypatch, options):
 
     def answers(kind, positions):
         # Positions tell the two apart for jax, which would take the programs of one for the other.
-        monkeypatch.setattr(sharding, "tpu_kind", lambda: kind)
+        device = SimpleNamespace(platform="tpu", device_kind=kind) if kind else jax.devices()[0]
+        monkeypatch.setattr(sharding, "_device", lambda: device)
+        monkeypatch.setattr(compiler_options, "tpu_kind", lambda: None)  # the programs run on a CPU
         model = dataclasses.replace(config, max_position_embeddings=config.max_position_embeddings + positions)
         runtime = Runtime(model, compute, params, vision_batch_size=2)
         found = Engine(runtime, TOKENIZER).generate(prompts, Sampling(max_new_tokens=8, logprobs=True))

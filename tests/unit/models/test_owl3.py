@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from types import SimpleNamespace
 
 import flax.linen as nn
 import jax
@@ -162,7 +163,8 @@ def test_the_padding_of_images_on_tpus_changes_nothing(monkeypatch, options):
     pull = jax.random.normal(jax.random.key(0), (1, 37, config.vocab_size))
 
     def run_for(kind):
-        monkeypatch.setattr(sharding, "tpu_kind", lambda: kind)
+        device = SimpleNamespace(platform="tpu", device_kind=kind) if kind else jax.devices()[0]
+        monkeypatch.setattr(sharding, "_device", lambda: device)
 
         def of_params(params):
             logits = model.apply({"params": params}, batch).logits

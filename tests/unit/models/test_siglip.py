@@ -1,4 +1,5 @@
 import dataclasses
+from types import SimpleNamespace
 
 import flax.linen as nn
 import jax
@@ -66,7 +67,8 @@ def test_on_tpus_tokens_are_padded_and_nothing_else_changes(monkeypatch, backend
     pull = jax.random.normal(jax.random.key(1), (2, 9, 10))
 
     def run_on(tpu):
-        monkeypatch.setattr(sharding, "tpu_kind", lambda: "TPU v5 lite" if tpu else None)
+        device = SimpleNamespace(platform="tpu", device_kind="TPU v5 lite") if tpu else jax.devices()[0]
+        monkeypatch.setattr(sharding, "_device", lambda: device)
         of_params = lambda params: (jnp.sum(pull * (tokens := model.apply(params, pixels))), tokens)
         gradients, tokens = jax.jit(jax.grad(of_params, has_aux=True))(params)
         assert tokens.shape == (2, 9, 10)
