@@ -8,6 +8,7 @@ from owl3_jax.hlo import Array, Instruction, arrays
 from owl3_jax.tpu.chips import Chip
 
 _OPERANDS = re.compile(r"operand_layout_constraints=\{(.*?)\}, \w+=")
+_ROWS = re.compile(r"/(\d+)_rows/")  # of text, in one call: `attention.backends.splash`
 _LANES = 128  # of a vector register, and of a side of the matrix unit's operands
 
 # Matrix products and operations of the vector units for each score, counted in the source of JAX's splash kernels.
@@ -32,18 +33,21 @@ def kernel_seconds(line: Instruction, chip: Chip) -> float:
     number = keys.dims[1]
     if any(array.dims == (heads, size, tokens) for array in arrays(line.shape)):  # an output: inputs have tokens in lanes
         tokens, size, number = size, tokens, keys.dims[2]
-    scores = _causal_share(line, found, tokens, number) * heads * tokens * number
+    joined = _ROWS.search(line.op_name)
+    rows = int(joined[1]) if joined else 1
+    scores = _causal_share(line, found, rows, tokens // rows, number // rows) * heads * tokens * number / rows
     width = math.ceil(size / _LANES) * _LANES
     return max(2 * products * width * scores / chip.flops, operations * scores / chip.vector, moved / chip.hbm)
 
 
-def _causal_share(line: Instruction, operands: Sequence[Array], tokens: int, keys: int) -> float:
-    """The share of pairs of blocks that are not hidden by order: text has a table of them, and as many keys as positions."""
+def _causal_share(line: Instruction, operands: Sequence[Array], rows: int, tokens: int, keys: int) -> float:
+    """The share of pairs of a row's blocks that are not hidden by order: text has as many keys as positions, and a table."""
     tables = [array.dims[1:] for array in operands if len(array.dims) == 3 and array.dtype == "s32"]
     if not tables or tokens != keys or "hyper_attention" in line.op_name:
         return 1.0
-    rows, columns = tables[0]
-    return sum(math.ceil((row + 1) * columns / rows) for row in range(rows)) / (rows * columns)
+    lines, columns = tables[0]  # blocks of queries, and of keys; those of all rows where the kernel does not loop over them
+    lines, columns = (lines, columns // rows) if "dkv" in line.name else (lines // rows, columns)
+    return sum(math.ceil((number + 1) * columns / lines) for number in range(lines)) / (lines * columns)
 
 
 def _queries_and_keys(operands: Sequence[Array]) -> tuple[Array | None, Array | None]:

@@ -139,7 +139,8 @@ def _in_one_sequence(
 
     def call(inputs: tuple[Arrays, Arrays, Visibility | None]) -> tuple[Arrays, Arrays]:
         queries, keys, visible = inputs
-        with _precision(keys[0].dtype):
+        rows = 1 if visible is None else joined
+        with _precision(keys[0].dtype), jax.named_scope(f"{rows}_rows"):  # which `tpu.kernels` reads
             return kernel(queries, keys, Blocks.of(T, C, visible, real_tokens))
 
     real_tokens = inputs.real_tokens

@@ -237,6 +237,18 @@ def test_blocks_of_text_that_order_hides_do_not_count(scope: str, share: float) 
     assert item.seconds == pytest.approx(share * 3 * 2 * 128 * 14 * 4096 * 4096 / 197e12)
 
 
+@pytest.mark.parametrize(("name", "table"), [("dq", "32,4"), ("dkv", "8,16"), ("fwd", "32,4")])
+def test_rows_in_one_call_do_not_see_each_other(name: str, table: str) -> None:
+    """Four rows as one sequence take four times what one of them takes."""
+    one = TEXT_KERNEL.replace("splash_mha_dq", f"splash_mha_{name}").replace("SCOPE", "self_attn/1_rows")
+    four = one.replace("4096,64", "16384,64").replace("s32[1,8,4]", f"s32[1,{table}]").replace("1_rows", "4_rows")
+    times = []
+    for kernel in (one, four):
+        (item,) = read_clock(parse(f"ENTRY %main (x: f32[4]) -> f32[4] {{\n{kernel}\n}}\n"), CHIPS["v5e"]).items
+        times.append(item.seconds)
+    assert times[1] == pytest.approx(4 * times[0])
+
+
 IN_LAYERS = "jit(f)/while/body/layers/decoder_layer/self_attn/hyper_attention"
 
 
