@@ -7,7 +7,7 @@ with `owl3_jax.attention.backends.xla`.
 
 import contextlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -29,8 +29,12 @@ _common: dict[str, Any] = {  # Any: arguments of different types
     "attn_logits_soft_cap": None,
 }
 _layouts = dict.fromkeys(("q_layout", "k_layout", "v_layout"), kernels.QKVLayout.HEAD_DIM_MINOR)
-_ROWS = 16  # at most, in one call of the kernel: it writes each log-sum-exp 128 times, and memory has to hold them
+_LSE_BYTES = (
+    128 * 2**20
+)  # at most, in one call of the kernel: it writes each log-sum-exp 128 times, and memory has to hold them
 
+In = TypeVar("In")
+Out = TypeVar("Out")
 Arrays = tuple[Shaped[Array, "..."], ...]  # [heads, length, *_]: of queries, or of keys
 
 
@@ -61,7 +65,7 @@ def attend(inputs: BlockInputs, *, interpret: bool) -> Part:
         )
         return ((found[0], *found[1]) if with_lse else (found,)), ()
 
-    most = _ROWS if with_lse else max(1, len(inputs.q))
+    most = _most_rows(inputs.q) if with_lse else max(1, len(inputs.q))
     (out, *lses), _ = _in_one_sequence(kernel, (_scaled(inputs.q),), inputs, most)
     if not with_lse:
         return Part(out.astype(jnp.float32), jnp.zeros(out.shape[:3], jnp.float32))
@@ -92,8 +96,13 @@ def gradients(inputs: BlockInputs, given: OutputGradient, *, interpret: bool) ->
     q, v = inputs.q, inputs.v
     lse = jnp.where(given.lse > MASKED / 2, given.lse, -MASKED)  # so that exp(score - lse) is 0 where nothing is seen
     queries = (_scaled(q), given.d_out.astype(v.dtype), lse, given.shift)
-    (d_q,), (d_k, d_v) = _in_one_sequence(kernel, queries, inputs, _ROWS)
+    (d_q,), (d_k, d_v) = _in_one_sequence(kernel, queries, inputs, _most_rows(q))
     return Gradients(d_q.astype(jnp.float32) * q.shape[3] ** -0.5, d_k, d_v)
+
+
+def _most_rows(q: Float[Array, "B H T D"]) -> int:
+    """Rows of one call of the kernel."""
+    return max(1, _LSE_BYTES // (q.shape[1] * q.shape[2] * 128 * 4))
 
 
 def _scaled(q: Float[Array, "B H T D"]) -> Float[Array, "B H T D"]:
@@ -154,8 +163,10 @@ def _in_one_sequence(
     )
 
 
-def _map(call: Callable[[Any], Any], given: Any) -> Any:  # Any: trees of arrays, the leading dim of which counts the calls
+def _map(call: Callable[[In], Out], given: In) -> Out:
     """`jax.lax.map`, which would copy what goes into a single call and comes out of it."""
     if jax.tree.leaves(given)[0].shape[0] > 1:
-        return jax.lax.map(call, given)
-    return jax.tree.map(lambda x: x[None], call(jax.tree.map(lambda x: x[0], given)))
+        mapped: Out = jax.lax.map(call, given)
+        return mapped
+    called: Out = jax.tree.map(lambda x: x[None], call(jax.tree.map(lambda x: x[0], given)))
+    return called

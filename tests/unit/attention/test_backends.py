@@ -164,7 +164,7 @@ def test_only_blocks_that_may_be_seen_are_computed(monkeypatch):
 @pytest.mark.parametrize("most", [1, 2, 3, 4, 16])
 def test_rows_may_be_one_sequence(monkeypatch, most):
     """Four rows with different samples: as many calls of the kernel as `most` needs give what plain XLA gives."""
-    monkeypatch.setattr(splash, "_ROWS", most)
+    monkeypatch.setattr(splash, "_LSE_BYTES", most * 4 * 150 * 128 * 4)
     ids = jnp.asarray([[1] * 150, [1] * 70 + [2] * 80, [2] * 30 + [1] * 90 + [0] * 30, [0] * 150], jnp.int32)
     positions = jnp.broadcast_to(jnp.arange(150), ids.shape)
     visible = visibility(positions, ids, positions, ids)
