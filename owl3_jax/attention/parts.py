@@ -31,3 +31,12 @@ def merge(part: Part, other: Part) -> Part:
     """Attention over the union of two disjoint sets of keys."""
     share = jax.nn.sigmoid(other.lse - part.lse)[..., None]
     return Part(part.out + share * (other.out - part.out), jnp.logaddexp(part.lse, other.lse))
+
+
+def merge_all(parts: Part) -> Part:
+    """Attention over the union of J disjoint sets of keys, [B, J, H, T, D] and [B, J, H, T]."""
+    top = parts.lse.max(axis=1)
+    shares = jnp.exp(parts.lse - top[:, None])
+    total = shares.sum(axis=1)
+    out = (shares[..., None] * parts.out).sum(axis=1) / total[..., None]
+    return Part(out, top + jnp.log(total))

@@ -1,0 +1,172 @@
+"""A kernel for TPUs: one position of each row attends to the images of its page table.
+
+The table is known before the kernel starts (scalar prefetch), so that the page of the next step is on its way while this one
+computes: nothing is gathered first. A page is read once for each row that shows it.
+"""
+
+import functools
+from types import EllipsisType
+from typing import Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Bool, Float, Int
+
+from owl3_jax.attention.parts import MASKED, Part
+from owl3_jax.nn.padding import pad_to_multiple
+
+_SUBLANES, _LANES = 8, 128
+
+Index = Array | int | slice | EllipsisType | tuple[Array | int | slice, ...]
+
+
+@runtime_checkable
+class Ref(Protocol):
+    """Memory of the chip, as a kernel sees it."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the block."""
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """Of the block."""
+
+    def __getitem__(self, index: Index) -> Array:
+        """Reads."""
+
+    def __setitem__(self, index: Index, value: Array) -> None:
+        """Writes."""
+
+
+def attend(
+    q: Float[Array, "B H D"],
+    keys: Float[Array, "M P K L D"],
+    values: Float[Array, "M P K L D"],
+    pages: Int[Array, "B I"],
+    positions: Int[Array, "B I"],
+    seen: Bool[Array, "B I"],
+    layer: Int[Array, ""],
+    *,
+    real_tokens: int | None,
+    theta: float,
+    interpret: bool,
+) -> Part:
+    """As `owl3_jax.attention.pages.attend_to_pages`, of which this is the case of one position; in float32.
+
+    Args:
+        q: rotated queries.
+        keys: not rotated.
+        values: as `keys`.
+        pages: of the images of each row.
+        positions: of the images' keys.
+        seen: which of its images a row sees.
+        layer: which of the M.
+        real_tokens: of the L of a page; None: all.
+        theta: the base of the rotary position embedding.
+        interpret: runs anywhere, slowly.
+
+    Returns:
+        Output [B, H, D] and log-sum-exp [B, H].
+    """
+    (B, H, D), (_, _, K, L, _), I = q.shape, keys.shape, pages.shape[1]
+    by_key_head = lambda x: pad_to_multiple(x.reshape(B, K, H // K, D), 2, _SUBLANES)  # [B, K, G, D]
+    queries = by_key_head(q.astype(jnp.float32) * D**-0.5)
+    G, half = queries.shape[2], D // 2
+    # Turned back: x cos + other sin, where `other` is x turned by -90 degrees.
+    other = jnp.concatenate([queries[..., half:], -queries[..., :half]], axis=-1)
+    angles = positions[..., None, None] * theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    turns = jnp.concatenate([jnp.cos(angles), jnp.cos(angles), jnp.sin(angles), jnp.sin(angles)], axis=-1)  # [B, I, 1, 2D]
+    # What a row does not see is not read: its page is one that is there already.
+    read = jax.lax.cummax(jnp.where(seen, jnp.arange(I), 0), axis=1)
+    scalars = (layer[None], jnp.take_along_axis(pages, read, axis=1), seen.astype(jnp.int32))
+    of_row = pl.BlockSpec((None, K, G, D), lambda row, image, *_: (row, 0, 0, 0))
+    # The compiler puts tokens into lanes where heads would leave some empty, and would copy the pool if it had to change that.
+    has_tokens_in_lanes = D % _LANES != 0
+    if has_tokens_in_lanes:
+        keys, values = jnp.swapaxes(keys, 3, 4), jnp.swapaxes(values, 3, 4)
+    page = (None, None, *keys.shape[2:])
+    of_page = pl.BlockSpec(page, lambda row, image, layer, pages, _: (layer[0], pages[row, image], 0, 0, 0))
+    of_image = pl.BlockSpec((None, None, 1, 2 * D), lambda row, image, *_: (row, image, 0, 0))
+    of_lse = pl.BlockSpec((None, K, G, _LANES), lambda row, image, *_: (row, 0, 0, 0))
+    statistics = pltpu.VMEM((K, G, _LANES), jnp.float32)
+    out, lse = pl.pallas_call(
+        functools.partial(_kernel, real_tokens=real_tokens or L, has_tokens_in_lanes=has_tokens_in_lanes),
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=len(scalars),
+            grid=(B, I),
+            in_specs=[of_row, of_row, of_image, of_page, of_page],
+            out_specs=[of_row, of_lse],
+            scratch_shapes=[statistics, statistics, pltpu.VMEM((K, G, D), jnp.float32)],
+        ),
+        out_shape=[
+            jax.ShapeDtypeStruct((B, K, G, D), jnp.float32),
+            jax.ShapeDtypeStruct((B, K, G, _LANES), jnp.float32),
+        ],
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary")),
+        interpret=interpret,
+        name="paged_attention",
+    )(*scalars, queries, other, turns, keys, values)
+    heads = H // K
+    return Part(out[:, :, :heads].reshape(B, H, D), lse[:, :, :heads, 0].reshape(B, H))
+
+
+def _kernel(
+    layer: Ref,
+    pages: Ref,
+    seen: Ref,
+    queries: Ref,
+    other: Ref,
+    turns: Ref,
+    keys: Ref,
+    values: Ref,
+    out: Ref,
+    lse: Ref,
+    top: Ref,
+    total: Ref,
+    sums: Ref,
+    *,
+    real_tokens: int,
+    has_tokens_in_lanes: bool,
+) -> None:
+    """One image of one row: a softmax that goes on from image to image."""
+    del layer, pages
+    row, image = pl.program_id(0), pl.program_id(1)
+    key_heads, D = queries.shape[0], queries.shape[2]
+    tokens, size = (1, 0) if has_tokens_in_lanes else (0, 1)  # dims of a head's keys
+    L = keys.shape[1 + tokens]
+
+    @pl.when(image == 0)
+    def _begin() -> None:
+        top[...] = jnp.full(top.shape, MASKED, jnp.float32)
+        total[...] = jnp.zeros(total.shape, jnp.float32)
+        sums[...] = jnp.zeros(sums.shape, jnp.float32)
+
+    @pl.when(seen[row, image] != 0)
+    def _add() -> None:
+        cos, sin = turns[:, :D], turns[:, D:]
+        is_real = jax.lax.broadcasted_iota(jnp.int32, (queries.shape[1], L), 1) < real_tokens
+        for head in range(key_heads):
+            q = (queries[head] * cos + other[head] * sin).astype(keys.dtype)
+            scores = _dot(q, keys[head], size)  # [G, L]
+            scores = jnp.where(is_real, scores, MASKED)
+            before = top[head, :, :1]
+            now = jnp.maximum(before, scores.max(axis=1, keepdims=True))
+            weights, kept = jnp.exp(scores - now), jnp.exp(before - now)
+            total[head] = jnp.broadcast_to(total[head, :, :1] * kept + weights.sum(axis=1, keepdims=True), total.shape[1:])
+            sums[head] = sums[head] * kept + _dot(weights.astype(values.dtype), values[head], tokens)
+            top[head] = jnp.broadcast_to(now, top.shape[1:])
+
+    @pl.when(image == pl.num_programs(1) - 1)
+    def _end() -> None:
+        is_any = total[...] > 0
+        whole = jnp.where(is_any, total[...], 1.0)
+        out[...] = sums[...] / whole[:, :, :1]
+        lse[...] = jnp.where(is_any, top[...] + jnp.log(whole), MASKED)
+
+
+def _dot(x: Float[Array, "G X"], y: Float[Array, "..."], dim: int) -> Float[Array, "G Y"]:
+    """Sums over the last dim of `x` and this one of `y`, in float32."""
+    return jax.lax.dot_general(x, y, (((1,), (dim,)), ((), ())), preferred_element_type=jnp.float32)

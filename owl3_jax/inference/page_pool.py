@@ -1,0 +1,100 @@
+"""Which pages hold which images: bookkeeping for a pool that many requests share (`owl3_jax.attention.pages`).
+
+An image is known by its content (`feature_cache.key_of`), so two requests that show the same image, at whatever place, have
+one page. A page that nobody shows any more stays until its room is needed; the one that was given back longest ago goes first.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+
+class PoolFullError(RuntimeError):
+    """A request's images do not fit beside those of the requests that are under way. Nothing was borrowed."""
+
+
+class Counts(NamedTuple):
+    """Of the pages of a pool."""
+
+    free: int
+    idle: int  # hold an image that no request shows
+    used: int
+    shared: int  # of those: shown by more than one request
+    evicted: int  # so far
+
+
+class _Page:
+    def __init__(self, key: bytes) -> None:
+        self.key, self.loans, self.is_written = key, 0, False
+
+
+class PagePool:
+    """The pages of one pool. Not for several threads."""
+
+    def __init__(self, pages: int, on_evict: Callable[[bytes, int], None] | None = None) -> None:
+        """`on_evict` gets the key and the page of each image that makes room for others, while the page still holds it."""
+        if pages < 1:
+            raise ValueError(f"a pool needs at least one page, got {pages}")
+        self._on_evict = on_evict
+        self._free = list(range(pages - 1, -1, -1))
+        self._pages: dict[int, _Page] = {}
+        self._numbers: dict[bytes, int] = {}
+        self._idle: OrderedDict[int, None] = OrderedDict()  # the one that was given back last is last
+        self._evicted = 0
+
+    def borrow(self, keys: Sequence[bytes]) -> list[int]:
+        """The page of each image of a request, until `give_back`. Those that are not `is_written` have to be filled.
+
+        Raises PoolFullError.
+        """
+        wanted = dict.fromkeys(keys)
+        new = [key for key in wanted if key not in self._numbers]
+        kept = {self._numbers[key] for key in wanted if key in self._numbers}
+        if len(new) > (room := len(self._free) + len(self._idle) - len(kept & self._idle.keys())):
+            raise PoolFullError(f"{len(new)} images need pages of their own, and {room} are to be had")
+        for page in kept:
+            self._idle.pop(page, None)
+        for key in new:
+            number = self._free.pop() if self._free else self._evict()
+            self._pages[number], self._numbers[key] = _Page(key), number
+        pages = [self._numbers[key] for key in keys]
+        for number in dict.fromkeys(pages):
+            self._pages[number].loans += 1
+        return pages
+
+    def give_back(self, pages: Sequence[int]) -> None:
+        """Ends a loan of `borrow`, in which a page counts once. Pages that were never written are free again."""
+        for number in dict.fromkeys(pages):
+            page = self._pages[number]
+            page.loans -= 1
+            if page.loans:
+                continue
+            if page.is_written:
+                self._idle[number] = None
+            else:
+                self._forget(number)
+                self._free.append(number)
+
+    def is_written(self, page: int) -> bool:
+        """Whether a borrowed page holds its image."""
+        return self._pages[page].is_written
+
+    def mark_written(self, page: int) -> None:
+        """From now on a borrowed page holds its image."""
+        self._pages[page].is_written = True
+
+    def counts(self) -> Counts:
+        """Of now."""
+        shared = sum(page.loans > 1 for page in self._pages.values())
+        return Counts(len(self._free), len(self._idle), len(self._pages) - len(self._idle), shared, self._evicted)
+
+    def _evict(self) -> int:
+        number, _ = self._idle.popitem(last=False)
+        self._evicted += 1
+        if self._on_evict:
+            self._on_evict(self._pages[number].key, number)
+        self._forget(number)
+        return number
+
+    def _forget(self, number: int) -> None:
+        del self._numbers[self._pages.pop(number).key]

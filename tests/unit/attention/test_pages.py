@@ -1,0 +1,95 @@
+"""Attention to pages is attention to the same images in a cache of each row's own."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from owl3_jax.attention.attend import attend
+from owl3_jax.attention.inputs import IMAGES, Plan
+from owl3_jax.attention.pages import Pages, PageTable, attend_to_pages
+from owl3_jax.attention.parts import MASKED
+from owl3_jax.attention.visibility import visibility
+from owl3_jax.nn.quantized import Quantized, quantize
+from owl3_jax.nn.rope import rope
+from tests.tolerances import MODULE
+
+B, I, L, K, G, M, P, THETA = 3, 5, 24, 2, 3, 2, 7, 10_000.0
+
+
+def case(T: int, D: int = 16):
+    """Rows that share pages at other positions; the second sees its first two images, and the last none."""
+    keys = jax.random.split(jax.random.key(T), 3)
+    pages = Pages(*(jax.random.normal(key, (M, P, K, L, D)) for key in keys[:2]))
+    table = PageTable(
+        jnp.array([[4, 0, 2, 6, 1], [0, 4, 3, 3, 3], [5, 5, 5, 5, 5]]),
+        jnp.array([[3, 90, 700, 2000, 30_000], [40_000, 40_010, 0, 0, 0], [0, 0, 0, 0, 0]]),
+    )
+    segments = jnp.array([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [0, 0, 0, 0, 0]])
+    ends = jnp.array([30_000 + T, 40_100, 9])[:, None]
+    positions = ends - T + 1 + jnp.arange(T)
+    q = rope(jax.random.normal(keys[2], (B, K * G, T, D)), positions[:, None], THETA)
+    return q, pages, table, visibility(positions, jnp.ones((B, T), jnp.int32), table.positions, segments)
+
+
+def from_own_caches(q, pages, table, visible, plan, layer):
+    read = lambda x: jnp.moveaxis(x[:, table.pages], 3, 2)  # [M, B, K, I, L, D]
+    rotated = rope(read(pages.keys), table.positions[None, :, None, :, None], THETA)
+    return attend(q, [(rotated, read(pages.values))], visible, plan, layer)
+
+
+@pytest.mark.parametrize(
+    ("T", "backend", "D", "images_per_chunk", "real_tokens"),
+    [
+        (1, "xla", 16, None, 19),
+        (4, "xla", 16, 2, None),
+        (4, "auto", 16, 1, 19),
+        (1, "auto", 16, 2, 19),
+        (1, "pallas", 16, None, 19),
+        (1, "pallas", 128, None, None),
+    ],
+)
+def test_pages_are_caches_that_rows_share(T, backend, D, images_per_chunk, real_tokens):
+    q, pages, table, visible = case(T, D)
+    plan = Plan(IMAGES, backend, images_per_chunk, real_tokens)
+    paged = jax.jit(lambda layer: attend_to_pages(q, pages, table, visible, plan, layer, THETA))
+    own = jax.jit(lambda layer: from_own_caches(q, pages, table, visible, plan._replace(backend="xla"), layer))
+    for layer in range(M):
+        found, wanted = paged(layer), own(layer)
+        assert found.out.dtype == q.dtype and found.lse.dtype == jnp.float32
+        np.testing.assert_allclose(found.out, wanted.out, atol=MODULE)
+        np.testing.assert_allclose(found.lse[:2], wanted.lse[:2], atol=MODULE)
+        assert not np.any(found.out[2]) and np.all(found.lse[2] <= MASKED / 2)
+
+
+def test_turning_back_is_exact_far_from_the_first_position():
+    """Also where an angle of 40,000 radians is rounded to 0.002: both ways round it alike."""
+    q, pages, table, visible = case(1)
+    plan = Plan(IMAGES, "xla")
+    found, wanted = (
+        way(q, pages, table, visible, plan, 1, *theta) for way, theta in ((attend_to_pages, [THETA]), (from_own_caches, []))
+    )
+    moved = from_own_caches(rope(q, jnp.ones((B, 1, 1), jnp.int32), THETA), pages, table, visible, plan, 1)
+    error, step = np.abs(found.out - wanted.out).max(), np.abs(moved.out - wanted.out).max()
+    assert error < 1e-4 * step  # a position more or less changes ten thousand times as much
+
+
+def test_int8_pages():
+    q, pages, table, visible = case(1)
+    small = Pages(*(Quantized(*quantize(x, (x.ndim - 1,))) for x in pages))
+    found = attend_to_pages(q, small, table, visible, Plan(IMAGES, "auto"), 0, THETA)
+    whole = attend_to_pages(q, pages, table, visible, Plan(IMAGES, "auto"), 0, THETA)
+    error = np.abs(found.out - whole.out).max()
+    assert 0 < error < 0.02  # measured 0.006
+
+
+def test_unseen_pages_are_not_read():
+    """What a row does not see may hold anything."""
+    q, pages, table, visible = case(1)
+    shown = np.unique(np.asarray(table.pages)[[0, 1], :][np.array([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]], bool)])
+    others = [page for page in range(P) if page not in shown]
+    broken = Pages(*(x.at[:, np.array(others)].set(jnp.nan) for x in pages))
+    for backend in ("xla", "pallas"):
+        found = attend_to_pages(q, broken, table, visible, Plan(IMAGES, backend), 0, THETA)
+        whole = attend_to_pages(q, pages, table, visible, Plan(IMAGES, backend), 0, THETA)
+        np.testing.assert_array_equal(found.out[:2], whole.out[:2])
