@@ -59,8 +59,11 @@ def attend_to_pages(
     Returns:
         As `owl3_jax.attention.attend.attend`. There are no gradients: pages are for answers.
     """
+    if table.pages.shape[1] == 0:
+        return Part(jnp.zeros_like(q), no_part(q).lse)
     layer = jnp.asarray(layer, jnp.int32)
-    if q.shape[2] == 1 and not isinstance(pages.keys, Quantized) and plan.backend in ("auto", "pallas"):
+    is_one_device = jax.sharding.get_abstract_mesh().size <= 1  # the compiler cannot split a kernel
+    if is_one_device and q.shape[2] == 1 and not isinstance(pages.keys, Quantized) and plan.backend in ("auto", "pallas"):
         kernel = functools.partial(paged.attend, real_tokens=plan.real_tokens, theta=theta)
         kernels = (functools.partial(kernel, interpret=interpret) for interpret in (False, True))
         on_tpu, interpreted = (functools.partial(_by_kernel, kernel) for kernel in kernels)

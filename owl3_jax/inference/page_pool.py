@@ -5,7 +5,7 @@ one page. A page that nobody shows any more stays until its room is needed; the 
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from typing import NamedTuple
 
 
@@ -52,10 +52,11 @@ class PagePool:
         kept = {self._numbers[key] for key in wanted if key in self._numbers}
         if len(new) > (room := len(self._free) + len(self._idle) - len(kept & self._idle.keys())):
             raise PoolFullError(f"{len(new)} images need pages of their own, and {room} are to be had")
+        self._make_room(len(new), kept)
         for page in kept:
             self._idle.pop(page, None)
         for key in new:
-            number = self._free.pop() if self._free else self._evict()
+            number = self._free.pop()
             self._pages[number], self._numbers[key] = _Page(key), number
         pages = [self._numbers[key] for key in keys]
         for number in dict.fromkeys(pages):
@@ -63,7 +64,12 @@ class PagePool:
         return pages
 
     def give_back(self, pages: Sequence[int]) -> None:
-        """Ends a loan of `borrow`, in which a page counts once. Pages that were never written are free again."""
+        """Ends a loan of `borrow`, in which a page counts once. Pages that were never written are free again.
+
+        Raises ValueError for a page that is not lent.
+        """
+        if strays := [number for number in pages if number not in self._pages or not self._pages[number].loans]:
+            raise ValueError(f"pages that are not lent cannot be given back: {strays}")
         for number in dict.fromkeys(pages):
             page = self._pages[number]
             page.loans -= 1
@@ -88,13 +94,15 @@ class PagePool:
         shared = sum(page.loans > 1 for page in self._pages.values())
         return Counts(len(self._free), len(self._idle), len(self._pages) - len(self._idle), shared, self._evicted)
 
-    def _evict(self) -> int:
-        number, _ = self._idle.popitem(last=False)
-        self._evicted += 1
-        if self._on_evict:
-            self._on_evict(self._pages[number].key, number)
-        self._forget(number)
-        return number
+    def _make_room(self, pages: int, kept: Set[int]) -> None:
+        """Frees idle pages until there are so many free ones, but for `kept`. An error of `on_evict` leaves all as it was."""
+        for number in [number for number in self._idle if number not in kept][: max(0, pages - len(self._free))]:
+            if self._on_evict:
+                self._on_evict(self._pages[number].key, number)
+            self._evicted += 1
+            del self._idle[number]
+            self._forget(number)
+            self._free.append(number)
 
     def _forget(self, number: int) -> None:
         del self._numbers[self._pages.pop(number).key]

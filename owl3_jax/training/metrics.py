@@ -154,6 +154,7 @@ class _EventFile:
         start = Event(wall_time=time.time(), step=step + 1, session_log=SessionLog(status=SessionLog.START))
         self._file.write_event(start)
         self._file.flush()
+        self._is_closed = False
 
     def write(self, step: int, values: Values) -> None:
         for name, value in values.items():
@@ -161,7 +162,10 @@ class _EventFile:
         self._file.flush()
 
     def close(self) -> None:
-        self._file.close()
+        """A second time does nothing, also when the first has failed."""
+        if not self._is_closed:
+            self._is_closed = True
+            self._file.close()
 
 
 def _drop_lines_after(path: Path, step: int) -> None:

@@ -64,7 +64,9 @@ TABLE = (
 
 
 def choose_backend(setting: AttentionBackend, inputs: BlockInputs) -> Backend:
-    """What computes this block, by `TABLE`."""
+    """What computes this block, by `TABLE`; of no rows, as the vision encoder has without images, plain XLA."""
+    if inputs.q.shape[0] == 0:
+        return XLA
     row = next(row for row in TABLE if row.setting == setting and row.takes(inputs))
     return row.elsewhere if row.on_tpu is row.on_cpu is row.elsewhere else _by_platform(row)
 

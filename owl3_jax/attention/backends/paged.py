@@ -169,4 +169,6 @@ def _kernel(
 
 def _dot(x: Float[Array, "G X"], y: Float[Array, "..."], dim: int) -> Float[Array, "G Y"]:
     """Sums over the last dim of `x` and this one of `y`, in float32."""
-    return jax.lax.dot_general(x, y, (((1,), (dim,)), ((), ())), preferred_element_type=jnp.float32)
+    # A kernel has only one precision for bfloat16 products, whatever `jax_default_matmul_precision` is.
+    precision = jax.lax.Precision.DEFAULT if x.dtype == jnp.bfloat16 else None
+    return jax.lax.dot_general(x, y, (((1,), (dim,)), ((), ())), precision=precision, preferred_element_type=jnp.float32)

@@ -65,7 +65,7 @@ def attend(inputs: BlockInputs, *, interpret: bool) -> Part:
         )
         return ((found[0], *found[1]) if with_lse else (found,)), ()
 
-    most = _most_rows(inputs.q) if with_lse else max(1, len(inputs.q))
+    most = _most_rows(inputs) if with_lse else max(1, len(inputs.q))
     (out, *lses), _ = _in_one_sequence(kernel, (_scaled(inputs.q),), inputs, most)
     if not with_lse:
         return Part(out.astype(jnp.float32), jnp.zeros(out.shape[:3], jnp.float32))
@@ -96,13 +96,15 @@ def gradients(inputs: BlockInputs, given: OutputGradient, *, interpret: bool) ->
     q, v = inputs.q, inputs.v
     lse = jnp.where(given.lse > MASKED / 2, given.lse, -MASKED)  # so that exp(score - lse) is 0 where nothing is seen
     queries = (_scaled(q), given.d_out.astype(v.dtype), lse, given.shift)
-    (d_q,), (d_k, d_v) = _in_one_sequence(kernel, queries, inputs, _most_rows(q))
+    (d_q,), (d_k, d_v) = _in_one_sequence(kernel, queries, inputs, _most_rows(inputs))
     return Gradients(d_q.astype(jnp.float32) * q.shape[3] ** -0.5, d_k, d_v)
 
 
-def _most_rows(q: Float[Array, "B H T D"]) -> int:
+def _most_rows(inputs: BlockInputs) -> int:
     """Rows of one call of the kernel."""
-    return max(1, _LSE_BYTES // (q.shape[1] * q.shape[2] * 128 * 4))
+    _, H, T, _ = inputs.q.shape
+    padded = T + -T % Blocks.sizes(T, inputs.k.shape[2]).queries
+    return max(1, _LSE_BYTES // (H * padded * 128 * 4))
 
 
 def _scaled(q: Float[Array, "B H T D"]) -> Float[Array, "B H T D"]:

@@ -164,7 +164,7 @@ def test_only_blocks_that_may_be_seen_are_computed(monkeypatch):
 @pytest.mark.parametrize("most", [1, 2, 3, 4, 16])
 def test_rows_may_be_one_sequence(monkeypatch, most):
     """Four rows with different samples: as many calls of the kernel as `most` needs give what plain XLA gives."""
-    monkeypatch.setattr(splash, "_LSE_BYTES", most * 4 * 150 * 128 * 4)
+    monkeypatch.setattr(splash, "_LSE_BYTES", most * 4 * 256 * 128 * 4)
     ids = jnp.asarray([[1] * 150, [1] * 70 + [2] * 80, [2] * 30 + [1] * 90 + [0] * 30, [0] * 150], jnp.int32)
     positions = jnp.broadcast_to(jnp.arange(150), ids.shape)
     visible = visibility(positions, ids, positions, ids)
@@ -182,6 +182,15 @@ def test_rows_may_be_one_sequence(monkeypatch, most):
 )
 def test_blocks_are_large_and_pad_little(size, blocks):
     assert splash_blocks.Blocks.sizes(size, size) == blocks
+
+
+@pytest.mark.parametrize("backend", ["auto", "pallas"])
+@pytest.mark.parametrize("visible", [None, Visibility(*[jnp.zeros((0, 150), jnp.int32)] * 3)])
+def test_no_rows_at_all(backend, visible):
+    """The vision encoder of a batch without images."""
+    q = jnp.zeros((0, 2, 150, 8))
+    found = gradients(backend, q, q, q, visible, q, q[..., 0])
+    assert [x.shape for x in found] == [q.shape, q.shape[:3], q.shape, q.shape, q.shape]
 
 
 def test_few_positions_do_not_use_the_kernel():

@@ -93,3 +93,12 @@ def test_unseen_pages_are_not_read():
         found = attend_to_pages(q, broken, table, visible, Plan(IMAGES, backend), 0, THETA)
         whole = attend_to_pages(q, pages, table, visible, Plan(IMAGES, backend), 0, THETA)
         np.testing.assert_array_equal(found.out[:2], whole.out[:2])
+
+
+@pytest.mark.parametrize("backend", ["auto", "pallas"])
+@pytest.mark.parametrize("T", [1, 4])
+def test_rows_without_images(T, backend):
+    q, pages, table, visible = case(T)
+    none = jax.tree.map(lambda x: x[:, :0], table), visible._replace(key_segment_ids=visible.key_segment_ids[:, :0])
+    found = attend_to_pages(q, pages, *none, Plan(IMAGES, backend), 0, THETA)
+    assert not np.any(found.out) and np.all(found.lse == MASKED)

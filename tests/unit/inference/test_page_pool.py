@@ -107,6 +107,30 @@ def test_a_thousand_random_requests(seed: int):
     assert pool.counts().used == 0
 
 
+def test_an_error_while_a_page_is_saved_loses_none():
+    def fail(key: bytes, page: int) -> None:
+        raise MemoryError(f"no room for {key!r} of page {page}")
+
+    pool = PagePool(2, fail)
+    pages = pool.borrow([b"a", b"b"])
+    write(pool, pages)
+    pool.give_back(pages)
+    with pytest.raises(MemoryError, match="b'a'"):
+        pool.borrow([b"b", b"c"])
+    assert pool.counts() == Counts(free=0, idle=2, used=0, shared=0, evicted=0)
+    assert pool.borrow([b"a", b"b"]) == pages
+
+
+def test_nothing_is_given_back_twice():
+    pool = PagePool(2)
+    pages = pool.borrow([b"a", b"b"])
+    write(pool, pages)
+    pool.give_back(pages[:1])
+    with pytest.raises(ValueError, match=rf"not lent cannot be given back: \[{pages[0]}\]"):
+        pool.give_back(pages)
+    assert pool.counts() == Counts(free=0, idle=1, used=1, shared=0, evicted=0)
+
+
 def test_a_pool_has_pages():
     with pytest.raises(ValueError, match="at least one page"):
         PagePool(0)

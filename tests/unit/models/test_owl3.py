@@ -192,3 +192,19 @@ def test_no_layer_keeps_the_image_cache(remat):
     cache = f"{len(config.hyper_layers)},1,{config.num_key_value_heads},2,9,{config.head_dim}]"
     compiled = jax.jit(jax.grad(loss)).lower(params).compile().as_text()
     assert f"f32[{cache}" in compiled and f"f32[{config.num_hidden_layers},{cache}" not in compiled
+
+
+def test_text_alone_where_kernels_would_take_the_images():
+    """No image, of as many tokens as the released models' have: there is nothing that a kernel could compute."""
+    config = model_config("static")
+    vision = dataclasses.replace(config.vision, image_size=12 * config.vision.patch_size)
+    config = dataclasses.replace(config, vision=vision)
+    side, ids = vision.image_size, jnp.ones((1, 9), jnp.int32)
+    none = jnp.zeros((1, 0), jnp.int32)
+    batch = Batch(ids, jnp.arange(9)[None], ids, jnp.zeros((1, 0, side, side, 3), jnp.uint8), none, none)
+    params = nn.unbox(abstract_params(config, COMPUTE))
+    assert vision.tokens_per_image >= 128
+    for attention in ("auto", "pallas"):
+        model = Owl3(config, dataclasses.replace(COMPUTE, attention=attention))
+        found = jax.eval_shape(lambda params, model=model: model.apply({"params": params}, batch).logits, params)
+        assert found.shape == (1, 9, config.vocab_size)

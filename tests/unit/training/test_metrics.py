@@ -1,6 +1,8 @@
+import contextlib
 import json
 import resource
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -110,16 +112,28 @@ def test_a_run_that_starts_again_without_a_checkpoint_drops_all(tmp_path: Path):
         assert lines(tmp_path) == []
 
 
-def test_a_full_disk_is_an_error_and_no_endless_wait(tmp_path: Path):
+@contextlib.contextmanager
+def room(size: int) -> Iterator[None]:
+    """No file can grow beyond `size` bytes, as on a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    many = {f"loss/{number}": 1.0 for number in range(200)}  # of which the events are larger than the lines
-    files = MetricsFiles(tmp_path, 0)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (6_000, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
-        with pytest.raises(OSError, match="too large"):
-            files.write(10, many)
+        yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_is_an_error_and_no_endless_wait(tmp_path: Path):
+    many = {f"loss/{number}": 1.0 for number in range(200)}  # of which the events are larger than the lines
+    files = MetricsFiles(tmp_path, 0)
+    with room(6_000), pytest.raises(OSError, match="too large"):
+        files.write(10, many)
     assert len(lines(tmp_path)) == 1
-    files.write(20, {"loss": 1.0})  # there is room again
-    files.__exit__()
+
+
+def test_a_full_disk_while_going_back_is_the_error_that_the_run_ends_with(tmp_path: Path):
+    with pytest.raises(OSError, match="too large"), MetricsFiles(tmp_path, 0) as files:
+        files.write(10, {"loss": 1.0})
+        files.write(20, {"loss": 1.0})
+        with room(0):
+            files.go_back_to(10)
