@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from owl3_jax.attention.parts import MASKED, Part
 from owl3_jax.nn.padding import pad_to_multiple
+from owl3_jax.nn.rope import rotation
 
 _SUBLANES, _LANES = 8, 128
 
@@ -77,8 +78,8 @@ def attend(
     G, half = queries.shape[2], D // 2
     # Turned back: x cos + other sin, where `other` is x turned by -90 degrees.
     other = jnp.concatenate([queries[..., half:], -queries[..., :half]], axis=-1)
-    angles = positions[..., None, None] * theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    turns = jnp.concatenate([jnp.cos(angles), jnp.cos(angles), jnp.sin(angles), jnp.sin(angles)], axis=-1)  # [B, I, 1, 2D]
+    cos, sin = rotation(positions[..., None], half, theta)
+    turns = jnp.concatenate([cos, cos, sin, sin], axis=-1)  # [B, I, 1, 2D]
     # What a row does not see is not read: its page is one that is there already.
     read = jax.lax.cummax(jnp.where(seen, jnp.arange(I), 0), axis=1)
     scalars = (layer[None], jnp.take_along_axis(pages, read, axis=1), seen.astype(jnp.int32))

@@ -1,16 +1,14 @@
 """Checkpoints of a state that is only a few arrays: nothing here depends on the model."""
 
-import contextlib
 import dataclasses
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -25,6 +23,7 @@ from owl3_jax.training import checkpoint
 from owl3_jax.training.checkpoint import Checkpoints, SavedRunError, config_differences
 from owl3_jax.training.step import TrainState
 from tests import tiny
+from tests.full_disk import room_for
 
 CONFIG = Config(model=tiny.model_config(), data=DataConfig(rows=8, tokens_per_row=13), train=TrainConfig(checkpoints_to_keep=2))
 # Reads and writes that orbax has given up, after an error, still report to its closed event loop.
@@ -221,17 +220,6 @@ def test_differences_of_sections() -> None:
 # ---- saves that fail
 
 
-@contextlib.contextmanager
-def small_files_only() -> Iterator[None]:
-    """Writing past 100 kB of a file fails, in the same way as on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 def random_state(step: int, size: int) -> TrainState:
     noise = jax.random.normal(jax.random.key(step), (size, 3))  # does not compress
     return make_state(step, size).replace(params={"w": noise, "b": jnp.zeros(5)})
@@ -256,7 +244,7 @@ def test_a_save_that_finds_no_room_is_an_error_and_the_last_one_stays(
     with Checkpoints(tmp_path, config) as checkpoints:
         checkpoints.save(1, random_state(1, 100_003), make_lanes())
         checkpoints.wait()
-        with small_files_only():
+        with room_for(100_000):
             checkpoints.save(2, random_state(2, 100_003), make_lanes())
             with pytest.raises(SavedRunError, match=message):
                 notice(checkpoints)
@@ -266,7 +254,7 @@ def test_a_save_that_finds_no_room_is_an_error_and_the_last_one_stays(
 
 
 def test_a_failed_save_is_reported_without_orbax_tracebacks(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with pytest.raises(SavedRunError), small_files_only(), Checkpoints(tmp_path, CONFIG) as checkpoints:
+    with pytest.raises(SavedRunError), room_for(100_000), Checkpoints(tmp_path, CONFIG) as checkpoints:
         checkpoints.save(2, random_state(2, 100_003), make_lanes())
     assert "Traceback" not in caplog.text
 

@@ -1,8 +1,5 @@
-import contextlib
 import json
-import resource
 import struct
-from collections.abc import Iterator
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -11,6 +8,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from owl3_jax.training.metrics import MetricsFiles, Window, summarize
+from tests.full_disk import room_for
 
 
 def step(loss: float, accuracy: float, targets: int, **others: object) -> dict[str, np.ndarray]:
@@ -112,21 +110,10 @@ def test_a_run_that_starts_again_without_a_checkpoint_drops_all(tmp_path: Path):
         assert lines(tmp_path) == []
 
 
-@contextlib.contextmanager
-def room(size: int) -> Iterator[None]:
-    """No file can grow beyond `size` bytes, as on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 def test_a_full_disk_is_an_error_and_no_endless_wait(tmp_path: Path):
     many = {f"loss/{number}": 1.0 for number in range(200)}  # of which the events are larger than the lines
     files = MetricsFiles(tmp_path, 0)
-    with room(6_000), pytest.raises(OSError, match="too large"):
+    with room_for(6_000), pytest.raises(OSError, match="too large"):
         files.write(10, many)
     assert len(lines(tmp_path)) == 1
 
@@ -135,5 +122,5 @@ def test_a_full_disk_while_going_back_is_the_error_that_the_run_ends_with(tmp_pa
     with pytest.raises(OSError, match="too large"), MetricsFiles(tmp_path, 0) as files:
         files.write(10, {"loss": 1.0})
         files.write(20, {"loss": 1.0})
-        with room(0):
+        with room_for(0):
             files.go_back_to(10)
