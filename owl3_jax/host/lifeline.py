@@ -67,7 +67,8 @@ class Lifeline:
     Args:
         process: this one.
         peers: the connections, by process; they are closed at the end.
-        silence: seconds after which a process that says nothing counts as hung.
+        silence: seconds after which a process that says nothing counts as hung. Time in which this process is suspended does
+            not count: then it could not have heard anything.
         names: of the hosts, by process, if known.
         on_loss: gets a message that names the process.
     """
@@ -135,13 +136,17 @@ class Lifeline:
             for number, peer in self._peers.items():
                 peer.connection.settimeout(_EVERY)
                 selector.register(peer.connection, selectors.EVENT_READ, number)
-            said = 0.0
+            said = -_EVERY
+            now = time.monotonic()
             while not self._ended.is_set() and selector.get_map():
+                before, now = now, time.monotonic()
+                for key in selector.get_map().values():
+                    self._peers[key.data].silent += min(now - before, _EVERY)
                 for key, _ in selector.select(_EVERY / 4):
                     if not self._listen(key.data):
                         selector.unregister(key.fileobj)
-                if time.monotonic() - said >= _EVERY:
-                    said = time.monotonic()
+                if now - said >= _EVERY:
+                    said = now
                     self._tell(_ALIVE, [key.data for key in selector.get_map().values()])
                 for key in list(selector.get_map().values()):
                     self._require_sign(key.data)
@@ -158,7 +163,7 @@ class Lifeline:
         if not data:
             self._lose(number, "has ended: see its output")
             return False
-        peer.heard = time.monotonic()
+        peer.silent = 0.0
         *lines, peer.rest = (peer.rest + data).split(b"\n")
         for line in lines:
             word, _, text = line.partition(b" ")
@@ -174,7 +179,7 @@ class Lifeline:
         return True
 
     def _require_sign(self, number: int) -> None:
-        silent = time.monotonic() - self._peers[number].heard
+        silent = self._peers[number].silent
         if silent > self._silence:
             self._lose(number, f"has not answered for {silent:.0f} s: it hangs, or its host cannot be reached")
 
@@ -195,4 +200,4 @@ class Lifeline:
 
 class _Peer:
     def __init__(self, connection: socket.socket) -> None:
-        self.connection, self.heard, self.rest = connection, time.monotonic(), b""
+        self.connection, self.silent, self.rest = connection, 0.0, b""  # `silent`: seconds since the last sign of life

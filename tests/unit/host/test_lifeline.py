@@ -127,6 +127,19 @@ def test_nothing_happens_while_all_are_there():
         assert not any(run.losses.values())
 
 
+def test_a_suspended_process_accuses_nobody(monkeypatch: pytest.MonkeyPatch):
+    """After a suspension the clock has gone on by hours, for all others as well if they are of the same machine."""
+    hours = iter(range(0, 10**9, 3600))
+    seconds = time.monotonic
+    with running(2) as run:
+        for _ in range(5):
+            jump = next(hours)
+            monkeypatch.setattr(lifeline.time, "monotonic", lambda jump=jump: seconds() + jump)
+            time.sleep(SILENCE / 5)
+        monkeypatch.setattr(lifeline.time, "monotonic", seconds)
+        assert not any(run.losses.values())
+
+
 def test_a_failed_operation_with_others_waits_for_the_cause():
     """The library notices a loss first, sometimes: who was lost is said nevertheless."""
     with running(2) as run:
