@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Shaped
 
 from owl3_jax.attention.chunks import attend_in_chunks, gradients_in_chunks
 from owl3_jax.attention.inputs import AttentionInputs, KeyBlock, OutputGradient, Plan
+from owl3_jax.attention.pages import PagedKeys, attend_to_pages
 from owl3_jax.attention.parts import Part, merge, no_part
 from owl3_jax.attention.spread import Placement
 from owl3_jax.attention.visibility import Visibility
@@ -25,27 +26,35 @@ _BLOCKS_AT_ONCE = 4
 
 
 def attend(
-    q: Float[Array, "B H T D"], blocks: Sequence[KeyBlock], visible: Visibility | None, plan: Plan, layer: Layer = 0
+    q: Float[Array, "B H T D"],
+    keys: Sequence[KeyBlock] | PagedKeys,
+    visible: Visibility | None,
+    plan: Plan,
+    layer: Layer = 0,
 ) -> Part:
     """Grouped-query attention over the keys of one layer; scores and softmax in float32.
 
     Args:
         q: rotated queries.
-        blocks: rotated keys and values of all layers, [M, B', K, I, L, D]: those of I images of L tokens, or of I tokens of
+        keys: rotated keys and values of all layers, [M, B', K, I, L, D]: those of I images of L tokens, or of I tokens of
             text with L = 1, a part of the I in each block. Where B' is less than B, a row of keys serves B / B' successive
-            rows of queries.
+            rows of queries. Or pages, of B rows.
         visible: over all I, each seen or not with all of its L tokens; [B', B / B' * T]. None: every position sees all.
         plan: how it runs.
         layer: which of the M.
 
     Returns:
         The output in the dtype of `q` (zero where a position sees nothing) and the log-sum-exp of the scores. Both have
-        gradients.
+        gradients, but for pages.
     """
-    rows = _images_shape(blocks[0])[0]
+    if isinstance(keys, PagedKeys):
+        if visible is None:
+            raise ValueError("attention over pages needs to know what is visible")
+        return attend_to_pages(q, keys, visible, plan, layer)
+    rows = _images_shape(keys[0])[0]
     if rows == len(q):
-        return _attend_to_blocks(q, blocks, visible, plan, layer)
-    part = _attend_to_blocks(_join_rows(q, rows), blocks, visible, plan, layer)
+        return _attend_to_blocks(q, keys, visible, plan, layer)
+    part = _attend_to_blocks(_join_rows(q, rows), keys, visible, plan, layer)
     return Part(_split_rows(part.out, len(q)), _split_rows(part.lse, len(q)))
 
 

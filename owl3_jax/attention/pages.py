@@ -1,13 +1,15 @@
-"""Attention to images that many rows share.
+"""Attention to pages, which many rows share.
 
-An image's keys and values in all hyper layers are a page of a pool, and each row has a table of the pages that it shows, each
-at a position of its own. Keys in a pool are not rotated: the score of a query at t and a key at p is
-R(t) q . R(p) k = R(t - p) q . k, so the query is turned back by the image's position. That is exact, up to rounding.
+A page holds the keys and values of one image in all hyper layers, or those of a few successive tokens of text in all layers. It
+is in a pool, and each row has a table of the pages that it shows. Keys of images are in their pool without rotation, since rows
+show an image at positions of their own: the score of a query at t and a key at p is R(t) q . R(p) k = R(t - p) q . k, so the
+query is turned back by the image's position. That is exact, up to rounding.
 """
 
 import functools
 from typing import NamedTuple
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -22,17 +24,27 @@ from owl3_jax.nn.stacks import Layer
 
 
 class Pages(NamedTuple):
-    """Keys, not rotated, and values of P images in all hyper layers."""
+    """A pool of P pages of L tokens."""
 
-    keys: Vectors  # [M, P, K, L, D]
+    keys: Vectors  # [M, P, K, L, D]; of images not rotated, of text rotated
     values: Vectors
 
 
 class PageTable(NamedTuple):
-    """The images of each row, in order."""
+    """The pages of each row, in order."""
 
     pages: Int[Array, "B I"]  # where a row has fewer, any page
-    positions: Int[Array, "B I"]  # that their keys are seen at: of the placeholder's first token, plus the model's offset
+    tokens: Int[Array, "B I"]  # of the L of each page, those that hold anything; 0 where a row has fewer pages
+    positions: Int[Array, "B I"]  # that the keys of images are seen at; not read for text
+
+
+@flax.struct.dataclass
+class PagedKeys:
+    """Keys and values by page: what `owl3_jax.attention.attend.attend` takes in place of blocks."""
+
+    pages: Pages  # of all layers
+    table: PageTable  # of B rows
+    theta: float | None = flax.struct.field(pytree_node=False)  # base of the rotary embedding; None: keys are rotated already
 
 
 class _Read(NamedTuple):
@@ -45,36 +57,19 @@ class _Read(NamedTuple):
     layer: Int[Array, ""]
 
 
-def attend_to_pages(
-    q: Float[Array, "B H T D"],
-    pages: Pages,
-    table: PageTable,
-    visible: Visibility,
-    plan: Plan,
-    layer: Layer,
-    theta: float,
-) -> Part:
-    """Grouped-query attention to the images of a table; scores and softmax in float32.
+def attend_to_pages(q: Float[Array, "B H T D"], keys: PagedKeys, visible: Visibility, plan: Plan, layer: Layer) -> Part:
+    """As `owl3_jax.attention.attend.attend`, over pages; `visible` is over the I pages of each row.
 
-    Args:
-        q: rotated queries.
-        pages: of all hyper layers.
-        table: of B rows.
-        visible: over the I images of each row.
-        plan: how it runs.
-        layer: which of the M.
-        theta: the base of the rotary position embedding.
-
-    Returns:
-        As `owl3_jax.attention.attend.attend`. There are no gradients: pages are for answers.
+    There are no gradients: pages are for answers.
     """
-    if table.pages.shape[1] == 0:
+    if keys.table.pages.shape[1] == 0:
         return Part(jnp.zeros_like(q), no_part(q).lse)
-    read = _Read(q, pages, table, visible, jnp.asarray(layer, jnp.int32))
-    in_chunks = functools.partial(_in_chunks, plan, theta)
+    read = _Read(q, keys.pages, keys.table, visible, jnp.asarray(layer, jnp.int32))
+    in_chunks = functools.partial(_in_chunks, plan, keys.theta)
     is_one_device = jax.sharding.get_abstract_mesh().size <= 1  # the compiler cannot split a kernel
-    if is_one_device and q.shape[2] == 1 and not isinstance(pages.keys, Quantized) and plan.backend in ("auto", "pallas"):
-        by_kernel = functools.partial(_by_kernel, plan, theta)
+    is_for_kernel = q.shape[2] == 1 and not isinstance(keys.pages.keys, Quantized) and plan.backend in ("auto", "pallas")
+    if is_one_device and is_for_kernel:
+        by_kernel = functools.partial(_by_kernel, keys.theta)
         elsewhere = functools.partial(by_kernel, interpret=True) if plan.backend == "pallas" else in_chunks
         part: Part = jax.lax.platform_dependent(read, tpu=functools.partial(by_kernel, interpret=False), default=elsewhere)
     else:
@@ -82,40 +77,60 @@ def attend_to_pages(
     return Part(part.out.astype(q.dtype), part.lse)
 
 
-def _by_kernel(plan: Plan, theta: float, read: _Read, *, interpret: bool) -> Part:
+def _by_kernel(theta: float | None, read: _Read, *, interpret: bool) -> Part:
     q, (keys, values), table, visible, layer = read
     assert not isinstance(keys, Quantized) and not isinstance(values, Quantized)  # which the kernel does not read
-    seen, real_tokens = visible.dense()[:, 0], plan.real_tokens
-    part = paged.attend(
-        q[:, :, 0], keys, values, *table, seen, layer, real_tokens=real_tokens, theta=theta, interpret=interpret
-    )
+    tokens = jnp.where(visible.dense()[:, 0], table.tokens, 0)
+    part = paged.attend(q[:, :, 0], keys, values, table.pages, table.positions, tokens, layer, theta=theta, interpret=interpret)
     return Part(part.out[:, :, None], part.lse[:, :, None])
 
 
-def _in_chunks(plan: Plan, theta: float, read: _Read) -> Part:
-    """A few images of all rows at a time; those that no position sees are left out."""
+def _in_chunks(plan: Plan, theta: float | None, read: _Read) -> Part:
+    """A few pages of all rows at a time, up to the last one that any row shows; those that no position sees are left out."""
     images = read.table.pages.shape[1]
     size = min(images, plan.images_per_chunk or images)
+    attend_to_few = functools.partial(_to_text, plan) if theta is None else functools.partial(_to_images, plan, theta)
 
-    def step(merged: Part, number: Int[Array, ""]) -> tuple[Part, None]:
+    def step(number: Int[Array, ""], merged: Part) -> Part:
         start = jnp.minimum(number * size, images - size)
         seen = read.visible.part(start, size, number * size)
         here = PageTable(*(jax.lax.dynamic_slice_in_dim(x, start, size, axis=1) for x in read.table))
-        some = lambda: merge(merged, _attend_to_few(plan, theta, read._replace(table=here, visible=seen)))
-        return jax.lax.cond(seen.dense().any(), some, lambda: merged), None
+        some = lambda: merge(merged, attend_to_few(read._replace(table=here, visible=seen)))
+        part: Part = jax.lax.cond(seen.dense().any(), some, lambda: merged)
+        return part
 
-    return jax.lax.scan(step, no_part(read.q), jnp.arange(-(-images // size)))[0]
+    shown = jnp.where(read.table.tokens > 0, 1 + jnp.arange(images), 0).max()
+    part: Part = jax.lax.fori_loop(0, -(-shown // size), step, no_part(read.q))
+    return part
 
 
-def _attend_to_few(plan: Plan, theta: float, read: _Read) -> Part:
+def _to_images(plan: Plan, theta: float, read: _Read) -> Part:
     """Each pair of a row and an image is a row of its own, with a query of its own."""
     q, (keys, values), table, visible, layer = read
     (B, _, T, _), J = q.shape, table.pages.shape[1]
     of_each = jnp.broadcast_to(q[:, None], (B, J, *q.shape[1:]))
     turned = rope(of_each, -table.positions[:, :, None, None], theta)  # [B, J, H, T, D]
     of_pages = lambda vectors: dequantize(jax.tree.map(lambda x: x[layer, table.pages.reshape(-1)], vectors), q.dtype)
+    k, v = of_pages(keys), of_pages(values)  # [BJ, K, L, D]
     seen = jnp.moveaxis(visible.dense(), 2, 1).reshape(B * J, T).astype(jnp.int32)
     of_image = Visibility(seen, jnp.ones_like(seen), jnp.ones((B * J, 1), jnp.int32))
-    block = BlockInputs(turned.reshape(B * J, *q.shape[1:]), of_pages(keys), of_pages(values), of_image, plan.real_tokens)
+    block = BlockInputs(turned.reshape(B * J, *q.shape[1:]), k, v, of_image, plan.real_tokens)
     part = choose_backend(plan.backend, block).attend(block)
     return merge_all(Part(*(x.reshape(B, J, *x.shape[1:]) for x in part)))
+
+
+def _to_text(plan: Plan, read: _Read) -> Part:
+    """The pages of a row as one block of J * L keys. What is behind the last token may hold anything."""
+    q, (keys, values), table, visible, layer = read
+    L = keys.shape[3]
+    is_written = (jnp.arange(L) < table.tokens[:, :, None]).reshape(len(q), -1)  # [B, C]
+
+    def of_rows(vectors: Vectors) -> Float[Array, "B K C D"]:
+        pages = dequantize(jax.tree.map(lambda x: x[layer, table.pages], vectors), q.dtype)  # [B, J, K, L, D]
+        joined = jnp.moveaxis(pages, 1, 2).reshape(len(q), pages.shape[2], -1, pages.shape[4])
+        return jnp.where(is_written[:, None, :, None], joined, 0)
+
+    whole = visible.over_tokens(visible.keys * L)
+    seen = whole._replace(key_segment_ids=jnp.where(is_written, whole.key_segment_ids, 0))
+    block = BlockInputs(q, of_rows(keys), of_rows(values), seen)
+    return choose_backend(plan.backend, block).attend(block)

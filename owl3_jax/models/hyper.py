@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int, Shaped
 from owl3_jax.attention.attend import attend
 from owl3_jax.attention.backends.splash_blocks import SMALLEST_BLOCK
 from owl3_jax.attention.inputs import IMAGES, Plan
+from owl3_jax.attention.pages import PagedKeys
 from owl3_jax.attention.parts import Part
 from owl3_jax.attention.visibility import Visibility
 from owl3_jax.config import ComputeConfig, ModelConfig
@@ -59,7 +60,7 @@ def image_token_slots(config: ModelConfig) -> int:
 class Fusion(NamedTuple):
     """What hyper attention reads in addition to the text's self-attention, for all hyper layers."""
 
-    blocks: tuple[ImageCache, ...]  # of B rows, or of fewer: each then serves several successive rows of text
+    blocks: tuple[ImageCache, ...] | PagedKeys  # of B rows, or of fewer: each then serves several successive rows of text
     visible: Visibility  # by the cache's rows: text rows that share one are a single row of B/rows * T positions
     gate: tuple[Array, ...]  # gated: kernel [M, D, D] and bias [M, D]; static: [M, H, D]; joint: nothing
 

@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, Shaped
 
+from owl3_jax.attention.pages import Pages
 from owl3_jax.batch import Batch
 from owl3_jax.config import ComputeConfig, ModelConfig
 from owl3_jax.models.hyper import ImageCache
 from owl3_jax.models.projector import Projector
-from owl3_jax.models.qwen2 import Images, Qwen2, Text, TextCache
+from owl3_jax.models.qwen2 import Images, PagedContext, Qwen2, Text, TextCache
 from owl3_jax.models.siglip import Siglip
 from owl3_jax.nn.padding import pad_to_multiple
 from owl3_jax.nn.vision_batch import from_vision_batch, to_vision_batch
@@ -86,6 +87,11 @@ class Owl3(nn.Module):
         """
         x, extended, _ = self.language_model(text, images, cache, past)
         return x, cache if extended is None else extended  # a cache that was given comes back
+
+    def extend_pages(self, text: Text, context: PagedContext) -> tuple[Float[Array, "B T E"], Pages]:
+        """As `extend`, where rows share what they follow by page."""
+        x, pages = self.language_model.extend_pages(text, context)
+        return x, pages
 
     def logits(self, x: Float[Array, "B T E"]) -> Float[Array, "B T V"]:
         """The head alone, for chosen positions of hidden states."""

@@ -7,6 +7,7 @@ weights out of the stack, which takes half the time of a decoding step on a CPU.
 """
 
 import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -17,7 +18,8 @@ from flax.linen import initializers
 from jaxtyping import Array, Float, Int
 
 from owl3_jax.attention.attend import attend
-from owl3_jax.attention.inputs import TEXT, Plan, as_images, one_layer
+from owl3_jax.attention.inputs import TEXT, KeyBlock, Plan, as_images, one_layer
+from owl3_jax.attention.pages import PagedKeys, Pages, PageTable
 from owl3_jax.attention.parts import Part, merge
 from owl3_jax.attention.visibility import Visibility, visibility
 from owl3_jax.config import ComputeConfig, ModelConfig
@@ -73,11 +75,28 @@ class Images(NamedTuple):
     segment_ids: Int[Array, "B I"]
 
 
+class PageSlots(NamedTuple):
+    """Where the keys and values of new text are written. A page outside the pool marks padding, which is not."""
+
+    pages: Int[Array, "B T"]
+    slots: Int[Array, "B T"]  # within the page
+
+
+class PagedContext(NamedTuple):
+    """What rows of text follow, in pools that they share."""
+
+    text: Pages  # [N, P, K, L, D]
+    text_table: PageTable  # the tokens before the new ones
+    slots: PageSlots
+    images: Pages  # [M, P', K, L', D]
+    image_table: PageTable  # with the positions of the placeholders' first tokens
+
+
 class Carry(NamedTuple):
     """What one decoder layer hands to the next."""
 
     x: Float[Array, "B T E"]
-    cache: tuple[Vectors, Vectors] | None = None  # keys and values of the text cache [N, B, K, C, D]
+    cache: tuple[Vectors, Vectors] | None = None  # keys and values of the text cache [N, B, K, C, D], or of all its pages
     images: tuple[ImageCache, ...] = ()  # those of `Fusion`, for their gradients: see `models.hyper.hyper_or_plain`
 
 
@@ -88,6 +107,14 @@ class Past(NamedTuple):
     visible: Visibility  # of the cache's rows, as in `Fusion`
 
 
+class PagedPast(NamedTuple):
+    """Text before the new one in the pages of `Carry.cache`, to which layers write the new one's keys and values."""
+
+    table: PageTable
+    visible: Visibility
+    slots: PageSlots
+
+
 class LayerInputs(NamedTuple):
     """What all decoder layers read."""
 
@@ -95,7 +122,7 @@ class LayerInputs(NamedTuple):
     visible: Visibility  # over the text
     cache_length: Int[Array, ""] | None  # first free slot of the text cache
     fusion: Fusion
-    past: Past | None = None
+    past: Past | PagedPast | None = None
 
 
 class MLP(nn.Module):
@@ -161,14 +188,22 @@ class Attention(nn.Module):
         positions, theta = inputs.positions[:, None], self.config.rope_theta  # [B, 1, T]: the same for all heads
         q, k, v = rope(self.q_proj(x), positions, theta), rope(self.k_proj(x), positions, theta), self.v_proj(x)
         q = constrain(q, ("batch", "act_heads", "text", "head_dim"))
-        if carry.cache is not None and inputs.cache_length is not None:
+        if carry.cache is not None and isinstance(inputs.past, PagedPast):
+            put = functools.partial(_write_pages, layer=layer, to=inputs.past.slots)
+            (keys, k), (values, v) = put(carry.cache[0], k), put(carry.cache[1], v)
+            carry = carry._replace(cache=(keys, values))
+        elif carry.cache is not None and inputs.cache_length is not None:
             write = functools.partial(_write_layer, layer=layer, slot=inputs.cache_length)
             cache = write(carry.cache[0], k), write(carry.cache[1], v)
             carry = carry._replace(cache=cache)
             k, v = (dequantize(jax.tree.map(lambda x: x[layer], vectors), q.dtype) for vectors in cache)
         part = attend(q, [one_layer(k, v)], inputs.visible, Plan(TEXT, self.compute.attention))
-        if inputs.past is not None:
-            part = self._merge_past(layer, q, part, inputs.past)
+        if isinstance(inputs.past, PagedPast) and carry.cache is not None:
+            paged = PagedKeys(Pages(*carry.cache), inputs.past.table, None)
+            part = self._merge_past(layer, q, part, paged, inputs.past.visible)
+        elif isinstance(inputs.past, Past):
+            (keys, row), (values, _) = (select_layer(x, layer) for x in (inputs.past.cache.keys, inputs.past.cache.values))
+            part = self._merge_past(row, q, part, [(as_images(keys), as_images(values))], inputs.past.visible)
         image_tokens = self.config.vision.tokens_per_image
         with jax.named_scope("hyper_attention"):
             if isinstance(hyper_layer, int):  # written out: known while tracing
@@ -179,19 +214,37 @@ class Attention(nn.Module):
                 carry = carry._replace(images=images)
         return self.o_proj(out), carry
 
-    def _merge_past(self, layer: Layer, q: Float[Array, "B H T D"], part: Part, past: Past) -> Part:
+    def _merge_past(
+        self, layer: Layer, q: Float[Array, "B H T D"], part: Part, past: Sequence[KeyBlock] | PagedKeys, visible: Visibility
+    ) -> Part:
         """Self-attention over the past too."""
-        keys, row = select_layer(past.cache.keys, layer)
-        values, _ = select_layer(past.cache.values, layer)
-        block = as_images(keys), as_images(values)
-        merged = merge(attend(q, [block], past.visible, Plan(TEXT, self.compute.attention), row), part)
+        plan = Plan(TEXT, self.compute.attention, _pages_per_chunk(self.config, self.compute, past))
+        merged = merge(attend(q, past, visible, plan, layer), part)
         return Part(merged.out.astype(q.dtype), merged.lse)
+
+
+def _pages_per_chunk(config: ModelConfig, compute: ComputeConfig, past: Sequence[KeyBlock] | PagedKeys) -> int | None:
+    """Pages of text that are read at a time: as many tokens as `images_per_chunk` images have."""
+    if not isinstance(past, PagedKeys) or compute.images_per_chunk is None:
+        return None
+    return max(1, compute.images_per_chunk * config.vision.tokens_per_image // past.pages.keys.shape[3])
 
 
 def _write_layer(cache: Vectors, new: Float[Array, "B K T D"], *, layer: Layer, slot: Int[Array, ""]) -> Vectors:
     write = lambda old, x: jax.lax.dynamic_update_slice(old, x[None], (layer, 0, 0, slot, 0)[: old.ndim])
     written: Vectors = jax.tree.map(write, cache, quantize_like(new, cache))
     return written
+
+
+def _write_pages(
+    pool: Vectors, new: Float[Array, "B K T D"], *, layer: Layer, to: PageSlots
+) -> tuple[Vectors, Float[Array, "B K T D"]]:
+    """The pool with the new keys or values of a layer, and these as the pool holds them."""
+    stored = quantize_like(new, pool)
+    # Index arrays with a slice between them: B and T come first.
+    write = lambda old, x: old.at[layer, to.pages, :, to.slots].set(jnp.swapaxes(x, 1, 2), mode="drop")
+    written: Vectors = jax.tree.map(write, pool, stored)
+    return written, dequantize(stored, new.dtype)
 
 
 class DecoderLayer(nn.Module):
@@ -296,6 +349,27 @@ class Qwen2(nn.Module):
             cache = cache._replace(keys=keys, values=values, length=cache.length + text.tokens.shape[1])
         return out, cache, collected
 
+    def extend_pages(self, text: Text, context: PagedContext) -> tuple[Float[Array, "B T E"], Pages]:
+        """Hidden states of text that follows a context, after the final norm, and the pool of text with its keys and values.
+
+        Padding (segment 0) is at the end of a row.
+        """
+        table, ids = context.text_table, text.segment_ids
+        pages = jnp.arange(1, table.pages.shape[1] + 1)
+        shown = jnp.where(table.tokens > 0, pages, 0).max(axis=1, initial=0)  # [B], pages of each row
+        limits = jnp.where(ids != 0, shown[:, None], 0)
+        past = PagedPast(table, Visibility(limits, ids, jnp.ones_like(table.pages)), context.slots)
+        inputs = LayerInputs(
+            positions=text.positions,
+            visible=visibility(text.positions, ids, text.positions, ids),
+            cache_length=None,
+            fusion=self._paged_fusion(text, context),
+            past=past,
+        )
+        carry, _ = self._run_layers(Carry(self._embed(text.tokens), (context.text.keys, context.text.values)), inputs)
+        assert carry.cache is not None
+        return self.norm(carry.x), Pages(*carry.cache)
+
     def logits(self, x: Float[Array, "B T E"]) -> Float[Array, "B T V"]:
         """The head, in float32."""
         return self.padded_logits(x)[..., : self.config.vocab_size]
@@ -320,6 +394,14 @@ class Qwen2(nn.Module):
     def _fusion(self, text: Text, images: Images) -> Fusion:
         visible = _visible_to_shared(text, images, inclusive=self.config.image_is_seen_by_its_own_token)
         return Fusion(images.blocks, visible, self.hyper_layers.gate_weights())
+
+    def _paged_fusion(self, text: Text, context: PagedContext) -> Fusion:
+        config, table = self.config, context.image_table
+        is_image = (table.tokens > 0).astype(jnp.int32)
+        seen_by_own = config.image_is_seen_by_its_own_token
+        visible = visibility(text.positions, text.segment_ids, table.positions, is_image, inclusive=seen_by_own)
+        turned_to = table._replace(positions=table.positions + config.image_rope_offset)
+        return Fusion(PagedKeys(context.images, turned_to, config.rope_theta), visible, self.hyper_layers.gate_weights())
 
     def _run_layers(self, carry: Carry, inputs: LayerInputs) -> tuple[Carry, Float[Array, "N B T E"] | None]:
         """The last carry, and the outputs of all layers [N, B, T, E] if they are collected."""

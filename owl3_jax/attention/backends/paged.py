@@ -1,4 +1,4 @@
-"""A kernel for TPUs: one position of each row attends to the images of its page table.
+"""A kernel for TPUs: one position of each row attends to the pages of its table.
 
 The table is known before the kernel starts (scalar prefetch), so that the page of the next step is on its way while this one
 computes: nothing is gathered first. A page is read once for each row that shows it.
@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from owl3_jax.attention.parts import MASKED, Part
 from owl3_jax.nn.padding import pad_to_multiple
@@ -48,41 +48,39 @@ def attend(
     values: Float[Array, "M P K L D"],
     pages: Int[Array, "B I"],
     positions: Int[Array, "B I"],
-    seen: Bool[Array, "B I"],
+    tokens: Int[Array, "B I"],
     layer: Int[Array, ""],
     *,
-    real_tokens: int | None,
-    theta: float,
+    theta: float | None,
     interpret: bool,
 ) -> Part:
     """As `owl3_jax.attention.pages.attend_to_pages`, of which this is the case of one position; in float32.
 
     Args:
         q: rotated queries.
-        keys: not rotated.
+        keys: not rotated, unless `theta` is None.
         values: as `keys`.
-        pages: of the images of each row.
-        positions: of the images' keys.
-        seen: which of its images a row sees.
+        pages: of each row.
+        positions: of the pages' keys, by which queries are turned back.
+        tokens: of the L of each page, those that the row sees; a page of which it sees none is not read.
         layer: which of the M.
-        real_tokens: of the L of a page; None: all.
-        theta: the base of the rotary position embedding.
+        theta: the base of the rotary position embedding; None turns nothing.
         interpret: runs anywhere, slowly.
 
     Returns:
         Output [B, H, D] and log-sum-exp [B, H].
     """
-    (B, H, D), (_, _, K, L, _), I = q.shape, keys.shape, pages.shape[1]
+    (B, H, D), (_, _, K, _, _), I = q.shape, keys.shape, pages.shape[1]
     by_key_head = lambda x: pad_to_multiple(x.reshape(B, K, H // K, D), 2, _SUBLANES)  # [B, K, G, D]
     queries = by_key_head(q.astype(jnp.float32) * D**-0.5)
     G, half = queries.shape[2], D // 2
     # Turned back: x cos + other sin, where `other` is x turned by -90 degrees.
     other = jnp.concatenate([queries[..., half:], -queries[..., :half]], axis=-1)
-    cos, sin = rotation(positions[..., None], half, theta)
+    cos, sin = rotation(positions[..., None] if theta is not None else jnp.zeros((B, I, 1), jnp.int32), half, theta or 1.0)
     turns = jnp.concatenate([cos, cos, sin, sin], axis=-1)  # [B, I, 1, 2D]
     # What a row does not see is not read: its page is one that is there already.
-    read = jax.lax.cummax(jnp.where(seen, jnp.arange(I), 0), axis=1)
-    scalars = (layer[None], jnp.take_along_axis(pages, read, axis=1), seen.astype(jnp.int32))
+    read = jax.lax.cummax(jnp.where(tokens > 0, jnp.arange(I), 0), axis=1)
+    scalars = (layer[None], jnp.take_along_axis(pages, read, axis=1), tokens)
     of_row = pl.BlockSpec((None, K, G, D), lambda row, image, *_: (row, 0, 0, 0))
     # The compiler puts tokens into lanes where heads would leave some empty, and would copy the pool if it had to change that.
     has_tokens_in_lanes = D % _LANES != 0
@@ -94,7 +92,7 @@ def attend(
     of_lse = pl.BlockSpec((None, K, G, _LANES), lambda row, image, *_: (row, 0, 0, 0))
     statistics = pltpu.VMEM((K, G, _LANES), jnp.float32)
     out, lse = pl.pallas_call(
-        functools.partial(_kernel, real_tokens=real_tokens or L, has_tokens_in_lanes=has_tokens_in_lanes),
+        functools.partial(_kernel, has_tokens_in_lanes=has_tokens_in_lanes),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=len(scalars),
             grid=(B, I),
@@ -117,7 +115,7 @@ def attend(
 def _kernel(
     layer: Ref,
     pages: Ref,
-    seen: Ref,
+    seen_tokens: Ref,
     queries: Ref,
     other: Ref,
     turns: Ref,
@@ -129,10 +127,9 @@ def _kernel(
     total: Ref,
     sums: Ref,
     *,
-    real_tokens: int,
     has_tokens_in_lanes: bool,
 ) -> None:
-    """One image of one row: a softmax that goes on from image to image."""
+    """One page of one row: a softmax that goes on from page to page."""
     del layer, pages
     row, image = pl.program_id(0), pl.program_id(1)
     key_heads, D = queries.shape[0], queries.shape[2]
@@ -145,19 +142,21 @@ def _kernel(
         total[...] = jnp.zeros(total.shape, jnp.float32)
         sums[...] = jnp.zeros(sums.shape, jnp.float32)
 
-    @pl.when(seen[row, image] != 0)
+    @pl.when(seen_tokens[row, image] != 0)
     def _add() -> None:
         cos, sin = turns[:, :D], turns[:, D:]
-        is_real = jax.lax.broadcasted_iota(jnp.int32, (queries.shape[1], L), 1) < real_tokens
+        is_seen = jax.lax.broadcasted_iota(jnp.int32, (queries.shape[1], L), 1) < seen_tokens[row, image]
+        holds_value = jax.lax.broadcasted_iota(jnp.int32, values.shape[1:], tokens) < seen_tokens[row, image]
         for head in range(key_heads):
             q = (queries[head] * cos + other[head] * sin).astype(keys.dtype)
             scores = _dot(q, keys[head], size)  # [G, L]
-            scores = jnp.where(is_real, scores, MASKED)
+            scores = jnp.where(is_seen, scores, MASKED)
             before = top[head, :, :1]
             now = jnp.maximum(before, scores.max(axis=1, keepdims=True))
             weights, kept = jnp.exp(scores - now), jnp.exp(before - now)
             total[head] = jnp.broadcast_to(total[head, :, :1] * kept + weights.sum(axis=1, keepdims=True), total.shape[1:])
-            sums[head] = sums[head] * kept + _dot(weights.astype(values.dtype), values[head], tokens)
+            written = jnp.where(holds_value, values[head], jnp.zeros((), values.dtype))  # the rest may be no number
+            sums[head] = sums[head] * kept + _dot(weights.astype(values.dtype), written, tokens)
             top[head] = jnp.broadcast_to(now, top.shape[1:])
 
     @pl.when(image == pl.num_programs(1) - 1)
