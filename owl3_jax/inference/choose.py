@@ -60,7 +60,7 @@ class SamplingOps(NamedTuple):
 def choose(
     logits: Float[Array, "R V"],
     seen: Bool[Array, "R V"] | None,
-    step: Int[Array, ""],
+    step: Int[Array, ""] | Int[Array, " R"],
     stop_ids: Int[Array, " X"],
     rows: SamplingRows,
     ops: SamplingOps,
@@ -70,7 +70,7 @@ def choose(
     Args:
         logits: of the next token.
         seen: tokens of the prompt and the answer so far (`mark_seen`); needed if `ops.penalty`.
-        step: tokens of the answer so far.
+        step: tokens of the answer so far, of all rows or of each.
         stop_ids: tokens that end an answer.
         rows: the settings of each row. Rows of temperature 0 take the most likely token, the lowest id of a tie.
         ops: static, and at least `SamplingOps.of` of all rows.
@@ -81,15 +81,16 @@ def choose(
     scores = adjust(logits.astype(jnp.float32), seen, step, stop_ids, rows, ops)
     token = scores.argmax(axis=-1)
     if ops.sample:
-        draw = lambda key, row: jax.random.categorical(jax.random.fold_in(key, step), row)
-        token = jnp.where(rows.temperature > 0, jax.vmap(draw)(rows.keys, keep_likely(scores, rows)), token)
+        draw = lambda key, step, row: jax.random.categorical(jax.random.fold_in(key, step), row)
+        steps = jnp.broadcast_to(step, token.shape)
+        token = jnp.where(rows.temperature > 0, jax.vmap(draw)(rows.keys, steps, keep_likely(scores, rows)), token)
     return token.astype(jnp.int32), log_probability(logits, token) if ops.logprobs else None
 
 
 def adjust(
     scores: Float[Array, "R V"],
     seen: Bool[Array, "R V"] | None,
-    step: Int[Array, ""],
+    step: Int[Array, ""] | Int[Array, " R"],
     stop_ids: Int[Array, " X"],
     rows: SamplingRows,
     ops: SamplingOps,

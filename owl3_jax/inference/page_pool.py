@@ -1,7 +1,8 @@
-"""Which pages hold which images: bookkeeping for a pool that many requests share (`owl3_jax.attention.pages`).
+"""Which pages hold what: bookkeeping for a pool that many requests share (`owl3_jax.attention.pages`).
 
-An image is known by its content (`feature_cache.key_of`), so two requests that show the same image, at whatever place, have
-one page. A page that nobody shows any more stays until its room is needed; the one that was given back longest ago goes first.
+A page is known by its content: an image by its pixels (`feature_cache.key_of`), text by all that precedes it, too. So two
+requests that show the same image, at whatever place, or begin with the same text, have one page. A page that nobody shows any
+more stays until its room is needed; the one that was given back longest ago goes first.
 """
 
 from collections import OrderedDict
@@ -10,14 +11,14 @@ from typing import NamedTuple
 
 
 class PoolFullError(RuntimeError):
-    """A request's images do not fit beside those of the requests that are under way. Nothing was borrowed."""
+    """A request's pages do not fit beside those of the requests that are under way. Nothing was borrowed."""
 
 
 class Counts(NamedTuple):
     """Of the pages of a pool."""
 
     free: int
-    idle: int  # hold an image that no request shows
+    idle: int  # hold what no request shows
     used: int
     shared: int  # of those: shown by more than one request
     evicted: int  # so far
@@ -32,7 +33,7 @@ class PagePool:
     """The pages of one pool. Not for several threads."""
 
     def __init__(self, pages: int, on_evict: Callable[[bytes, int], None] | None = None) -> None:
-        """`on_evict` gets the key and the page of each image that makes room for others, while the page still holds it."""
+        """`on_evict` gets the key of each page that makes room for others, and its number, while it still holds its content."""
         if pages < 1:
             raise ValueError(f"a pool needs at least one page, got {pages}")
         self._on_evict = on_evict
@@ -43,7 +44,7 @@ class PagePool:
         self._evicted = 0
 
     def borrow(self, keys: Sequence[bytes]) -> list[int]:
-        """The page of each image of a request, until `give_back`. Those that are not `is_written` have to be filled.
+        """The page of each key of a request, until `give_back`. Those that are not `is_written` have to be filled.
 
         Raises PoolFullError.
         """
@@ -51,7 +52,7 @@ class PagePool:
         new = [key for key in wanted if key not in self._numbers]
         kept = {self._numbers[key] for key in wanted if key in self._numbers}
         if len(new) > (room := len(self._free) + len(self._idle) - len(kept & self._idle.keys())):
-            raise PoolFullError(f"{len(new)} images need pages of their own, and {room} are to be had")
+            raise PoolFullError(f"{len(new)} pages are needed, and {room} are to be had")
         self._make_room(len(new), kept)
         for page in kept:
             self._idle.pop(page, None)
@@ -82,12 +83,20 @@ class PagePool:
                 self._free.append(number)
 
     def is_written(self, page: int) -> bool:
-        """Whether a borrowed page holds its image."""
+        """Whether a borrowed page holds its content."""
         return self._pages[page].is_written
 
     def mark_written(self, page: int) -> None:
-        """From now on a borrowed page holds its image."""
+        """From now on a borrowed page holds its content."""
         self._pages[page].is_written = True
+
+    def rename(self, page: int, key: bytes) -> bool:
+        """Makes a borrowed page known by another key, unless another page has it; returns whether it is."""
+        if key in self._numbers:
+            return False
+        del self._numbers[self._pages[page].key]
+        self._pages[page].key, self._numbers[key] = key, page
+        return True
 
     def counts(self) -> Counts:
         """Of now."""

@@ -1,0 +1,173 @@
+"""The engine of a server: one thread that takes requests from a queue and answers them together."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+from owl3_jax.inference.memory import OutOfMemory, explain_out_of_memory
+from owl3_jax.inference.runtime import Runtime
+from owl3_jax.processing.tokenizer import ChatTokenizer
+from owl3_jax.serving.batch import Batch
+from owl3_jax.serving.fair_queue import FairQueue
+from owl3_jax.serving.generation import Generation, Listener, Load, QueueFullError, TooLargeError
+from owl3_jax.serving.request import Request
+from owl3_jax.serving.settings import EngineSettings
+
+_log = logging.getLogger("owl3.engine")
+
+
+class Engine:
+    """A `ServingEngine` over one set of parameters."""
+
+    def __init__(self, runtime: Runtime, tokenizer: ChatTokenizer, settings: EngineSettings) -> None:
+        """Allocates the pools and starts the thread, which compiles its programs first. Raises OutOfMemory."""
+        self._settings, self._tokenizer = settings, tokenizer
+        positions = runtime.config.max_position_embeddings
+        self._max_tokens = min(settings.max_model_len or positions, positions)
+        self._batch = Batch(runtime, tuple(tokenizer.stop_ids), settings, self._max_tokens)
+        self._waiting: FairQueue[Request] = FairQueue()
+        self._known: dict[str, Request] = {}
+        self._cancelled: set[str] = set()
+        self._changed = threading.Condition()  # guards all of the above
+        self._is_ready = self._is_closing = self._is_aborting = False
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether all programs are compiled, and new requests are taken."""
+        return self._is_ready and not self._is_closing
+
+    def submit(self, generation: Generation, listener: Listener) -> None:
+        """Queues an answer; see `ServingEngine.submit`."""
+        request = Request.of(generation, listener, self._tokenizer, self._limit(generation))
+        pace, now = self._batch.pace, time.monotonic()
+        with self._changed:
+            if self._is_closing:
+                raise QueueFullError(1.0)
+            if generation.request_id in self._known:
+                raise ValueError(f"there is a request {generation.request_id!r} already")
+            is_next = not self._waiting and self._batch.has_place
+            if len(self._waiting) >= self._settings.max_queued and not is_next:
+                raise QueueFullError(pace.seconds_until_read(self._batch.reading))
+            client, priority = generation.client, generation.priority
+            request.finish = self._waiting.put(request, client=client, work=pace.work(request), now=now, priority=priority)
+            self._known[generation.request_id] = request
+            self._changed.notify()
+
+    def cancel(self, request_id: str) -> None:
+        """Ends an answer; see `ServingEngine.cancel`."""
+        with self._changed:
+            if request_id in self._known:
+                self._cancelled.add(request_id)
+                self._changed.notify()
+
+    def load(self) -> Load:
+        """The numbers of /metrics."""
+        with self._changed:
+            images, text = self._batch.pools.of_images.counts(), self._batch.pools.of_text.counts()
+            return Load(
+                waiting=len(self._waiting),
+                running=len(self._batch.running) + len(self._batch.reading),
+                pages_free=images.free,
+                pages_idle=images.idle,
+                pages_used=images.used,
+                pages_shared=images.shared,
+                pages_evicted=images.evicted,
+                text_pages_free=text.free,
+                text_pages_idle=text.idle,
+                text_pages_used=text.used,
+                images_encoded=self._batch.images_encoded,
+                tokens_generated=self._batch.tokens_generated,
+            )
+
+    def close(self, timeout: float) -> None:
+        """Finishes what is under way; see `ServingEngine.close`."""
+        with self._changed:
+            self._is_closing = True
+            self._changed.notify()
+        self._thread.join(timeout)
+        self._is_aborting = True
+        self._thread.join()
+
+    def _limit(self, generation: Generation) -> int:
+        """Tokens of the answer. Raises TooLargeError."""
+        tokens, images, most = len(generation.input_ids), len(generation.image_starts), self._settings.max_images
+        if tokens == 0:
+            raise TooLargeError("the prompt has no tokens")
+        if images > most:
+            raise TooLargeError(f"the prompt has {images} images (crops and frames count), the server takes {most}")
+        if tokens >= self._max_tokens:
+            raise TooLargeError(f"the prompt has {tokens} tokens, the server takes {self._max_tokens - 1} before an answer")
+        limit, pools = min(generation.sampling.max_new_tokens, self._max_tokens - tokens), self._batch.pools
+        if (images := len({view.key for view in generation.views})) > pools.sizes.image_pages:
+            raise TooLargeError(f"the prompt has {images} images, the server has memory for {pools.sizes.image_pages}")
+        if pools.text_pages(tokens + limit) > pools.sizes.text_pages:
+            room = pools.sizes.text_pages * pools.sizes.tokens_per_page
+            raise TooLargeError(
+                f"the prompt has {tokens} tokens and the answer up to {limit}; the server has memory for {room} together"
+            )
+        return limit
+
+    def _run(self) -> None:
+        """The thread."""
+        if not self._guarded(self._warm_up):
+            self._is_closing = self._is_aborting = True  # nothing can be answered
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._known or self._is_closing)
+                for name in self._cancelled & self._known.keys():
+                    self._end(self._known[name])
+                self._cancelled.clear()
+                if self._is_closing and (self._is_aborting or not self._known):
+                    break
+                self._admit()
+            self._guarded(self._turn)
+        for request in list(self._known.values()):
+            request.fail(503, "shutting_down", "the server is shutting down")
+            self._end(request)
+
+    def _warm_up(self) -> None:
+        began = time.monotonic()
+        for what in self._batch.warm_up() if self._settings.warm_up else ():
+            _log.info("compiling: %s", what)
+            if self._is_closing:
+                return
+        _log.info("ready after %.0f s", time.monotonic() - began)
+        self._is_ready = True
+
+    def _admit(self) -> None:
+        """Gives pages to the next ones of the queue. One that does not fit is waited for: none overtakes it."""
+        while self._batch.has_place and (request := self._waiting.first()) and self._batch.admit(request):
+            self._waiting.pop()
+
+    def _turn(self) -> None:
+        for request in self._batch.turn():
+            with self._changed:
+                self._end(request)
+
+    def _end(self, request: Request) -> None:
+        """Forgets a request, wherever it is."""
+        self._known.pop(request.generation.request_id, None)
+        self._waiting.remove(request)
+        self._batch.remove(request)
+
+    def _guarded(self, act: Callable[[], None]) -> bool:
+        """Runs it. After a failure the requests under way end with an error, and the engine goes on with new pools."""
+        try:
+            with explain_out_of_memory():
+                act()
+        except Exception as error:
+            _log.exception("a step failed")
+            self._fail(error)
+            return self._is_ready
+        return True
+
+    def _fail(self, error: Exception) -> None:
+        is_memory = isinstance(error, OutOfMemory)
+        said = (503, "out_of_memory", "the server ran out of memory")
+        with self._changed:
+            for request in self._batch.reset():
+                self._known.pop(request.generation.request_id, None)
+                request.fail(*(said if is_memory else (500, "internal_error", "the server failed; try again")))

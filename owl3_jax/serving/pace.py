@@ -1,0 +1,44 @@
+"""How the engine's time is divided between reading prompts and decoding answers, and what reading takes."""
+
+from collections.abc import Iterable
+
+from owl3_jax.serving.request import Request
+
+_SECONDS_PER_IMAGE, _SECONDS_PER_TOKEN = 0.1, 0.0005  # before anything has been measured
+_SMOOTHING = 0.2  # weight of the newest measurement
+_LONGEST_DEBT = 10.0  # seconds that one of the two can be behind
+
+
+class Pace:
+    """Clocks of both kinds of work. Used by the engine's thread; `work` by others too."""
+
+    def __init__(self, reading_share: float) -> None:
+        """`reading_share`: of the time, while there is something to decode."""
+        self._share = reading_share
+        self._debt = 0.0  # seconds of decoding that are owed for what has been read
+        self._image, self._token = _SECONDS_PER_IMAGE, _SECONDS_PER_TOKEN
+
+    def may_read(self) -> bool:
+        """Whether reading is next, where both could be."""
+        return self._debt <= 0
+
+    def has_read(self, seconds: float, *, images: int, tokens: int) -> None:
+        """Counts a unit of reading: so many images, or tokens."""
+        owed = seconds * (1 - self._share) / self._share
+        self._debt = min(max(self._debt, 0.0) + owed, _LONGEST_DEBT)
+        if images:
+            self._image += _SMOOTHING * (seconds / images - self._image)
+        if tokens:
+            self._token += _SMOOTHING * (seconds / tokens - self._token)
+
+    def has_decoded(self, seconds: float) -> None:
+        """Counts a step of decoding."""
+        self._debt -= seconds
+
+    def work(self, request: Request) -> float:
+        """Seconds that reading a request takes if nothing of it is there."""
+        return len(set(request.image_keys)) * self._image + len(request.prompt) * self._token
+
+    def seconds_until_read(self, requests: Iterable[Request]) -> float:
+        """Seconds until one of these is likely to have been read, at least one."""
+        return max(1.0, min((self.work(request) for request in requests), default=1.0))

@@ -1,0 +1,120 @@
+"""A request inside the engine: how far its prompt has been read, and its answer so far."""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Int32, UInt8, UInt32
+
+from owl3_jax.inference.sampling import Sampling
+from owl3_jax.inference.text_stream import TextStream
+from owl3_jax.processing.tokenizer import ChatTokenizer
+from owl3_jax.serving.generation import Begun, Event, Failure, Generation, Listener, Piece, Token
+from owl3_jax.serving.pools import Loan
+
+_NO_PIXELS: UInt8[np.ndarray, "0 0 3"] = np.zeros((0, 0, 3), np.uint8)
+
+
+class TableRow(NamedTuple):
+    """A request's row in the tables of pages, padded."""
+
+    text: Int32[np.ndarray, " S"]
+    images: Int32[np.ndarray, " I"]
+    positions: Int32[np.ndarray, " I"]
+    shown: int  # images
+
+
+@dataclasses.dataclass(eq=False)
+class Request:
+    """One answer in the making."""
+
+    generation: Generation
+    listener: Listener
+    stream: TextStream
+    limit: int  # tokens of the answer
+    arrived: float = dataclasses.field(default_factory=time.monotonic)
+    finish: float = 0.0  # by which the queue ranks it
+    loan: Loan | None = None
+    read: int = 0  # tokens of prompt and answer whose keys and values are written
+    cached_tokens: int = 0
+    cached_images: int = 0
+    ids: list[int] = dataclasses.field(default_factory=list)  # of the answer
+    pixels: dict[bytes, UInt8[np.ndarray, "S S 3"]] = dataclasses.field(default_factory=dict)  # until they are encoded
+    _tables: dict[tuple[int, int], TableRow] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def of(cls, generation: Generation, listener: Listener, tokenizer: ChatTokenizer, limit: int) -> "Request":
+        """A request that has just arrived."""
+        pixels = {view.key: view.pixels for view in generation.views}
+        keys = [dataclasses.replace(view, pixels=_NO_PIXELS) for view in generation.views]
+        light = dataclasses.replace(generation, views=keys, input_ids=list(generation.input_ids))
+        return cls(light, listener, TextStream(tokenizer, generation.sampling.stop), limit, pixels=pixels)
+
+    @property
+    def sampling(self) -> Sampling:
+        """How its tokens are chosen."""
+        return self.generation.sampling
+
+    @functools.cached_property
+    def prompt(self) -> list[int]:
+        """Its tokens."""
+        return list(self.generation.input_ids)
+
+    @functools.cached_property
+    def image_keys(self) -> list[bytes]:
+        """Of its images, in order."""
+        return [view.key for view in self.generation.views]
+
+    def table(self, text: int, images: int) -> TableRow:
+        """Its row in tables of so many pages of text and images."""
+        if self.loan is None:
+            raise ValueError("the request has no pages yet")
+        if (text, images) not in self._tables:
+            starts = self.generation.image_starts
+            row = _padded(self.loan.text, text), _padded(self.loan.images, images), _padded(starts, images)
+            self._tables[text, images] = TableRow(*row, len(self.loan.images))
+        return self._tables[text, images]
+
+    @property
+    def is_read(self) -> bool:
+        """Whether the whole prompt has been read."""
+        return self.read >= len(self.prompt)
+
+    @functools.cached_property
+    def draws(self) -> UInt32[np.ndarray, "2"]:
+        """The key of its random numbers: of its seed, and its number among the answers to the prompt."""
+        key = jax.random.fold_in(jax.random.key(self.sampling.seed, impl="threefry2x32"), self.generation.sample)
+        return np.asarray(jax.random.key_data(key))
+
+    def begin(self) -> None:
+        """Says that the prompt has been read."""
+        self.pixels.clear()
+        self.listener(Begun(self.cached_tokens, self.cached_images))
+
+    def push(self, token: Token, stop_ids: Sequence[int]) -> bool:
+        """Adds a token of the answer and sends its text; returns whether the answer is complete."""
+        self.ids.append(token.id)
+        is_stop_id = token.id in stop_ids
+        text = "" if is_stop_id else self.stream.push([token.id])
+        is_over = is_stop_id or self.stream.stopped or len(self.ids) >= self.limit
+        if not is_over:
+            self.listener(Piece(text, (token,)))
+            return False
+        text += self.stream.finish()
+        self.listener(Piece(text, (token,), "stop" if is_stop_id or self.stream.stopped else "length"))
+        return True
+
+    def fail(self, status: int, code: str, message: str) -> None:
+        """Ends it with an error."""
+        event: Event = Failure(status, code, message)
+        self.listener(event)
+
+
+def _padded(values: Sequence[int], size: int) -> Int32[np.ndarray, " size"]:
+    padded = np.zeros(size, np.int32)
+    padded[: len(values)] = values
+    return padded
