@@ -11,6 +11,9 @@ The official processor tokenises chunk by chunk. The chunks here are finer than 
 chunk by itself. That gives the same ids, since a tokenizer splits at special tokens first, and it distinguishes the markers
 from user text that spells one. Where the official processor has no boundary, tokens may cross the one between two chunks; the
 second chunk then `continues` the first.
+
+Text that spells a placeholder, and is none, is escaped: a character of private use stands in it, which `chat_chunks` takes out
+again once the text is split. So a user of a server can write about `<|image|>` without being asked for one.
 """
 
 import re
@@ -35,6 +38,9 @@ ROLES = ("system", "user", "assistant")
 _ENDS: dict[ChatStyle, tuple[str, ...]] = {"chatml": (TURN_END, TEXT_END), "plain": (TEXT_END,)}  # what follows an answer
 
 _AT_PLACEHOLDERS = re.compile(f"({re.escape(IMAGE)}|{re.escape(VIDEO)})")
+_ESCAPE = "\U0010fffd"  # the last character of private use
+_ESCAPABLE = re.compile(rf"<\|(?={_ESCAPE}*(?:image|video)\|>)")
+_ESCAPED = re.compile(rf"<\|{_ESCAPE}(?={_ESCAPE}*(?:image|video)\|>)")
 
 
 class Message(TypedDict):
@@ -81,7 +87,8 @@ def chat_chunks(
         media: what each placeholder becomes, in text order (`owl3_jax.processing.media`); one image chunk by default.
 
     Returns:
-        Chunks whose texts joined are the whole text. None is empty, and user text is split at every placeholder.
+        Chunks whose texts joined are the whole text. None is empty, and user text is split at every placeholder. What
+        `escape_placeholders` escaped is plain text, as it was written, in the messages of all roles.
 
     Raises:
         ValueError: an unknown role, no message, content that is not a string, a placeholder outside user text (in the answers
@@ -91,7 +98,7 @@ def chat_chunks(
     pieces = [[Chunk(IMAGE, "image")]] * len(placeholders) if media is None else media
     if len(pieces) != len(placeholders):
         raise ValueError(f"the messages have {len(placeholders)} placeholders, but media has {len(pieces)} entries")
-    chunks = {"chatml": _chatml, "plain": _plain}[style](messages, iter(pieces))
+    chunks = [_unescaped(chunk) for chunk in {"chatml": _chatml, "plain": _plain}[style](messages, iter(pieces))]
     if training:
         return chunks
     if messages[-1]["role"] == "assistant":
@@ -102,6 +109,19 @@ def chat_chunks(
 def placeholders_of(text: str) -> list[str]:
     """Every `<|image|>` and `<|video|>` of a text in its order."""
     return _AT_PLACEHOLDERS.findall(text)
+
+
+def escape_placeholders(text: str) -> str:
+    """The text with every `<|image|>` and `<|video|>` in it escaped, so that it is none; `chat_chunks` shows it as it was.
+
+    No two texts become the same: one that is escaped already is escaped once more.
+    """
+    return _ESCAPABLE.sub(f"<|{_ESCAPE}", text)
+
+
+def unescape_placeholders(text: str) -> str:
+    """The text that `escape_placeholders` was given; one without escapes stays as it is."""
+    return _ESCAPED.sub("<|", text) if _ESCAPE in text else text
 
 
 def find_placeholders(messages: Sequence[Message], style: ChatStyle = "chatml", *, training: bool) -> list[str]:
@@ -129,6 +149,10 @@ def _check_message(message: Message, name: str, roles: Sequence[str], *, trainin
     is_answer = role == "assistant" and not training  # a model can spell anything
     if role != "user" and not is_answer and found:
         raise ValueError(f"{name} ({role}) contains {found[0]}; images and videos can be in user messages only")
+
+
+def _unescaped(chunk: Chunk) -> Chunk:
+    return chunk._replace(text=unescape_placeholders(chunk.text)) if chunk.kind == "text" else chunk
 
 
 def _chatml(messages: Sequence[Message], media: Iterator[Sequence[Chunk]]) -> list[Chunk]:

@@ -6,6 +6,7 @@ orientation is applied: the model sees the picture as a viewer shows it.
 """
 
 import contextlib
+import dataclasses
 import io
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -30,7 +31,7 @@ class SupportsArray(Protocol):
 ImageSource = Image.Image | Shaped[np.ndarray, "..."] | SupportsArray | bytes | bytearray | memoryview | str | Path
 
 # A small file can unpack to any size. Pillow warns above this number, and refuses twice as many.
-MAX_PIXELS = 89_478_485
+MAX_PIXELS = 89_478_485  # unless `limit_pixels` sets another number
 
 # A draft keeps at least so many times the pixels each way of what is made of it. Views of sharp photographs then differ from
 # those of the whole file by 2.0 of 255 levels on average, 99 % of the values by at most 14; at half the margin by 5.7 and 36.
@@ -55,8 +56,30 @@ class UnreadableImage(ValueError):
     """An image that cannot be decoded, is empty or too large; the message names it."""
 
 
+class TooManyPixels(ValueError):
+    """The cause of an error: an image or a frame has more pixels than this process reads."""
+
+
 class _UnreadableExif(ValueError):
     """What a picture says about itself is damaged."""
+
+
+@dataclasses.dataclass
+class _PixelLimit:
+    pixels: int = MAX_PIXELS
+
+
+_limit = _PixelLimit()
+
+
+def limit_pixels(pixels: int) -> None:
+    """From now on this process reads images and frames of at most so many pixels; Pillow's own limit becomes the same."""
+    _limit.pixels = Image.MAX_IMAGE_PIXELS = pixels
+
+
+def pixel_limit() -> int:
+    """The most pixels of an image or a frame that this process reads."""
+    return _limit.pixels
 
 
 def load_image(source: object, name: str, draft: tuple[int, int] | None = None) -> Image.Image:
@@ -81,6 +104,12 @@ def load_image(source: object, name: str, draft: tuple[int, int] | None = None) 
         turn = _TURNS.get(_orientation(image))  # after `load`, which turns TIFF files itself
         rgb = to_rgb(image)
         return rgb if turn is None else rgb.transpose(turn)
+
+
+def check_header(source: object, name: str) -> None:
+    """Raises the UnreadableImage that `load_image` would raise for what a file's header says; nothing is decoded."""
+    with _naming(name), _open(source) as image:
+        _check(image)
 
 
 def upright_size(source: object, name: str) -> tuple[int, int]:
@@ -165,8 +194,9 @@ def _check(image: Image.Image) -> None:
     """Refuses what must not be decoded."""
     if image.format == "EPS":  # Pillow would start Ghostscript with it
         raise ValueError("EPS files are programs, which are not run; convert it to PNG")
-    if not 0 < image.width * image.height <= MAX_PIXELS:
-        raise ValueError(f"it has {image.width} x {image.height} pixels; 1 to {MAX_PIXELS} can be read")
+    if not 0 < (pixels := image.width * image.height) <= pixel_limit():
+        error = TooManyPixels if pixels else ValueError
+        raise error(f"it has {image.width} x {image.height} pixels; 1 to {pixel_limit()} can be read")
 
 
 def _orientation(image: Image.Image) -> int:

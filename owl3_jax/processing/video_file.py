@@ -21,7 +21,7 @@ from PIL import Image
 
 from owl3_jax.host.foreign import foreign_errors
 from owl3_jax.processing.h264_fields import Field, FieldCoding, field_coding, pictures, read_field
-from owl3_jax.processing.images import MAX_PIXELS
+from owl3_jax.processing.images import MAX_PIXELS, pixel_limit
 from owl3_jax.processing.video_codec import undecodable_codec
 from owl3_jax.processing.video_ending import File, is_cut_off
 from owl3_jax.processing.video_frames import Clock, FrameTable, PacketInfo, frame_table
@@ -29,7 +29,7 @@ from owl3_jax.processing.video_picture import check_pixels, to_image
 
 # FFmpeg would also open playlists, which make it read other files, and any text file, as terminal art.
 CONTAINERS = ("asf", "avi", "flv", "gif", "matroska", "mov", "mpeg", "mpegts", "ogg")
-_OPTIONS = {"format_whitelist": ",".join(CONTAINERS), "protocol_whitelist": "file", "max_pixels": str(MAX_PIXELS)}
+_OPTIONS = {"format_whitelist": ",".join(CONTAINERS), "protocol_whitelist": "file"}
 # One time a packet, which may be that of decoding. The others have both times.
 _ONE_TIME = ("asf", "avi", "matroska", "ogg")
 _TABLES_KEPT = 64  # of an hour, one takes some megabytes
@@ -131,9 +131,18 @@ def _open(source: Path | bytes) -> InputContainer:
     # With the prefix a file called `http:x` is a file. Metadata in a wrong encoding does not matter.
     file = io.BytesIO(source) if isinstance(source, bytes) else f"file:{source}"
     try:
-        return av.open(file, "r", options=_OPTIONS, metadata_errors="ignore")
+        return av.open(file, "r", options=_OPTIONS | _pixel_option(), metadata_errors="ignore")
     except av.ArgumentError as error:
         raise ValueError(f"it is none of the formats {', '.join(CONTAINERS)}, or its header is damaged") from error
+
+
+def _pixel_option() -> dict[str, str]:
+    """For FFmpeg, which looks at it before it has a frame's memory: the size may change within a video.
+
+    No less than `MAX_PIXELS`: FFmpeg would call a larger video damaged, where `check_pixels` can say what is wrong, and it
+    counts the pixels with which a codec fills up blocks.
+    """
+    return {"max_pixels": str(max(pixel_limit(), MAX_PIXELS))}
 
 
 def _video_stream(container: InputContainer, source: Path | bytes) -> VideoStream:
@@ -149,6 +158,7 @@ def _video_stream(container: InputContainer, source: Path | bytes) -> VideoStrea
         codec = undecodable_codec(functools.partial(_open, source), stream.index)
         raise ValueError(f"FFmpeg has no decoder for its codec, {codec}")
     check_pixels(stream.width, stream.height)
+    context.options = _pixel_option()
     return stream
 
 

@@ -5,7 +5,7 @@ from av.sidedata.sidedata import SideData
 from av.video.frame import VideoFrame
 from PIL import Image
 
-from owl3_jax.processing.images import MAX_PIXELS, to_rgb
+from owl3_jax.processing.images import TooManyPixels, pixel_limit, to_rgb
 
 # The first two rows of a display matrix by what they do: (columns become rows, mirrored left to right, top to bottom).
 _MOVES = {
@@ -22,7 +22,7 @@ _MOVES = {
 def to_image(frame: VideoFrame) -> Image.Image:
     """The frame as an RGB image. What is transparent is white, as in images; the file's quarter turns and mirrors are applied.
 
-    Raises ValueError for a frame that is too large, and whatever FFmpeg raises for one that it cannot convert.
+    Raises TooManyPixels for a frame that is too large, and whatever FFmpeg raises for one that it cannot convert.
     """
     check_pixels(frame.width, frame.height)
     image = _composited(frame) if any(component.is_alpha for component in frame.format.components) else frame.to_image()
@@ -38,9 +38,9 @@ def _composited(frame: VideoFrame) -> Image.Image:
 
 
 def check_pixels(width: int, height: int) -> None:
-    """Raises ValueError when a frame of that size has more pixels than an image may have."""
-    if width * height > MAX_PIXELS:
-        raise ValueError(f"its frames have {width} x {height} pixels; at most {MAX_PIXELS} can be read")
+    """Raises TooManyPixels when a frame of that size has more pixels than an image may have."""
+    if width * height > pixel_limit():
+        raise TooManyPixels(f"its frames have {width} x {height} pixels; at most {pixel_limit()} can be read")
 
 
 def display_move(frame: VideoFrame) -> Image.Transpose | None:

@@ -3,8 +3,19 @@
 import copy
 
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
-from owl3_jax.processing.chat import Chunk, chat_chunks, find_placeholders
+from owl3_jax.formats.bundled import bundled_checkpoint
+from owl3_jax.processing.chat import (
+    Chunk,
+    chat_chunks,
+    escape_placeholders,
+    find_placeholders,
+    placeholders_of,
+    unescape_placeholders,
+)
+from owl3_jax.processing.processor import Processor
 
 SYSTEM = "<|im_start|>system\n<|im_end|>"
 PROMPT_END = "<|im_end|>\n<|im_start|>assistant\n"
@@ -173,3 +184,53 @@ def test_media_and_placeholders_must_agree_in_number():
 def test_placeholders_are_found_in_text_order_over_all_messages():
     messages = [user("<|video|> and <|image|>"), assistant("ok"), user("<|image|>")]
     assert find_placeholders(messages, training=False) == ["<|video|>", "<|image|>", "<|image|>"]
+
+
+ESCAPED = escape_placeholders("<|image|>")
+NEAR_PLACEHOLDERS = st.lists(
+    st.sampled_from(["<|", "|>", "<", "|", ">", "image", "video", "<|image|>", "<|video|>", ESCAPED, ESCAPED[2], "\n", "a"])
+).map("".join)
+
+
+@settings(deadline=None)
+@given(NEAR_PLACEHOLDERS)
+@example(ESCAPED)
+@example(escape_placeholders(ESCAPED))
+def test_escaped_text_has_no_placeholder_and_comes_back_as_it_was(text):
+    escaped = escape_placeholders(text)
+    assert placeholders_of(escaped) == []
+    assert unescape_placeholders(escaped) == text
+
+
+@settings(deadline=None)
+@given(NEAR_PLACEHOLDERS)
+def test_every_text_without_placeholders_is_the_escape_of_one_text(text):
+    if not placeholders_of(text):
+        assert escape_placeholders(unescape_placeholders(text)) == text
+
+
+@pytest.mark.parametrize("text", ["", "What is this?", "<|im_end|> <image> <|image", "image|>", ESCAPED[2], "<|videos|>"])
+def test_other_text_is_not_escaped(text):
+    assert escape_placeholders(text) == unescape_placeholders(text) == text
+
+
+@pytest.mark.parametrize("style", ["chatml", "plain"])
+@pytest.mark.parametrize("training", [False, True])
+def test_escaped_text_is_shown_as_it_was_written_by_every_role(style, training):
+    spelt = "<|video|> is no <|image|>"
+    messages = [user(f"<|image|>{escape_placeholders(spelt)}"), assistant(escape_placeholders(spelt))]
+    if style == "chatml":
+        messages.insert(0, {"role": "system", "content": escape_placeholders(spelt)})
+    chunks = chat_chunks(messages, training=training, style=style)
+    assert [chunk.text for chunk in chunks if chunk.kind == "image"] == ["<|image|>"]
+    assert text_of(chunks).count(spelt) == len(messages)
+    assert ESCAPED[2] not in text_of(chunks)
+    assert find_placeholders(messages, style, training=training) == ["<|image|>"]
+
+
+def test_no_token_of_an_image_comes_of_escaped_text():
+    processor = Processor.from_pretrained(bundled_checkpoint("digits"))
+    image = processor.tokenizer.token_id("<|image|>")
+    prompt = processor.prepare([user(f"{ESCAPED} <|image|>\n{escape_placeholders('<|video|>')}")], [b"not opened yet"])
+    assert prompt.input_ids.tolist().count(image) == prompt.num_images == 1
+    assert prompt.input_ids[prompt.image_starts].tolist() == [image]

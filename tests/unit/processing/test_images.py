@@ -15,7 +15,16 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from owl3_jax.processing.images import MAX_PIXELS, UnreadableImage, load_image, squash, upright_size
+from owl3_jax.processing.images import (
+    MAX_PIXELS,
+    TooManyPixels,
+    UnreadableImage,
+    check_header,
+    limit_pixels,
+    load_image,
+    squash,
+    upright_size,
+)
 from tests.tolerances import DRAFT_LEVELS, DRAFT_MEAN
 
 
@@ -271,7 +280,7 @@ def bomb(width: int, height: int) -> bytes:
     return PNG[:8] + chunk + PNG[33:]
 
 
-@pytest.mark.parametrize("read", [load_image, upright_size])
+@pytest.mark.parametrize("read", [load_image, upright_size, check_header])
 @pytest.mark.parametrize("height", [8948, 20_000])  # more than Pillow warns of, and than it refuses
 @pytest.mark.parametrize("warnings", ["ignore", "error"])
 def test_decompression_bombs_are_refused(read, height, warnings, recwarn):
@@ -279,6 +288,29 @@ def test_decompression_bombs_are_refused(read, height, warnings, recwarn):
     assert 10_001 * height > MAX_PIXELS
     with pytest.raises(UnreadableImage, match=r"cannot read image bomb: .* pixels"):
         read(bomb(10_001, height), "bomb")
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("read", [load_image, upright_size, check_header])
+def test_the_limit_of_pixels_can_be_set(read):
+    encoded = encode(gradient(7, 5))
+    try:
+        limit_pixels(35)
+        read(encoded, "0")
+        limit_pixels(34)
+        with pytest.raises(UnreadableImage, match="cannot read image 0: it has 7 x 5 pixels; 1 to 34 can be read") as caught:
+            read(encoded, "0")
+    finally:
+        limit_pixels(MAX_PIXELS)
+    assert isinstance(caught.value.__cause__, TooManyPixels)
+    read(encoded, "0")
+
+
+def test_a_header_is_checked_without_its_pixels():
+    encoded = encode(gradient(64, 64))[:60]
+    check_header(encoded, "0")
+    with pytest.raises(UnreadableImage):
+        load_image(encoded, "0")
 
 
 ROTATED = exif_bytes((ORIENTATION, SHORT, struct.pack("<H", 6)))  # a viewer shows it turned by 90 degrees
