@@ -30,7 +30,8 @@ def modules_of(*packages: str) -> list[str]:
     return [name.removesuffix(".__init__") for name in names]
 
 
-LIGHT = ["owl3_jax", "owl3_jax.config", "owl3_jax.cli.runs", *modules_of("processing", "formats", "data/readers")]
+LIGHT = ["owl3_jax", "owl3_jax.config", "owl3_jax.cli.runs", "owl3_jax.serving.decode_worker"]
+LIGHT += modules_of("processing", "formats", "data/readers")
 
 
 def test_the_list_is_not_empty() -> None:
