@@ -18,8 +18,8 @@ _FLAGS = (
 
 
 @contextlib.contextmanager
-def opened(page: Path, profile: Path) -> Iterator[WebDriver]:
-    """The page in a browser with a profile of its own."""
+def opened(page: Path | str, profile: Path) -> Iterator[WebDriver]:
+    """The page, a file or an address, in a browser with a profile of its own."""
     chromium, driver = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
     if not chromium or not driver:
         pytest.fail("this test needs Chromium and ChromeDriver: apt-get install chromium chromium-driver")
@@ -30,7 +30,7 @@ def opened(page: Path, profile: Path) -> Iterator[WebDriver]:
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     browser = webdriver.Chrome(options, Service(driver))
     try:
-        browser.get(page.absolute().as_uri())
+        browser.get(page if isinstance(page, str) else page.absolute().as_uri())
         yield browser
     finally:
         browser.quit()
