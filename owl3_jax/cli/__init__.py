@@ -14,6 +14,8 @@ SUBCOMMANDS = {
     "compare": "compare two evaluations: differences with their intervals, and the samples that changed",
     "generate": "answer a prompt about images and videos, or a file of them",
     "chat": "talk about images and videos in the terminal",
+    "serve": "answer many users at once, by OpenAI's API and on a page",
+    "serve-bench": "measure a server under the load of many users with image sequences",
     "data": "check data before training, or write it as files that are read fast",
     "convert": "convert a released checkpoint to what this project reads, or back",
     "parity": "compare the model's numbers with those of another implementation",
@@ -29,5 +31,5 @@ def main(argv: Sequence[str] | None = None) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr is: text that is no character ends no command
     arguments = list(sys.argv[1:] if argv is None else argv)
-    modules = {name: f"owl3_jax.cli.{name}" for name in SUBCOMMANDS}
+    modules = {name: f"owl3_jax.cli.{name.replace('-', '_')}" for name in SUBCOMMANDS}
     run_subcommand("owl3", "mPLUG-Owl3 in JAX.", SUBCOMMANDS, modules, arguments)

@@ -1,20 +1,21 @@
 """The engine of a server: one thread that takes requests from a queue and answers them together."""
 
-import logging
+import dataclasses
 import threading
 import time
 from collections.abc import Callable
 
+from owl3_jax.inference.feature_cache import FeatureCache
 from owl3_jax.inference.memory import OutOfMemory, explain_out_of_memory
 from owl3_jax.inference.runtime import Runtime
+from owl3_jax.pretrained import Owl3Checkpoint
 from owl3_jax.processing.tokenizer import ChatTokenizer
 from owl3_jax.serving.batch import Batch
 from owl3_jax.serving.fair_queue import FairQueue
-from owl3_jax.serving.generation import Generation, Listener, Load, QueueFullError, TooLargeError
+from owl3_jax.serving.generation import Generation, Listener, Load, QueueFullError, ServingEngine, TooLargeError
+from owl3_jax.serving.logs import LOGGER, log
 from owl3_jax.serving.request import Request
 from owl3_jax.serving.settings import EngineSettings
-
-_log = logging.getLogger("owl3.engine")
 
 
 class Engine:
@@ -131,10 +132,10 @@ class Engine:
     def _warm_up(self) -> None:
         began = time.monotonic()
         for what in self._batch.warm_up() if self._settings.warm_up else ():
-            _log.info("compiling: %s", what)
+            log("compiling", what=what)
             if self._is_closing:
                 return
-        _log.info("ready after %.0f s", time.monotonic() - began)
+        log("ready", seconds=round(time.monotonic() - began, 1))
         self._is_ready = True
 
     def _admit(self) -> None:
@@ -146,6 +147,7 @@ class Engine:
         for request in self._batch.turn():
             with self._changed:
                 self._end(request)
+            request.end()
 
     def _end(self, request: Request) -> None:
         """Forgets a request, wherever it is."""
@@ -159,7 +161,7 @@ class Engine:
             with explain_out_of_memory():
                 act()
         except Exception as error:
-            _log.exception("a step failed")
+            LOGGER.exception("a step failed")
             self._fail(error)
             return self._is_ready
         return True
@@ -171,3 +173,9 @@ class Engine:
             for request in self._batch.reset():
                 self._known.pop(request.generation.request_id, None)
                 request.fail(*(said if is_memory else (500, "internal_error", "the server failed; try again")))
+
+
+def start_engine(owl: Owl3Checkpoint, settings: EngineSettings) -> ServingEngine:
+    """The engine of a checkpoint, which is getting ready. It keeps images as pages, so it needs no features of them."""
+    runtime = dataclasses.replace(owl.runtime, feature_cache=FeatureCache(0))
+    return Engine(runtime, owl.processor.tokenizer, settings)

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import UInt8
@@ -107,6 +107,7 @@ class Load:
     tokens_generated: int
 
 
+@runtime_checkable
 class ServingEngine(Protocol):
     """The engine, as the HTTP side knows it. All methods may be called from any thread."""
 

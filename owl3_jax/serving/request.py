@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import time
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -44,6 +44,7 @@ class Request:
     cached_images: int = 0
     ids: list[int] = dataclasses.field(default_factory=list)  # of the answer
     pixels: dict[bytes, UInt8[np.ndarray, "S S 3"]] = dataclasses.field(default_factory=dict)  # until they are encoded
+    _last: Piece | None = None  # of a complete answer
     _tables: dict[tuple[int, int], TableRow] = dataclasses.field(default_factory=dict)
 
     @classmethod
@@ -96,17 +97,21 @@ class Request:
         self.listener(Begun(self.cached_tokens, self.cached_images))
 
     def push(self, token: Token, stop_ids: Sequence[int]) -> bool:
-        """Adds a token of the answer and sends its text; returns whether the answer is complete."""
+        """Adds a token of the answer; returns whether the answer is complete, which `end` says. Else its text is sent."""
         self.ids.append(token.id)
         is_stop_id = token.id in stop_ids
         text = "" if is_stop_id else self.stream.push([token.id])
-        is_over = is_stop_id or self.stream.stopped or len(self.ids) >= self.limit
-        if not is_over:
-            self.listener(Piece(text, (token,)))
-            return False
-        text += self.stream.finish()
-        self.listener(Piece(text, (token,), "stop" if is_stop_id or self.stream.stopped else "length"))
-        return True
+        if is_stop_id or self.stream.stopped or len(self.ids) >= self.limit:
+            reason: Literal["stop", "length"] = "stop" if is_stop_id or self.stream.stopped else "length"
+            self._last = Piece(text + self.stream.finish(), (token,), reason)
+            return True
+        self.listener(Piece(text, (token,)))
+        return False
+
+    def end(self) -> None:
+        """Sends the end of a complete answer, once its pages are free."""
+        if self._last is not None:
+            self.listener(self._last)
 
     def fail(self, status: int, code: str, message: str) -> None:
         """Ends it with an error."""

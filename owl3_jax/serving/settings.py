@@ -10,8 +10,8 @@ class EngineSettings:
     """Limits of the engine. Raises ConfigError for values that cannot work."""
 
     max_running: int = 16  # answers that are decoded together
-    max_queued: int = 256  # requests that wait for pages or for a place among those
-    max_images: int = 1024  # of one request; crops and frames count
+    max_queued: int = 256  # answers that wait for pages or for a place among those; further requests get 429
+    max_images: int = 512  # of one request; crops and frames count
     max_model_len: int | None = None  # tokens of one request, prompt and answer; the model's positions by default
     cache_gib: float | None = None  # of both pools of pages, on all devices; by default half of what is free, 4 on a CPU
     host_cache_gib: float = 0.0  # of the host's memory, for images that lose their page
@@ -19,7 +19,7 @@ class EngineSettings:
     reading_share: float = 0.5  # of the time, for new prompts while answers are under way
 
     def __post_init__(self) -> None:
-        for name in ("max_running", "max_images"):
+        for name in ("max_running", "max_queued", "max_images"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.max_queued < 0 or self.host_cache_gib < 0:
