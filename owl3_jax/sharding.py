@@ -39,6 +39,7 @@ RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
     ("text_slot", None),  # of the text cache: written at a place that only the running program knows
     ("image", "context"),
     ("image_token", None),
+    ("page", ("data", "fsdp", "context")),  # of pools that all rows share: see owl3_jax.attention.page_placement
     ("act_embed", None),
     ("act_heads", "tensor"),
     ("act_kv_heads", "tensor"),

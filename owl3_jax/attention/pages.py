@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from owl3_jax.attention.backends import choose_backend, paged
 from owl3_jax.attention.inputs import BlockInputs, Plan
+from owl3_jax.attention.page_placement import EVERYWHERE, PagePlacement
 from owl3_jax.attention.parts import Part, merge, merge_all, no_part
 from owl3_jax.attention.visibility import Visibility
 from owl3_jax.nn.quantized import Quantized, Vectors, dequantize
@@ -65,16 +66,39 @@ def attend_to_pages(q: Float[Array, "B H T D"], keys: PagedKeys, visible: Visibi
     if keys.table.pages.shape[1] == 0:
         return Part(jnp.zeros_like(q), no_part(q).lse)
     read = _Read(q, keys.pages, keys.table, visible, jnp.asarray(layer, jnp.int32))
-    in_chunks = functools.partial(_in_chunks, plan, keys.theta)
-    is_one_device = jax.sharding.get_abstract_mesh().size <= 1  # the compiler cannot split a kernel
-    is_for_kernel = q.shape[2] == 1 and not isinstance(keys.pages.keys, Quantized) and plan.backend in ("auto", "pallas")
-    if is_one_device and is_for_kernel:
-        by_kernel = functools.partial(_by_kernel, keys.theta)
-        elsewhere = functools.partial(by_kernel, interpret=True) if plan.backend == "pallas" else in_chunks
-        part: Part = jax.lax.platform_dependent(read, tpu=functools.partial(by_kernel, interpret=False), default=elsewhere)
+    placement = PagePlacement.of(keys.pages.keys)
+    if placement is None:
+        is_one_device = jax.sharding.get_abstract_mesh().size <= 1
+        part = _on_device(plan, keys.theta, read, may_use_kernel=is_one_device)  # which the compiler cannot split
     else:
-        part = in_chunks(read)
+        part = _spread(placement, plan, keys.theta, read)
     return Part(part.out.astype(q.dtype), part.lse)
+
+
+def _spread(placement: PagePlacement, plan: Plan, theta: float | None, read: _Read) -> Part:
+    def on_device(read: _Read) -> Part:
+        pages = read.pages.keys.shape[1]
+        numbers = placement.own(read.table.pages, pages)
+        is_here = numbers < pages
+        table = PageTable(jnp.where(is_here, numbers, 0), jnp.where(is_here, read.table.tokens, 0), read.table.positions)
+        seen = read.visible._replace(key_segment_ids=jnp.where(is_here, read.visible.key_segment_ids, 0))
+        return placement.merge(_on_device(plan, theta, read._replace(table=table, visible=seen), may_use_kernel=True))
+
+    specs = _Read._make([placement.of_rows, placement.of_pool, EVERYWHERE, EVERYWHERE, EVERYWHERE])
+    outside = Part._make([placement.of_rows, placement.of_rows])
+    part: Part = jax.shard_map(on_device, in_specs=(specs,), out_specs=outside, check_vma=False)(read)
+    return part
+
+
+def _on_device(plan: Plan, theta: float | None, read: _Read, *, may_use_kernel: bool) -> Part:
+    in_chunks = functools.partial(_in_chunks, plan, theta)
+    is_quantized = isinstance(read.pages.keys, Quantized)
+    if not may_use_kernel or is_quantized or read.q.shape[2] > 1 or plan.backend not in ("auto", "pallas"):
+        return in_chunks(read)
+    by_kernel = functools.partial(_by_kernel, theta)
+    elsewhere = functools.partial(by_kernel, interpret=True) if plan.backend == "pallas" else in_chunks
+    part: Part = jax.lax.platform_dependent(read, tpu=functools.partial(by_kernel, interpret=False), default=elsewhere)
+    return part
 
 
 def _by_kernel(theta: float | None, read: _Read, *, interpret: bool) -> Part:

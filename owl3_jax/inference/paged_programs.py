@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Shaped
 
+from owl3_jax.attention.page_placement import read_page, write_pages
 from owl3_jax.attention.pages import Pages, PageTable
 from owl3_jax.config import ComputeConfig, ModelConfig
 from owl3_jax.inference.choose import SamplingOps, SamplingRows, choose, log_probability, mark_seen
@@ -26,7 +27,7 @@ from owl3_jax.nn.quantized import quantize_like, zero_vectors
 from owl3_jax.params import Params
 from owl3_jax.sharding import constrain
 
-_AXES = (None, None, "act_kv_heads", None, "head_dim")
+_AXES = (None, "page", "act_kv_heads", None, "head_dim")
 
 
 class Rows(NamedTuple):
@@ -72,10 +73,7 @@ def empty_image_pages(config: ModelConfig, compute: ComputeConfig, pages: int) -
 
 
 def _empty(shape: tuple[int, ...], compute: ComputeConfig) -> Pages:
-    return _constrain(Pages(zero_vectors(shape, compute), zero_vectors(shape, compute)))  # separate buffers, to be donated
-
-
-def _constrain(pages: Pages) -> Pages:
+    pages = Pages(zero_vectors(shape, compute), zero_vectors(shape, compute))  # separate buffers, to be donated
     split: Pages = jax.tree.map(lambda x: constrain(x, _AXES[: x.ndim]), pages)  # scales lack the last dim
     return split
 
@@ -85,23 +83,20 @@ def store(model: Owl3, params: Params, pages: Pages, features: Float[Array, "J L
     """The pool of images with J more images; those with a number outside the pool are padding, and not stored."""
     unrotated = jnp.full((1, len(numbers)), -model.config.image_rope_offset, jnp.int32)
     new = apply(model, params, "image_cache", features[None], unrotated)  # [M, 1, K, J, L, D]
-    write = lambda old, x: old.at[:, numbers].set(x, mode="drop")
     by_image = (jnp.moveaxis(x[:, 0], 2, 1) for x in new)
-    return _constrain(Pages(*(jax.tree.map(write, old, quantize_like(x, old)) for old, x in zip(pages, by_image, strict=True))))
+    return Pages(*(write_pages(old, quantize_like(x, old), numbers) for old, x in zip(pages, by_image, strict=True)))
 
 
 @functools.partial(jax.jit, donate_argnums=0)
 def put_page(pages: Pages, page: Pages, number: Int[Array, ""]) -> Pages:
     """The pool with one page, [M, 1, K, L, D], that was kept elsewhere."""
-    write = lambda old, x: jax.lax.dynamic_update_slice_in_dim(old, x, number, axis=1)
-    return _constrain(jax.tree.map(write, pages, page))
+    return Pages(*(write_pages(old, x, number[None]) for old, x in zip(pages, page, strict=True)))
 
 
 @jax.jit
 def take_page(pages: Pages, number: Int[Array, ""]) -> Pages:
     """One page of the pool, [M, 1, K, L, D]."""
-    page: Pages = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, number, 1, axis=1), pages)
-    return page
+    return Pages(*(read_page(x, number) for x in pages))
 
 
 @functools.partial(Jitted, static_argnames="model", donate_argnames="text_pages")
@@ -114,7 +109,7 @@ def read(
     last = jnp.maximum((text.segment_ids != 0).sum(axis=1) - 1, 0)
     newest = jnp.take_along_axis(x, last[:, None, None], axis=1)
     logits: Array = apply(model, params, "logits", newest)[:, 0]
-    return logits, _constrain(written)
+    return logits, written
 
 
 @functools.partial(jax.jit, static_argnames=("ops", "counts", "top"))

@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int
 
 from owl3_jax.attention.attend import attend
 from owl3_jax.attention.inputs import TEXT, KeyBlock, Plan, as_images, one_layer
+from owl3_jax.attention.page_placement import write_tokens
 from owl3_jax.attention.pages import PagedKeys, Pages, PageTable
 from owl3_jax.attention.parts import Part, merge
 from owl3_jax.attention.visibility import Visibility, visibility
@@ -241,9 +242,7 @@ def _write_pages(
 ) -> tuple[Vectors, Float[Array, "B K T D"]]:
     """The pool with the new keys or values of a layer, and these as the pool holds them."""
     stored = quantize_like(new, pool)
-    # Index arrays with a slice between them: B and T come first.
-    write = lambda old, x: old.at[layer, to.pages, :, to.slots].set(jnp.swapaxes(x, 1, 2), mode="drop")
-    written: Vectors = jax.tree.map(write, pool, stored)
+    written = write_tokens(pool, stored, jnp.asarray(layer, jnp.int32), to.pages, to.slots)
     return written, dequantize(stored, new.dtype)
 
 

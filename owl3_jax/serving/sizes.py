@@ -9,6 +9,7 @@ from owl3_jax.inference.memory import check_fits, free_bytes
 from owl3_jax.inference.runtime import Runtime
 from owl3_jax.serving.pools import PoolSizes
 from owl3_jax.serving.settings import EngineSettings
+from owl3_jax.sharding import devices_along
 
 _GIB = 2**30
 _TOKENS_PER_PAGE = {"tpu": 128}  # the lanes of a TPU's registers
@@ -30,8 +31,11 @@ def pool_sizes(runtime: Runtime, settings: EngineSettings, max_tokens: int) -> P
     longest = -(-max_tokens // tokens_per_page)
     text_pages = max(1, min(settings.max_running * longest, int(total * _MOST_TEXT / per_page)))
     images = int((total - text_pages * per_page) / runtime.image_bytes(1, 1))
+    over = devices_along("page", runtime.mesh) if runtime.mesh else 1  # the devices that share a pool
     wanted = 4 * settings.max_running * settings.max_images  # more could hardly be of use
-    return PoolSizes(text_pages, tokens_per_page, max(1, min(images, wanted)), int(settings.host_cache_gib * _GIB))
+    round_up = lambda pages: -(-max(1, pages) // over) * over
+    host_bytes = int(settings.host_cache_gib * _GIB)
+    return PoolSizes(round_up(text_pages), tokens_per_page, round_up(min(images, wanted)), host_bytes)
 
 
 def _default_bytes(platform: str, devices: int) -> float:
