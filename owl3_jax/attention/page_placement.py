@@ -34,6 +34,11 @@ class PagePlacement(NamedTuple):
         return cls(*spec) if spec is not None and any(spec) else None
 
     @property
+    def devices(self) -> int:
+        """That hold different pages; inside of a `shard_map`."""
+        return int(jax.lax.axis_size(self.pages)) if self.pages else 1
+
+    @property
     def of_pool(self) -> PartitionSpec:
         """How pools are split."""
         return PartitionSpec(None, self.pages, self.heads)
@@ -72,7 +77,8 @@ def write_tokens(pool: Pool, new: Pool, layer: Int[Array, ""], pages: Int[Array,
         own = placement.own(pages, pool.shape[1]) if placement else pages
         # Index arrays with a slice between them: B and T come first.
         write = lambda old, x: old.at[layer, own, :, slots].set(jnp.swapaxes(x, 1, 2), mode="drop")
-        written: Pool = jax.tree.map(write, pool, new)
+        with jax.named_scope("into_pages"):  # `owl3_jax.tpu.traffic` reads it
+            written: Pool = jax.tree.map(write, pool, new)
         return written
 
     if placement is None:

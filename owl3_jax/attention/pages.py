@@ -82,7 +82,9 @@ def _spread(placement: PagePlacement, plan: Plan, theta: float | None, read: _Re
         is_here = numbers < pages
         table = PageTable(jnp.where(is_here, numbers, 0), jnp.where(is_here, read.table.tokens, 0), read.table.positions)
         seen = read.visible._replace(key_segment_ids=jnp.where(is_here, read.visible.key_segment_ids, 0))
-        return placement.merge(_on_device(plan, theta, read._replace(table=table, visible=seen), may_use_kernel=True))
+        with jax.named_scope(f"pages_over_{placement.devices}"):  # `owl3_jax.tpu.kernels` reads it
+            part = _on_device(plan, theta, read._replace(table=table, visible=seen), may_use_kernel=True)
+        return placement.merge(part)
 
     specs = _Read._make([placement.of_rows, placement.of_pool, EVERYWHERE, EVERYWHERE, EVERYWHERE])
     outside = Part._make([placement.of_rows, placement.of_rows])

@@ -5,6 +5,8 @@
     owl3 compile --config configs/stage3.py:7b-240728 --topology v5e:16x16 --search
     owl3 compile --config configs/stage3.py:7b-240728 --topology v5e:16x16 --fastest
     owl3 compile --config configs/released.py:7b-240728 --topology v5p:1x1x1 --program prefill --images 4096
+    owl3 compile --config configs/released.py:7b-240728 --config.mesh.fsdp=1 --config.mesh.tensor=4 --config.mesh.context=2 \
+        --topology v5e:2x4 --program serve-step --requests 64 --images 100
 
 The compiler is the one used on a TPU (libtpu, `pip install 'owl3_jax[tpu]'`), the program is the one that `owl3 train` and the
 engine run, and fields of the config are overridden as for `owl3 train`. Exits with 3 when the program does not fit. docs/tpu.md
@@ -25,7 +27,7 @@ from owl3_jax.formats.errors import CheckpointError
 from owl3_jax.host import command_line
 from owl3_jax.host.files import write_text
 from owl3_jax.tpu.compiled import OutOfMemory, compile_for
-from owl3_jax.tpu.programs import Inference, Name, Program, Prompt, train
+from owl3_jax.tpu.programs import Inference, Name, Program, Prompt, serve_step, train
 from owl3_jax.tpu.report import Report, describe, make_failure, make_report
 from owl3_jax.tpu.search import FASTEST_HEADING, HEADING, describe_choice, describe_fastest, describe_search, fastest, search
 from owl3_jax.tpu.topology import Topology, TopologyError, get_topology
@@ -41,8 +43,9 @@ class Flags:
 
     topology: str  # topology of one slice, e.g. v5e:4x4
     num_slices: int | None = None  # slices, joined by the data-centre network; config.mesh.slices by default
-    program: Name = "train"  # the train step, or one of the programs that answer a prompt
+    program: Name = "train"  # the train step, one of the programs that answer a prompt, or a step of a server
     images: int = 400  # images in the prompt
+    requests: int = 64  # answered together in a step of a server
     search: bool = False  # find the largest batch for each remat policy
     fastest: bool = False  # find the mesh, remat policy and microbatches that take the config's batch fastest
     save: Path | None = None  # write the compiled train step, for `owl3 train --compiled`
@@ -86,6 +89,8 @@ def _program(config: Config, flags: Flags, mesh: Mesh) -> Program:
         return train(config, mesh)
     if flags.save:
         raise ConfigError("--save is for the train step: leave out --program")
+    if flags.program == "serve-step":
+        return serve_step(config, mesh, Prompt.with_images(flags.images), flags.requests)
     return Inference(config, mesh, Prompt.with_images(flags.images)).program(flags.program)
 
 

@@ -5,6 +5,7 @@ chunks of images that no position sees are skipped, so a larger bucket costs onl
 """
 
 PREFILL_CHUNK = 256  # text positions that are prefilled at a time
+TPU_TEXT_PAGE = 128  # tokens of a page of text: the lanes of a TPU's registers
 _SHORTEST_TEXT = 16
 
 

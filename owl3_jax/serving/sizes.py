@@ -4,6 +4,7 @@ import functools
 
 import jax
 
+from owl3_jax.inference import buckets
 from owl3_jax.inference.caches import text_bytes
 from owl3_jax.inference.memory import check_fits, free_bytes
 from owl3_jax.inference.runtime import Runtime
@@ -12,7 +13,7 @@ from owl3_jax.serving.settings import EngineSettings
 from owl3_jax.sharding import devices_along
 
 _GIB = 2**30
-_TOKENS_PER_PAGE = {"tpu": 128}  # the lanes of a TPU's registers
+_TOKENS_PER_PAGE = {"tpu": buckets.TPU_TEXT_PAGE}
 _TOKENS_PER_PAGE_ELSEWHERE = 32
 _CPU_BYTES = 4 * _GIB  # by default
 _MOST_TEXT = 0.5  # of all

@@ -9,6 +9,7 @@ from owl3_jax.tpu.chips import Chip
 
 _OPERANDS = re.compile(r"operand_layout_constraints=\{(.*?)\}, \w+=")
 _ROWS = re.compile(r"/(\d+)_rows/")  # of text, in one call: `attention.backends.splash`
+_PAGES = re.compile(r"/pages_over_(\d+)/")  # devices, in all of which a table's pages are: `attention.pages`
 _LANES = 128  # of a vector register, and of a side of the matrix unit's operands
 
 # Matrix products and operations of the vector units for each score, counted in the source of JAX's splash kernels.
@@ -23,6 +24,8 @@ def kernel_seconds(line: Instruction, chip: Chip) -> float:
     """
     operands = _OPERANDS.search(line.rest)
     found = arrays(operands[1]) if operands else []
+    if "paged_attention" in line.name:
+        return _paged_bytes(line, found) / chip.hbm
     moved = sum(array.bytes for array in [*found, *arrays(line.shape)])
     queries, keys = _queries_and_keys(found)
     name = next((name for name in _SPLASH if line.name.startswith(name)), None)
@@ -38,6 +41,15 @@ def kernel_seconds(line: Instruction, chip: Chip) -> float:
     scores = _causal_share(line, found, rows, tokens // rows, number // rows) * heads * tokens * number / rows
     width = math.ceil(size / _LANES) * _LANES
     return max(2 * products * width * scores / chip.flops, operations * scores / chip.vector, moved / chip.hbm)
+
+
+def _paged_bytes(line: Instruction, operands: Sequence[Array]) -> float:
+    """Keys and values of all pages of all rows, of which a device reads those that it holds."""
+    table = next(array for array in operands if array.dtype == "s32" and len(array.dims) == 2)
+    pages = [array for array in operands if len(array.dims) == 5]
+    devices = _PAGES.search(line.op_name)
+    per_page = sum(array.bytes / (array.dims[0] * array.dims[1]) for array in pages)
+    return math.prod(table.dims) * per_page / (int(devices[1]) if devices else 1)
 
 
 def _causal_share(line: Instruction, operands: Sequence[Array], rows: int, tokens: int, keys: int) -> float:

@@ -10,24 +10,25 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from owl3_jax.attention.pages import PageTable
 from owl3_jax.batch import AnyArray
 from owl3_jax.config import ComputeConfig, Config, ModelConfig, Remat
 from owl3_jax.flops import Work, forward_flops, image_cache_flops, train_flops
-from owl3_jax.inference import buckets, programs
+from owl3_jax.inference import buckets, paged_programs, programs
 from owl3_jax.inference.caches import empty_images, empty_text
 from owl3_jax.inference.choose import SamplingOps, SamplingRows
 from owl3_jax.inference.jitted import Jitted
 from owl3_jax.inference.runtime import Runtime
 from owl3_jax.inference.sampling import Sampling
 from owl3_jax.models.owl3 import abstract_params
-from owl3_jax.models.qwen2 import Images, Text, TextCache
+from owl3_jax.models.qwen2 import Images, PageSlots, Text, TextCache
 from owl3_jax.params import Params
 from owl3_jax.sharding import batch_sharding, devices_along, param_shardings
 from owl3_jax.tpu.images import Rows
 from owl3_jax.training.frozen import trained_patterns
 from owl3_jax.training.step import abstract_state, example_batch, make_train_step
 
-Name = Literal["train", "encode", "store", "prefill", "decode"]
+Name = Literal["train", "encode", "store", "prefill", "decode", "serve-step"]
 Lower = Callable[[], jax.stages.Lowered]
 Tree = TypeVar("Tree")
 
@@ -97,16 +98,11 @@ def train(config: Config, mesh: Mesh) -> Program:
 
 
 class Inference:
-    """The programs that answer a prompt, on parameters in `compute.dtype`, as `from_pretrained` puts them on a mesh."""
+    """The programs that answer a prompt."""
 
     def __init__(self, config: Config, mesh: Mesh, prompt: Prompt) -> None:
         tokens = buckets.prefill_slots(prompt.tokens)
-        # A prompt with image tokens in its text may need more positions; no parameter depends on their number.
-        positions = max(config.model.max_position_embeddings, tokens + NEW_TOKENS)
-        model = dataclasses.replace(config.model, max_position_embeddings=positions)
-        vocab_multiple, dtype = devices_along("vocab", mesh), config.compute.dtype
-        compute = dataclasses.replace(config.compute, param_dtype=dtype, vocab_multiple=vocab_multiple, remat="none")
-        self.prompt, self.runtime = prompt, Runtime(model, compute, _abstract_params(model, compute, mesh), mesh)
+        self.prompt, self.runtime = prompt, _runtime(config, mesh, tokens + NEW_TOKENS)
         self.rows = self.runtime.rows(1)
         slots, blocks, few = buckets.text_slots(tokens), self.runtime.image_blocks(prompt.images), self.runtime.devices
         self.text: TextCache = self._cache(empty_text, slots, min(slots, few))
@@ -114,8 +110,8 @@ class Inference:
 
     def program(self, name: Name) -> Program:
         """One of `encode`, `store`, `prefill` and `decode`."""
-        build = {"encode": self._encode, "store": self._store, "prefill": self._prefill, "decode": self._decode}[name]
-        lower, what, flops = build()
+        builds = {"encode": self._encode, "store": self._store, "prefill": self._prefill, "decode": self._decode}
+        lower, what, flops = builds[name]()
         held = {"parameters": self.runtime.params, "text cache": self.text, "image cache": self.images.blocks}
         text = self.runtime.params["language_model"]
         table = text["embed_tokens"] if "lm_head" in text and name in ("prefill", "decode") else None
@@ -186,6 +182,48 @@ class Inference:
     def _described(self) -> str:
         rows = f", in {self.rows} rows" if self.rows > 1 else ""
         return f"{self.prompt.tokens} tokens with {self.prompt.images} images{rows}"
+
+
+def serve_step(config: Config, mesh: Mesh, prompt: Prompt, rows: int) -> Program:
+    """A step of a server: one token of each of `rows` answers to prompts of this size, no two of which show the same image."""
+    runtime, tokens_per_page = _runtime(config, mesh, prompt.tokens + NEW_TOKENS), buckets.TPU_TEXT_PAGE
+    each = -(-(prompt.tokens + NEW_TOKENS) // tokens_per_page)
+    over = devices_along("page", mesh)
+    pages = lambda number: -(-number // over) * over
+    text = _pool(runtime, paged_programs.empty_text_pages, pages(rows * each), over, tokens_per_page)
+    images = _pool(runtime, paged_programs.empty_image_pages, pages(rows * prompt.images), over)
+    table = lambda width: PageTable(*[_ids(rows, width)] * 3)
+    described = paged_programs.Rows(
+        table(buckets.bucket(each, steps=1)),
+        PageSlots(*[_ids(rows, 1)] * 2),
+        table(buckets.bucket(prompt.images, steps=1)),
+    )
+    arguments = (text, images, Text(*[_ids(rows, 1)] * 3), described)
+    lower = lambda: runtime.run_model(paged_programs.read.lower, *arguments, positions=1, rows=rows)
+    seen = prompt.images * runtime.config.vision.tokens_per_image
+    flops = rows * forward_flops(runtime.config, Work(1, 0, prompt.tokens, seen, 1))
+    what = f"a token of {rows} answers, each after {prompt.tokens} tokens with {prompt.images} images of its own"
+    held = {"parameters": runtime.params, "pages of text": text, "pages of images": images}
+    weights = runtime.params["language_model"]
+    table_of_words = weights["embed_tokens"] if "lm_head" in weights else None
+    share = _hyper_share(runtime.config)
+    return Program("serve-step", what, lower, flops, flops, held, False, looked_up=table_of_words, hyper_share=share)
+
+
+# Any: pages, which jax's type of a lowered program does not know.
+def _pool(runtime: Runtime, empty: jax.stages.Wrapped, pages: int, few: int, *sizes: int) -> Any:
+    """The abstract pool that `empty` makes, sharded as one of `few` pages is: that one compiles whatever the size."""
+    lowered = lambda number: runtime.run(empty.lower, runtime.config, runtime.compute, number, *sizes)
+    return _place(lowered(pages).out_info, lowered(few).compile().output_shardings)
+
+
+def _runtime(config: Config, mesh: Mesh, positions: int) -> Runtime:
+    """Abstract parameters in `compute.dtype` for at least so many positions, as `from_pretrained` puts them on a mesh."""
+    # A prompt with image tokens in its text may need more positions; no parameter depends on their number.
+    model = dataclasses.replace(config.model, max_position_embeddings=max(config.model.max_position_embeddings, positions))
+    vocab_multiple, dtype = devices_along("vocab", mesh), config.compute.dtype
+    compute = dataclasses.replace(config.compute, param_dtype=dtype, vocab_multiple=vocab_multiple, remat="none")
+    return Runtime(model, compute, _abstract_params(model, compute, mesh), mesh)
 
 
 def _hyper_share(config: ModelConfig) -> float:

@@ -49,6 +49,8 @@ def _run_by_themselves(line: Instruction) -> list[str]:
 def _makes_an_array(module: Module, line: Instruction) -> bool:
     if line.opcode in _MAKES_NOTHING or line.opcode.endswith("-start") or "dynamic-update-slice" in (line.opcode + line.name):
         return False
+    if "/into_pages/" in line.op_name:  # a scatter into a pool (`attention.page_placement`)
+        return False
     inside = [x for name in re.findall(r"\bcalls=%?([\w.\-]+)", line.rest) for x in module.computations.get(name, ())]
     return not any(x.opcode == "dynamic-update-slice" or "chain_id=" in x.rest for x in inside)
 

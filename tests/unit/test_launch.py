@@ -1,6 +1,8 @@
 """The files that start runs on clusters (docs/launch), and the commands of docs/launch.md."""
 
+import configparser
 import json
+import math
 import os
 import re
 import shlex
@@ -16,6 +18,8 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from owl3_jax.cli.model_flags import parse
+from owl3_jax.cli.serve_flags import Flags as ServeFlags
 from owl3_jax.cli.train import Flags
 from owl3_jax.host import command_line
 from owl3_jax.host.distributed import _given_job
@@ -189,6 +193,50 @@ def test_a_wrong_value_in_the_jobset_is_refused(path, wrong):
     document = changed(path, lambda place, name: place.update({name: wrong}))
     with pytest.raises(jsonschema.ValidationError):
         validate(document)
+
+
+def serving() -> tuple[dict, dict]:
+    """The deployment of docs/launch/serve.yaml, and its service."""
+    deployment, service = yaml.safe_load_all((LAUNCH / "serve.yaml").read_text())
+    return deployment, service
+
+
+def test_the_deployment_of_a_server_is_valid_and_found_by_its_service():
+    deployment, service = serving()
+    for document in (deployment, service):
+        kubernetes_validate.validate(document, KUBERNETES, strict=True)
+    template = deployment["spec"]["template"]
+    (container,) = template["spec"]["containers"]
+    assert service["spec"]["selector"] == template["metadata"]["labels"] == deployment["spec"]["selector"]["matchLabels"]
+    assert service["spec"]["ports"][0]["targetPort"] == container["ports"][0]["name"]
+    mounted = {mount["name"] for mount in container["volumeMounts"]}
+    assert mounted == {volume["name"] for volume in template["spec"]["volumes"]}
+
+
+def test_the_deployment_serves_as_its_flags_say(monkeypatch):
+    """Its command is our parser's, its probes ask for what is there, and it is killed after it has drained, not before."""
+    spec = serving()[0]["spec"]["template"]["spec"]
+    (container,) = spec["containers"]
+    command, *argv = container["args"]
+    flags, _ = parse(ServeFlags, sampling="chat", argv=argv, prog="owl3 serve")
+    assert command == "serve" and not flags.is_local and flags.port == container["ports"][0]["containerPort"]
+    assert {container[probe]["httpGet"]["path"] for probe in ("startupProbe", "readinessProbe", "livenessProbe")} <= {
+        "/ready",
+        "/health",
+    }
+    assert spec["terminationGracePeriodSeconds"] > flags.drain_seconds + 10
+    chips = math.prod(map(int, spec["nodeSelector"]["cloud.google.com/gke-tpu-topology"].split("x")))
+    assert container["resources"]["limits"]["google.com/tpu"] == chips == math.prod(flags.model.mesh.axes)
+
+
+def test_the_unit_of_systemd_serves_as_its_flags_say():
+    unit = configparser.ConfigParser(interpolation=None, strict=False)
+    unit.optionxform = str  # type: ignore[assignment,method-assign]  # names have capital letters
+    unit.read(LAUNCH / "owl3-serve.service")
+    _, command, *argv = shlex.split(unit["Service"]["ExecStart"])
+    flags, _ = parse(ServeFlags, sampling="chat", argv=argv, prog="owl3 serve")
+    assert command == "serve" and flags.api_key_file and flags.is_local
+    assert int(unit["Service"]["TimeoutStopSec"]) > flags.drain_seconds + 10
 
 
 def commands() -> list[list[str]]:
@@ -495,10 +543,10 @@ def test_the_containerfile_copies_files_that_exist():
 
 def test_the_containerfile_installs_extras_that_exist():
     (install,) = [line for line in containerfile() if "pip install" in line]
-    assert "--constraint constraints.txt" in install and install.endswith('".[${ACCELERATOR}]"')
+    assert "--constraint constraints.txt" in install and install.endswith('".[${ACCELERATOR},serve]"')
     accelerators = re.findall(r"ACCELERATOR=(\w+)", (LAUNCH / "Containerfile").read_text())
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    assert {*accelerators} == {"tpu", "cuda"} <= {*extras}
+    assert {*accelerators} == {"tpu", "cuda"} <= {*extras} >= {"serve"}
     (base,) = [line.split()[1] for line in containerfile() if line.startswith("FROM ")]
     assert "(Python 3.11)" in (ROOT / "constraints.txt").read_text().splitlines()[0] and base.endswith("/python:3.11-slim")
 
