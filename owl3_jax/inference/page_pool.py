@@ -48,11 +48,7 @@ class PagePool:
 
         Raises PoolFullError.
         """
-        wanted = dict.fromkeys(keys)
-        new = [key for key in wanted if key not in self._numbers]
-        kept = {self._numbers[key] for key in wanted if key in self._numbers}
-        if len(new) > (room := len(self._free) + len(self._idle) - len(kept & self._idle.keys())):
-            raise PoolFullError(f"{len(new)} pages are needed, and {room} are to be had")
+        new, kept = self.check_room(keys)
         self._make_room(len(new), kept)
         for page in kept:
             self._idle.pop(page, None)
@@ -63,6 +59,18 @@ class PagePool:
         for number in dict.fromkeys(pages):
             self._pages[number].loans += 1
         return pages
+
+    def check_room(self, keys: Sequence[bytes]) -> tuple[list[bytes], set[int]]:
+        """What a loan of these keys would consist of: those that have no page yet, and the pages of the others.
+
+        Raises PoolFullError.
+        """
+        wanted = dict.fromkeys(keys)
+        new = [key for key in wanted if key not in self._numbers]
+        kept = {self._numbers[key] for key in wanted if key in self._numbers}
+        if len(new) > (room := len(self._free) + len(self._idle) - len(kept & self._idle.keys())):
+            raise PoolFullError(f"{len(new)} pages are needed, and {room} are to be had")
+        return new, kept
 
     def give_back(self, pages: Sequence[int]) -> None:
         """Ends a loan of `borrow`, in which a page counts once. Pages that were never written are free again.

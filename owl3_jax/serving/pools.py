@@ -11,7 +11,7 @@ import numpy as np
 from owl3_jax.attention.pages import Pages
 from owl3_jax.host.array_cache import ArrayCache
 from owl3_jax.inference import paged_programs
-from owl3_jax.inference.page_pool import PagePool, PoolFullError
+from owl3_jax.inference.page_pool import PagePool
 from owl3_jax.inference.runtime import Runtime
 from owl3_jax.serving.prefix import Places, further_keys, image_places
 
@@ -48,10 +48,15 @@ class Pools:
         self.sizes, self._runtime = sizes, runtime
         self._spilled: ArrayCache[bytes] = ArrayCache(sizes.host_bytes)
         self._numbers = itertools.count()
-        self.reset()
+        self._allocate()
 
     def reset(self) -> None:
-        """Empties both, with no request left: after a failure that may have taken a pool with it."""
+        """Empties both, with no request left: after a failure that may have taken a pool with it. Raises OutOfMemory."""
+        for array in jax.tree.leaves((self.text, self.images)):
+            array.delete()  # there may be no room for the old and the new ones
+        self._allocate()
+
+    def _allocate(self) -> None:
         config, compute, sizes = self._runtime.config, self._runtime.compute, self.sizes
         self.text = self._runtime.run(paged_programs.empty_text_pages, config, compute, sizes.text_pages, sizes.tokens_per_page)
         self.images = self._runtime.run(paged_programs.empty_image_pages, config, compute, sizes.image_pages)
@@ -67,13 +72,10 @@ class Pools:
         places = image_places(image_starts, image_keys, self.sizes.tokens_per_page)
         keys = further_keys([], tokens, places, self.sizes.tokens_per_page)
         own = self.text_pages(len(tokens) + room) - len(keys)
+        names = [*keys, *(b"own %d" % next(self._numbers) for _ in range(own))]
+        self.of_text.check_room(names)  # before any image has to make room
         images = self.of_images.borrow(image_keys)
-        try:
-            text = self.of_text.borrow([*keys, *(b"own %d" % next(self._numbers) for _ in range(own))])
-        except PoolFullError:
-            self.of_images.give_back(images)
-            raise
-        return Loan(text, images, keys, places)
+        return Loan(self.of_text.borrow(names), images, keys, places)
 
     def give_back(self, loan: Loan) -> None:
         """Ends a loan. What is written stays for others, while there is room."""
@@ -105,5 +107,7 @@ class Pools:
         return True
 
     def _spill(self, key: bytes, page: int) -> None:
+        if self._spilled.get(key) is not None:
+            return  # since the last time
         taken = jax.device_get(self._runtime.run(paged_programs.take_page, self.images, np.int32(page)))
         self._spilled.put(key, _Spilled(taken, paged_programs.page_bytes(taken)))

@@ -47,9 +47,9 @@ def test_what_does_not_fit_changes_nothing():
     held = pool.borrow([b"b", b"c"])
     write(pool, held)
     before = pool.counts()
-    with pytest.raises(PoolFullError, match="2 images need pages of their own, and 1 are to be had"):
+    with pytest.raises(PoolFullError, match="2 pages are needed, and 1 are to be had"):
         pool.borrow([b"d", b"e"])
-    with pytest.raises(PoolFullError, match="1 images need pages of their own, and 0 are to be had"):
+    with pytest.raises(PoolFullError, match="1 pages are needed, and 0 are to be had"):
         pool.borrow([b"a", b"d"])  # the idle page is one of those that it asks for
     assert pool.counts() == before
     assert pool.borrow([b"d"]) == a  # the idle one makes room
