@@ -32,6 +32,8 @@ class Batch:
         self.reading: list[Request] = []
         self.running: list[Request] = []
         self.images_encoded = self.tokens_generated = 0
+        self.image_size = runtime.config.vision.image_size
+        self._unfit: Request | None = None  # waits for pages that others have
         self._most, self._stop_ids = settings.max_running, stop_ids
         widths = {"text_width": self.pools.text_pages(max_tokens), "image_width": settings.max_images}
         self._steps = Steps(runtime, self.pools, stop_ids, **widths)
@@ -47,16 +49,20 @@ class Batch:
 
     def admit(self, request: Request) -> bool:
         """Gives pages to a request; returns whether there are enough."""
+        if request is self._unfit:
+            return False
         generation = request.generation
+        self.reading.append(request)  # first: should anything fail, this is one of those that it failed for
         try:
             # The last token of an answer is not read.
             request.loan = self.pools.borrow(
                 request.prompt, generation.image_starts, request.image_keys, room=request.limit - 1
             )
         except PoolFullError:
+            self.reading.remove(request)
+            self._unfit = request
             return False
         request.cached_images = sum(map(self.pools.of_images.is_written, request.loan.images))
-        self.reading.append(request)
         return True
 
     def remove(self, request: Request) -> None:
@@ -67,11 +73,12 @@ class Batch:
         if request.loan:
             self.pools.give_back(request.loan)
             request.loan = None
+        self._unfit = None
 
     def reset(self) -> list[Request]:
         """Takes all requests out, whatever state the devices are in, and makes the pools anew."""
         lost = self.reading + self.running
-        self.reading, self.running = [], []
+        self.reading, self.running, self._unfit = [], [], None
         for request in lost:
             request.loan = None
         self.pools.reset()
@@ -79,49 +86,49 @@ class Batch:
 
     def turn(self) -> list[Request]:
         """A step of the answers, or a unit of a prompt; returns the requests that are complete."""
-        began = time.monotonic()
-        if self.running and (not self.reading or not self.pace.may_read()):
+        began, is_delaying = time.monotonic(), bool(self.running)
+        if is_delaying and (not self.reading or not self.pace.may_read()):
             complete = self._decode()
             self.pace.has_decoded(time.monotonic() - began)
             return complete
         if not self.reading:
             return []
         request = min(self.reading, key=lambda request: (request.generation.priority, request.finish))
-        if images := self._images_to_encode(request):
-            self._encode(images)
-            self.pace.has_read(time.monotonic() - began, images=len(images), tokens=0)
-            return []
-        if not self._missing(request):
+        images, tokens, complete = 0, 0, list[Request]()
+        if missing := self._next_images(request):
+            images = self._fill(missing)
+        else:
             tokens, complete = self._read(request)
-            self.pace.has_read(time.monotonic() - began, images=0, tokens=tokens)
-            return complete
-        return []  # all that were missing came from the host's memory
+        self.pace.has_read(time.monotonic() - began, images=images, tokens=tokens, is_delaying=is_delaying)
+        return complete
 
-    def _images_to_encode(self, request: Request) -> list[tuple[Request, bytes, int]]:
-        """The next ones of a request that have no page and are not in the host's memory; if there is room, those of others."""
+    def _next_images(self, request: Request) -> list[tuple[Request, bytes, int]]:
+        """As many images as are encoded at once whose pages are not written: of a request; if there is room, of others too."""
         if not self._missing(request):
             return []
         others = [] if self.running else [other for other in self.reading if other is not request]
         found: dict[int, tuple[Request, bytes, int]] = {}
         for each in [request, *others]:
-            for page, key in self._missing(each).items():
-                if len(found) == self._steps.images_at_once:
-                    return list(found.values())
-                if page not in found and not self.pools.restore(key, page):
-                    found[page] = each, key, page
-        return list(found.values())
+            found |= {page: (each, key, page) for page, key in self._missing(each).items() if page not in found}
+            if len(found) >= self._steps.images_at_once:
+                break
+        return list(found.values())[: self._steps.images_at_once]
 
     def _missing(self, request: Request) -> dict[int, bytes]:
         """Pages of its images that are not written yet, with their keys."""
         pages = zip(request.loan.images, request.image_keys, strict=True) if request.loan else ()
         return {page: key for page, key in pages if not self.pools.of_images.is_written(page)}
 
-    def _encode(self, images: list[tuple[Request, bytes, int]]) -> None:
-        self._steps.encode([(request.pixels[key], page) for request, key, page in images])
+    def _fill(self, images: list[tuple[Request, bytes, int]]) -> int:
+        """Writes the pages of images: from the host's memory, or by the vision tower; returns how many took that."""
+        new = [(request.pixels[key], page) for request, key, page in images if not self.pools.restore(key, page)]
+        if new:
+            self._steps.encode(new)
         jax.block_until_ready(self.pools.images)
-        for _, _, page in images:
+        for _, page in new:
             self.pools.of_images.mark_written(page)
-        self.images_encoded += len(images)
+        self.images_encoded += len(new)
+        return len(new)
 
     def _read(self, request: Request) -> tuple[int, list[Request]]:
         """The next chunk of a prompt: how many tokens, and whether that completes the request."""

@@ -22,9 +22,9 @@ class Pace:
         """Whether reading is next, where both could be."""
         return self._debt <= 0
 
-    def has_read(self, seconds: float, *, images: int, tokens: int) -> None:
-        """Counts a unit of reading: so many images, or tokens."""
-        owed = seconds * (1 - self._share) / self._share
+    def has_read(self, seconds: float, *, images: int, tokens: int, is_delaying: bool) -> None:
+        """Counts a unit of reading: so many images, or tokens. `is_delaying`: whether answers waited for it meanwhile."""
+        owed = seconds * (1 - self._share) / self._share if is_delaying else 0.0
         self._debt = min(max(self._debt, 0.0) + owed, _LONGEST_DEBT)
         if images:
             self._image += _SMOOTHING * (seconds / images - self._image)
