@@ -20,6 +20,11 @@ from owl3_jax.serving.request import Request
 
 _NARROWEST_TABLE = 16
 
+# What the programs that choose tokens can do: three kinds, so that all are compiled before the first request.
+_LIKELIEST = SamplingOps(sample=False, penalty=False, minimum=False, logprobs=False)
+_SAMPLED = _LIKELIEST._replace(sample=True)
+_EVERYTHING = SamplingOps(sample=True, penalty=True, minimum=True, logprobs=True)
+
 
 class Steps:
     """The programs of one server. Not for several threads."""
@@ -50,8 +55,8 @@ class Steps:
                 for size in sorted({buckets.rows(answers) for answers in range(1, rows + 1)}):
                     yield f"a token of {size} answers, tables of {text} and {images} pages"
                     logits = self._call([], [], size, 1, text, images)
-                    for ops in (SamplingOps.of([]), SamplingOps.of([])._replace(sample=True)):
-                        self._choose([], logits, ops, counts=False, top=0)
+                    for ops in (_LIKELIEST, _SAMPLED, _EVERYTHING):
+                        self._choose([], logits, ops, text)
 
     def encode(self, images: Sequence[tuple[UInt8[np.ndarray, "S S 3"], int]]) -> None:
         """Fills pages with images, at most `images_at_once`."""
@@ -124,26 +129,26 @@ class Steps:
         """The next token of each request."""
         generations = [request.generation for request in requests]
         ops = SamplingOps.of([request.sampling for request in requests])
-        counts = any(each.presence_penalty or each.frequency_penalty for each in generations)
-        top = TOP_LOGPROBS if any(each.top_logprobs for each in generations) else 0
-        chosen = self._choose(requests, logits, ops, counts=counts, top=top)
+        has_penalty = any(each.presence_penalty or each.frequency_penalty for each in generations)
+        if has_penalty or ops not in (_LIKELIEST, _SAMPLED):
+            ops = _EVERYTHING
+        text = max(self._pools.text_pages(max(len(request.prompt), len(request.ids))) for request in requests)
+        chosen = self._choose(requests, logits, ops, _fitting(self._text_widths, text))
         tokens, logprobs, top_tokens, top_logprobs = (None if x is None else fetch(x).tolist() for x in chosen)
         assert tokens is not None
         found = []
         for row, each in enumerate(generations):
-            if logprobs is None or not each.sampling.logprobs:
+            if not each.sampling.logprobs or logprobs is None or top_tokens is None or top_logprobs is None:
                 found.append(Token(tokens[row]))
-            elif top_tokens is None or top_logprobs is None:
-                found.append(Token(tokens[row], logprobs[row]))
             else:
                 best = tuple(zip(top_tokens[row], top_logprobs[row], strict=True))[: each.top_logprobs]
                 found.append(Token(tokens[row], logprobs[row], best))
         return found
 
-    def _choose(
-        self, requests: Sequence[Request], logits: Float[Array, "B V"], ops: SamplingOps, *, counts: bool, top: int
-    ) -> Chosen:
-        rows = len(logits)
+    def _choose(self, requests: Sequence[Request], logits: Float[Array, "B V"], ops: SamplingOps, text_width: int) -> Chosen:
+        """`text_width`: pages that each of the prompts and answers would fit into."""
+        rows, is_everything = len(logits), ops == _EVERYTHING
+        tokens = text_width * self._pools.sizes.tokens_per_page if is_everything else 0
         column = lambda values: np.array([*values, *[0] * (rows - len(requests))], np.float32)
         prompts, answers = [request.prompt for request in requests], [request.ids for request in requests]
         choices = Choices._make(
@@ -151,14 +156,15 @@ class Steps:
                 self._sampling_rows(requests, rows),
                 column(len(ids) for ids in answers).astype(np.int32),
                 self._stop_ids,
-                _padded(prompts, rows, is_read=ops.penalty),
-                _padded(answers, rows, is_read=ops.penalty or counts),
+                _padded(prompts, rows, tokens),
+                _padded(answers, rows, tokens),
                 column(request.generation.presence_penalty for request in requests),
                 column(request.generation.frequency_penalty for request in requests),
             ]
         )
+        top = min(TOP_LOGPROBS, logits.shape[1]) if is_everything else 0
         chosen: Chosen = self._runtime.run(
-            functools.partial(paged_programs.choose_next, ops=ops, counts=counts, top=top), logits, choices
+            functools.partial(paged_programs.choose_next, ops=ops, counts=is_everything, top=top), logits, choices
         )
         return chosen
 
@@ -191,9 +197,8 @@ def _sampling_rows(requests: Sequence[Request], rows: int) -> SamplingRows:
     )
 
 
-def _padded(ids: Sequence[Sequence[int]], rows: int, *, is_read: bool) -> Int32[np.ndarray, "R T"]:
-    """Ids of each row, padded with -1; nothing where they are not read."""
-    width = buckets.text_slots(max((len(row) for row in ids), default=0)) if is_read else 0
+def _padded(ids: Sequence[Sequence[int]], rows: int, width: int) -> Int32[np.ndarray, "R T"]:
+    """Ids of each row, padded with -1; those that do not fit are left out."""
     padded = np.full((rows, width), -1, np.int32)
     for row, tokens in enumerate(ids):
         padded[row, : min(len(tokens), width)] = tokens[:width]
