@@ -22,10 +22,8 @@ class EngineSettings:
         for name in ("max_running", "max_queued", "max_images"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.max_queued < 0 or self.host_cache_gib < 0:
-            raise ConfigError(
-                f"max_queued and host_cache_gib must not be negative, got {self.max_queued}, {self.host_cache_gib}"
-            )
+        if self.host_cache_gib < 0:
+            raise ConfigError(f"host_cache_gib must not be negative, got {self.host_cache_gib}")
         if not 0 < self.reading_share <= 1:
             raise ConfigError(f"reading_share must be above 0 and at most 1, got {self.reading_share}")
         if (self.max_model_len is not None and self.max_model_len < 1) or (self.cache_gib is not None and self.cache_gib <= 0):
