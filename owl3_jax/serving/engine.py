@@ -14,7 +14,7 @@ from owl3_jax.serving.batch import Batch
 from owl3_jax.serving.fair_queue import FairQueue
 from owl3_jax.serving.generation import Generation, Listener, Load, QueueFullError, ServingEngine, TooLargeError
 from owl3_jax.serving.logs import LOGGER, log
-from owl3_jax.serving.request import Request
+from owl3_jax.serving.request import Request, check_generation
 from owl3_jax.serving.settings import EngineSettings
 
 
@@ -29,7 +29,7 @@ class Engine:
         self._batch = Batch(runtime, tuple(tokenizer.stop_ids), settings, self._max_tokens)
         self._waiting: FairQueue[Request] = FairQueue()
         self._known: dict[str, Request] = {}
-        self._cancelled: set[str] = set()
+        self._cancelled: set[Request] = set()
         self._changed = threading.Condition()  # guards all of the above
         self._is_ready = self._is_closing = self._is_aborting = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -42,6 +42,7 @@ class Engine:
 
     def submit(self, generation: Generation, listener: Listener) -> None:
         """Queues an answer; see `ServingEngine.submit`."""
+        check_generation(generation, self._batch.image_size)
         request = Request.of(generation, listener, self._tokenizer, self._limit(generation))
         pace, now = self._batch.pace, time.monotonic()
         with self._changed:
@@ -60,8 +61,9 @@ class Engine:
     def cancel(self, request_id: str) -> None:
         """Ends an answer; see `ServingEngine.cancel`."""
         with self._changed:
-            if request_id in self._known:
-                self._cancelled.add(request_id)
+            if request := self._known.get(request_id):
+                request.is_cancelled = True
+                self._cancelled.add(request)
                 self._changed.notify()
 
     def load(self) -> Load:
@@ -112,22 +114,32 @@ class Engine:
         return limit
 
     def _run(self) -> None:
-        """The thread."""
-        if not self._guarded(self._warm_up):
-            self._is_closing = self._is_aborting = True  # nothing can be answered
+        """The thread. Whatever ends it, nobody is left waiting."""
+        try:
+            if self._guarded(self._warm_up):
+                self._serve()
+        except Exception:  # after a failure there were no new pools to be had
+            LOGGER.exception("the engine failed")
+        finally:
+            with self._changed:
+                self._is_closing = True
+                lost = list(self._known.values())
+                for request in lost:
+                    request.fail(503, "shutting_down", "the server is shutting down")
+                for request in lost:
+                    self._end(request)
+
+    def _serve(self) -> None:
+        """Answers requests, until the end."""
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._known or self._is_closing)
-                for name in self._cancelled & self._known.keys():
-                    self._end(self._known[name])
+                for request in self._cancelled & set(self._known.values()):
+                    self._end(request)
                 self._cancelled.clear()
                 if self._is_closing and (self._is_aborting or not self._known):
-                    break
-                self._admit()
+                    return
             self._guarded(self._turn)
-        for request in list(self._known.values()):
-            request.fail(503, "shutting_down", "the server is shutting down")
-            self._end(request)
 
     def _warm_up(self) -> None:
         began = time.monotonic()
@@ -144,6 +156,8 @@ class Engine:
             self._waiting.pop()
 
     def _turn(self) -> None:
+        with self._changed:
+            self._admit()
         for request in self._batch.turn():
             with self._changed:
                 self._end(request)
@@ -171,7 +185,7 @@ class Engine:
         said = (503, "out_of_memory", "the server ran out of memory")
         with self._changed:
             for request in self._batch.reset():
-                self._known.pop(request.generation.request_id, None)
+                self._end(request)
                 request.fail(*(said if is_memory else (500, "internal_error", "the server failed; try again")))
 
 

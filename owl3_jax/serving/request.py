@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import reprlib
 import time
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
@@ -14,6 +15,7 @@ from owl3_jax.inference.sampling import Sampling
 from owl3_jax.inference.text_stream import TextStream
 from owl3_jax.processing.tokenizer import ChatTokenizer
 from owl3_jax.serving.generation import Begun, Event, Failure, Generation, Listener, Piece, Token
+from owl3_jax.serving.logs import LOGGER
 from owl3_jax.serving.pools import Loan
 
 _NO_PIXELS: UInt8[np.ndarray, "0 0 3"] = np.zeros((0, 0, 3), np.uint8)
@@ -38,6 +40,7 @@ class Request:
     limit: int  # tokens of the answer
     arrived: float = dataclasses.field(default_factory=time.monotonic)
     finish: float = 0.0  # by which the queue ranks it
+    is_cancelled: bool = False  # nobody listens any more
     loan: Loan | None = None
     read: int = 0  # tokens of prompt and answer whose keys and values are written
     cached_tokens: int = 0
@@ -94,7 +97,7 @@ class Request:
     def begin(self) -> None:
         """Says that the prompt has been read."""
         self.pixels.clear()
-        self.listener(Begun(self.cached_tokens, self.cached_images))
+        self._tell(Begun(self.cached_tokens, self.cached_images))
 
     def push(self, token: Token, stop_ids: Sequence[int]) -> bool:
         """Adds a token of the answer; returns whether the answer is complete, which `end` says. Else its text is sent."""
@@ -105,18 +108,38 @@ class Request:
             reason: Literal["stop", "length"] = "stop" if is_stop_id or self.stream.stopped else "length"
             self._last = Piece(text + self.stream.finish(), (token,), reason)
             return True
-        self.listener(Piece(text, (token,)))
+        self._tell(Piece(text, (token,)))
         return False
 
     def end(self) -> None:
         """Sends the end of a complete answer, once its pages are free."""
         if self._last is not None:
-            self.listener(self._last)
+            self._tell(self._last)
 
     def fail(self, status: int, code: str, message: str) -> None:
         """Ends it with an error."""
-        event: Event = Failure(status, code, message)
-        self.listener(event)
+        self._tell(Failure(status, code, message))
+
+    def _tell(self, event: Event) -> None:
+        if self.is_cancelled:
+            return
+        try:
+            self.listener(event)
+        except Exception:  # whoever listens to one answer must not end those of others
+            LOGGER.exception("a listener failed")
+
+
+def check_generation(generation: Generation, side: int) -> None:
+    """Raises ValueError for images that are not described well: later on they would cost others their answers too."""
+    starts, tokens = list(generation.image_starts), len(generation.input_ids)
+    if len(starts) != len(generation.views):
+        raise ValueError(f"there are {len(generation.views)} views for {len(starts)} image_starts")
+    if starts != sorted(starts) or any(not 0 <= start < tokens for start in starts):
+        raise ValueError(f"image_starts must ascend within the {tokens} tokens of the prompt, got {reprlib.repr(starts)}")
+    shape = (side, side, 3)
+    for view in generation.views:
+        if view.pixels.shape != shape or view.pixels.dtype != np.uint8:
+            raise ValueError(f"views must be uint8 {list(shape)}, got {view.pixels.dtype} {list(view.pixels.shape)}")
 
 
 def _padded(values: Sequence[int], size: int) -> Int32[np.ndarray, " size"]:

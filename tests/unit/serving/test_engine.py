@@ -10,7 +10,9 @@ import pytest
 from owl3_jax.inference import paged_programs
 from owl3_jax.inference.jitted import Jitted
 from owl3_jax.inference.sampling import Sampling
-from owl3_jax.serving.generation import QueueFullError, TooLargeError
+from owl3_jax.serving.generation import Begun, QueueFullError, TooLargeError, View
+from owl3_jax.serving.pace import Pace
+from owl3_jax.serving.pools import Pools
 from tests.tiny import FORMS
 from tests.tolerances import ENGINE_LOGITS
 from tests.unit.inference import tiny_engine
@@ -215,6 +217,72 @@ def test_a_failed_step_is_an_error_of_those_it_was_for_and_of_nobody_after_them(
         assert engine.load().pages_used == 0
 
 
+def test_a_listener_that_fails_costs_nobody_else_the_answer():
+    def fail(event):
+        raise RuntimeError(str(event))
+
+    with serving() as engine:
+        for number in range(3):
+            engine.submit(generation(RAGGED[1], GREEDY, request_id=f"fails-{number}"), fail)
+        assert ask(engine, RAGGED[0], GREEDY).ids == alone(RAGGED[0], GREEDY)[0].ids
+    assert engine.load().text_pages_used == 0
+
+
+def test_who_has_left_hears_nothing_more():
+    heard = []
+
+    def leave(event):
+        heard.append(event)
+        engine.cancel("leaves")
+
+    with serving() as engine:
+        engine.submit(generation(RAGGED[0], GREEDY, request_id="leaves"), leave)
+        ask(engine, RAGGED[0], GREEDY).wait()
+    assert [type(event) for event in heard] == [Begun]
+    assert engine.load().text_pages_used == 0
+
+
+def test_a_request_whose_pages_cannot_be_had_is_an_error_of_that_request(monkeypatch):
+    borrow, failing = Pools.borrow, iter([True])
+
+    def fail_once(pools, *arguments, **options):
+        if next(failing, False):
+            raise MemoryError
+        return borrow(pools, *arguments, **options)
+
+    monkeypatch.setattr(Pools, "borrow", fail_once)
+    with serving() as engine:
+        assert ask(engine, RAGGED[0], GREEDY).failure.code == "out_of_memory"
+        assert ask(engine, RAGGED[0], GREEDY).ids == alone(RAGGED[0], GREEDY)[0].ids
+
+
+def test_an_engine_that_gets_no_new_pools_after_a_failure_leaves_nobody_waiting(monkeypatch):
+    def fail(pools):
+        raise MemoryError
+
+    monkeypatch.setattr(Pools, "reset", fail)
+    with serving(max_running=1) as engine, memory_running_out(paged_programs.read, at_call=2):
+        several = [ask(engine, RAGGED[0], GREEDY) for _ in range(3)]
+        assert {each.failure.status for each in several} == {503}
+        assert not engine.is_ready
+        with pytest.raises(QueueFullError):
+            ask(engine, RAGGED[0], GREEDY)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"views": []}, "0 views for 2 image_starts"),
+        ({"image_starts": [2, 0]}, "must ascend"),
+        ({"image_starts": [0, 5]}, "within the 5 tokens"),
+        ({"views": [View(b"a", np.zeros((12, 12, 3), np.uint8))] * 2}, "12, 12, 3"),
+    ],
+)
+def test_images_that_are_not_described_well_are_refused(changes, named):
+    with serving() as engine, pytest.raises(ValueError, match=named):
+        ask(engine, RAGGED[3], GREEDY, **changes)
+
+
 def test_all_programs_are_compiled_before_the_first_request():
     programs = (paged_programs.read, paged_programs.store, paged_programs.choose_next)
     with serving(warm_up=True, max_running=2) as engine:
@@ -224,6 +292,8 @@ def test_all_programs_are_compiled_before_the_first_request():
         plain = Sampling(max_new_tokens=9, temperature=0.5)
         asked(engine, RAGGED, plain)
         asked(engine, RAGGED[:3], Sampling(max_new_tokens=3))
+        asked(engine, RAGGED[:2], dataclasses.replace(GREEDY, repetition_penalty=1.2))
+        ask(engine, prompt(100), plain, presence_penalty=1.0).wait()
         assert [sizes_of(program) for program in programs] == compiled
 
 
@@ -233,8 +303,16 @@ def sizes_of(program) -> int:
 
 
 @pytest.mark.parametrize("host_cache_gib", [0.0, 0.001])
-def test_images_make_room_for_others_and_come_back(host_cache_gib):
+def test_images_make_room_for_others_and_come_back(host_cache_gib, monkeypatch):
     samples = [prompt(12, [0, 1, 2, 3, 4, 5, 6, 7], seed=at) for at in range(20)]
+    units, has_read, restore = [0], Pace.has_read, Pools.restore
+
+    def restore_and_count(pools, key, page):
+        units[-1] += (is_restored := restore(pools, key, page))
+        return is_restored
+
+    monkeypatch.setattr(Pools, "restore", restore_and_count)
+    monkeypatch.setattr(Pace, "has_read", lambda pace, *args, **of: (units.append(0), has_read(pace, *args, **of)))
     with serving(host_cache_gib=host_cache_gib, cache_gib=0.0006, max_running=2) as engine:
         found = asked(engine, samples, GREEDY)
         load = engine.load()
@@ -242,6 +320,7 @@ def test_images_make_room_for_others_and_come_back(host_cache_gib):
         again = asked(engine, samples, GREEDY)
         assert [each.ids for each in again] == [each.ids for each in found] == [alone(s, GREEDY)[0].ids for s in samples]
         assert (engine.load().images_encoded > 160) == (host_cache_gib == 0)
+        assert max(units) == (2 if host_cache_gib else 0)  # as many in a unit as are encoded at once
 
 
 def test_closing_finishes_what_is_under_way():
