@@ -36,6 +36,7 @@ class Rows(NamedTuple):
     text: PageTable
     slots: PageSlots
     images: PageTable
+    image_positions: Int[Array, "B I"]  # of the placeholders' first tokens
 
 
 class Choices(NamedTuple):
@@ -104,7 +105,7 @@ def read(
     model: Owl3, params: Params, text_pages: Pages, image_pages: Pages, text: Text, rows: Rows
 ) -> tuple[Float[Array, "B V"], Pages]:
     """Logits after the last token of each row's text, which is padded on the right with segment 0, and the pool of text."""
-    context = PagedContext(text_pages, rows.text, rows.slots, image_pages, rows.images)
+    context = PagedContext(text_pages, rows.text, rows.slots, image_pages, rows.images, rows.image_positions)
     x, written = apply(model, params, "extend_pages", text, context)
     last = jnp.maximum((text.segment_ids != 0).sum(axis=1) - 1, 0)
     newest = jnp.take_along_axis(x, last[:, None, None], axis=1)

@@ -29,7 +29,7 @@ from owl3_jax.nn.linear import Linear, declare, declare_scale
 from owl3_jax.nn.norms import RMSNorm, rms_norm
 from owl3_jax.nn.quantized import Vectors, dequantize, quantize_like, rescale, zero_vectors
 from owl3_jax.nn.remat import block_input, rematerialized
-from owl3_jax.nn.rope import rope
+from owl3_jax.nn.rope import rope, turns_back
 from owl3_jax.nn.stacks import Layer, Stack, as_one_stack, select_layer
 from owl3_jax.params import Params
 from owl3_jax.sharding import constrain
@@ -90,7 +90,8 @@ class PagedContext(NamedTuple):
     text_table: PageTable  # the tokens before the new ones
     slots: PageSlots
     images: Pages  # [M, P', K, L', D]
-    image_table: PageTable  # with the positions of the placeholders' first tokens
+    image_table: PageTable
+    image_positions: Int[Array, "B I"]  # of the placeholders' first tokens
 
 
 class Carry(NamedTuple):
@@ -395,12 +396,12 @@ class Qwen2(nn.Module):
         return Fusion(images.blocks, visible, self.hyper_layers.gate_weights())
 
     def _paged_fusion(self, text: Text, context: PagedContext) -> Fusion:
-        config, table = self.config, context.image_table
+        config, table, positions = self.config, context.image_table, context.image_positions
         is_image = (table.tokens > 0).astype(jnp.int32)
         seen_by_own = config.image_is_seen_by_its_own_token
-        visible = visibility(text.positions, text.segment_ids, table.positions, is_image, inclusive=seen_by_own)
-        turned_to = table._replace(positions=table.positions + config.image_rope_offset)
-        return Fusion(PagedKeys(context.images, turned_to, config.rope_theta), visible, self.hyper_layers.gate_weights())
+        visible = visibility(text.positions, text.segment_ids, positions, is_image, inclusive=seen_by_own)
+        turns = turns_back(positions[..., None] + config.image_rope_offset, config.head_dim, config.rope_theta)
+        return Fusion(PagedKeys(context.images, table, turns), visible, self.hyper_layers.gate_weights())
 
     def _run_layers(self, carry: Carry, inputs: LayerInputs) -> tuple[Carry, Float[Array, "N B T E"] | None]:
         """The last carry, and the outputs of all layers [N, B, T, E] if they are collected."""

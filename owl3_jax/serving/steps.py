@@ -109,11 +109,9 @@ class Steps:
         is_new = (segment_ids > 0) & ~np.take_along_axis(keeps, page_of, axis=1)
         targets = np.where(is_new, np.take_along_axis(pages, page_of, axis=1), self._pools.sizes.text_pages)
         written = np.clip(starts[:, None] - np.arange(text_width, dtype=np.int32) * size, 0, size)
-        described = Rows(
-            PageTable._make([pages, written, np.zeros_like(pages)]),
-            PageSlots._make([targets.astype(np.int32), places % size]),
-            PageTable._make([image_pages, image_tokens, positions]),
-        )
+        tables = PageTable._make([pages, written]), PageTable._make([image_pages, image_tokens])
+        slots = PageSlots._make([targets.astype(np.int32), places % size])
+        described = Rows._make([tables[0], slots, tables[1], positions])
         text = Text._make([ids, places, segment_ids])
         inputs = (self._pools.text, self._pools.images, text, described)
         logits, self._pools.text = self._runtime.run_model(paged_programs.read, *inputs, positions=length, rows=rows)

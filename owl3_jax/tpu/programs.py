@@ -192,12 +192,10 @@ def serve_step(config: Config, mesh: Mesh, prompt: Prompt, rows: int) -> Program
     pages = lambda number: -(-number // over) * over
     text = _pool(runtime, paged_programs.empty_text_pages, pages(rows * each), over, tokens_per_page)
     images = _pool(runtime, paged_programs.empty_image_pages, pages(rows * prompt.images), over)
-    table = lambda width: PageTable(*[_ids(rows, width)] * 3)
-    described = paged_programs.Rows(
-        table(buckets.bucket(each, steps=1)),
-        PageSlots(*[_ids(rows, 1)] * 2),
-        table(buckets.bucket(prompt.images, steps=1)),
-    )
+    table = lambda width: PageTable(*[_ids(rows, width)] * 2)
+    width = buckets.bucket(prompt.images, steps=1)
+    slots = PageSlots(*[_ids(rows, 1)] * 2)
+    described = paged_programs.Rows(table(buckets.bucket(each, steps=1)), slots, table(width), _ids(rows, width))
     arguments = (text, images, Text(*[_ids(rows, 1)] * 3), described)
     lower = lambda: runtime.run_model(paged_programs.read.lower, *arguments, positions=1, rows=rows)
     seen = prompt.images * runtime.config.vision.tokens_per_image

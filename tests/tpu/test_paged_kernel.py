@@ -19,10 +19,10 @@ def test_it_compiles(chip: str, heads: int, key_heads: int, size: int, layers: i
     given = lambda *shape, dtype=jnp.bfloat16: jax.ShapeDtypeStruct(shape, dtype, sharding=placed)
     pool = given(layers, PAGES, key_heads, TOKENS, size)
     table = given(ROWS, IMAGES, dtype=jnp.int32)
-    layer = given(dtype=jnp.int32)
-    attend = lambda *given: paged.attend(*given, theta=1e6, interpret=False)
+    turns, layer = given(ROWS, IMAGES, 1, 2 * size, dtype=jnp.float32), given(dtype=jnp.int32)
+    attend = lambda *given: paged.attend(*given, interpret=False)
     with jax.default_matmul_precision("highest"):  # as parity checks set it
-        lowered = jax.jit(attend).lower(given(ROWS, heads, size), pool, pool, table, table, table, layer)
+        lowered = jax.jit(attend).lower(given(ROWS, heads, size), pool, pool, table, table, turns, layer)
     memory = lowered.compile().memory_analysis()
     assert lowered.as_text().count('kernel_name = "paged_attention"') == 1
     assert memory is not None and memory.temp_size_in_bytes < pool.size * 2 / 16  # no page is gathered, or copied

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from owl3_jax.attention.parts import MASKED, Part
 from owl3_jax.nn.padding import pad_to_multiple
-from owl3_jax.nn.rope import rotation
+from owl3_jax.nn.rope import quarter_turn
 
 _SUBLANES, _LANES = 8, 128
 
@@ -47,24 +47,22 @@ def attend(
     keys: Float[Array, "M P K L D"],
     values: Float[Array, "M P K L D"],
     pages: Int[Array, "B I"],
-    positions: Int[Array, "B I"],
     tokens: Int[Array, "B I"],
+    turns: Float[Array, "B I 1 _"] | None,
     layer: Int[Array, ""],
     *,
-    theta: float | None,
     interpret: bool,
 ) -> Part:
     """As `owl3_jax.attention.pages.attend_to_pages`, of which this is the case of one position; in float32.
 
     Args:
         q: rotated queries.
-        keys: not rotated, unless `theta` is None.
+        keys: not rotated, unless `turns` is None.
         values: as `keys`.
         pages: of each row.
-        positions: of the pages' keys, by which queries are turned back.
         tokens: of the L of each page, those that the row sees; a page of which it sees none is not read.
+        turns: what queries are turned back by for each page, as in `PagedKeys`.
         layer: which of the M.
-        theta: the base of the rotary position embedding; None turns nothing.
         interpret: runs anywhere, slowly.
 
     Returns:
@@ -73,11 +71,8 @@ def attend(
     (B, H, D), (_, _, K, _, _), I = q.shape, keys.shape, pages.shape[1]
     by_key_head = lambda x: pad_to_multiple(x.reshape(B, K, H // K, D), 2, _SUBLANES)  # [B, K, G, D]
     queries = by_key_head(q.astype(jnp.float32) * D**-0.5)
-    G, half = queries.shape[2], D // 2
-    # Turned back: x cos + other sin, where `other` is x turned by -90 degrees.
-    other = jnp.concatenate([queries[..., half:], -queries[..., :half]], axis=-1)
-    cos, sin = rotation(positions[..., None] if theta is not None else jnp.zeros((B, I, 1), jnp.int32), half, theta or 1.0)
-    turns = jnp.concatenate([cos, cos, sin, sin], axis=-1)  # [B, I, 1, 2D]
+    G = queries.shape[2]
+    turning = () if turns is None else (quarter_turn(queries), turns)
     # What a row does not see is not read: its page is one that is there already.
     read = jax.lax.cummax(jnp.where(tokens > 0, jnp.arange(I), 0), axis=1)
     scalars = (layer[None], jnp.take_along_axis(pages, read, axis=1), tokens)
@@ -92,11 +87,11 @@ def attend(
     of_lse = pl.BlockSpec((None, K, G, _LANES), lambda row, image, *_: (row, 0, 0, 0))
     statistics = pltpu.VMEM((K, G, _LANES), jnp.float32)
     out, lse = pl.pallas_call(
-        functools.partial(_kernel, has_tokens_in_lanes=has_tokens_in_lanes),
+        functools.partial(_kernel, has_turns=bool(turning), has_tokens_in_lanes=has_tokens_in_lanes),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=len(scalars),
             grid=(B, I),
-            in_specs=[of_row, of_row, of_image, of_page, of_page],
+            in_specs=[of_row, *([of_row, of_image] if turning else []), of_page, of_page],
             out_specs=[of_row, of_lse],
             scratch_shapes=[statistics, statistics, pltpu.VMEM((K, G, D), jnp.float32)],
         ),
@@ -107,7 +102,7 @@ def attend(
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary")),
         interpret=interpret,
         name="paged_attention",
-    )(*scalars, queries, other, turns, keys, values)
+    )(*scalars, queries, *turning, keys, values)
     heads = H // K
     return Part(out[:, :, :heads].reshape(B, H, D), lse[:, :, :heads, 0].reshape(B, H))
 
@@ -117,20 +112,13 @@ def _kernel(
     pages: Ref,
     seen_tokens: Ref,
     queries: Ref,
-    other: Ref,
-    turns: Ref,
-    keys: Ref,
-    values: Ref,
-    out: Ref,
-    lse: Ref,
-    top: Ref,
-    total: Ref,
-    sums: Ref,
-    *,
+    *others: Ref,
+    has_turns: bool,
     has_tokens_in_lanes: bool,
 ) -> None:
     """One page of one row: a softmax that goes on from page to page."""
     del layer, pages
+    turning, (keys, values, out, lse, top, total, sums) = others[:-7], others[-7:]
     row, image = pl.program_id(0), pl.program_id(1)
     key_heads, D = queries.shape[0], queries.shape[2]
     tokens, size = (1, 0) if has_tokens_in_lanes else (0, 1)  # dims of a head's keys
@@ -144,11 +132,14 @@ def _kernel(
 
     @pl.when(seen_tokens[row, image] != 0)
     def _add() -> None:
-        cos, sin = turns[:, :D], turns[:, D:]
         is_seen = jax.lax.broadcasted_iota(jnp.int32, (queries.shape[1], L), 1) < seen_tokens[row, image]
         holds_value = jax.lax.broadcasted_iota(jnp.int32, values.shape[1:], tokens) < seen_tokens[row, image]
         for head in range(key_heads):
-            q = (queries[head] * cos + other[head] * sin).astype(keys.dtype)
+            q = queries[head]
+            if has_turns:
+                quarter_turned, turns = turning
+                q = q * turns[:, :D] + quarter_turned[head] * turns[:, D:]
+            q = q.astype(keys.dtype)
             scores = _dot(q, keys[head], size)  # [G, L]
             scores = jnp.where(is_seen, scores, MASKED)
             before = top[head, :, :1]

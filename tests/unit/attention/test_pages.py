@@ -11,10 +11,12 @@ from owl3_jax.attention.pages import PagedKeys, Pages, PageTable
 from owl3_jax.attention.parts import MASKED
 from owl3_jax.attention.visibility import Visibility, visibility
 from owl3_jax.nn.quantized import Quantized, quantize
-from owl3_jax.nn.rope import rope
+from owl3_jax.nn.rope import rope, turns_back
 from tests.tolerances import MODULE
 
 B, I, L, K, G, M, P, THETA = 3, 5, 24, 2, 3, 2, 7, 10_000.0
+
+PLACES = jnp.array([[3, 90, 700, 2000, 30_000], [40_000, 40_010, 0, 0, 0], [0, 0, 0, 0, 0]])  # of the images of each row
 
 
 def case(T: int, D: int = 16, real_tokens: int = L):
@@ -25,17 +27,16 @@ def case(T: int, D: int = 16, real_tokens: int = L):
     table = PageTable(
         jnp.array([[4, 0, 2, 6, 1], [0, 4, 3, 3, 3], [5, 5, 5, 5, 5]]),
         segments * real_tokens,
-        jnp.array([[3, 90, 700, 2000, 30_000], [40_000, 40_010, 0, 0, 0], [0, 0, 0, 0, 0]]),
     )
     ends = jnp.array([30_000 + T, 40_100, 9])[:, None]
     positions = ends - T + 1 + jnp.arange(T)
     q = rope(jax.random.normal(keys[2], (B, K * G, T, D)), positions[:, None], THETA)
-    return q, pages, table, visibility(positions, jnp.ones((B, T), jnp.int32), table.positions, segments)
+    return q, pages, table, visibility(positions, jnp.ones((B, T), jnp.int32), PLACES, segments)
 
 
 def from_own_caches(q, pages, table, visible, plan, layer):
     read = lambda x: jnp.moveaxis(x[:, table.pages], 3, 2)  # [M, B, K, I, L, D]
-    rotated = rope(read(pages.keys), table.positions[None, :, None, :, None], THETA)
+    rotated = rope(read(pages.keys), PLACES[None, :, None, :, None], THETA)
     return attend(q, [(rotated, read(pages.values))], visible, plan, layer)
 
 
@@ -53,7 +54,11 @@ def from_own_caches(q, pages, table, visible, plan, layer):
 def test_pages_are_caches_that_rows_share(T, backend, D, images_per_chunk, real_tokens):
     q, pages, table, visible = case(T, D, real_tokens or L)
     plan = Plan(IMAGES, backend, images_per_chunk, real_tokens)
-    paged = jax.jit(lambda layer: attend(q, PagedKeys(pages, table, THETA), visible, plan, layer))
+    paged = jax.jit(
+        lambda layer: attend(
+            q, PagedKeys(pages, table, turns_back(PLACES[..., None], q.shape[-1], THETA)), visible, plan, layer
+        )
+    )
     own = jax.jit(lambda layer: from_own_caches(q, pages, table, visible, plan._replace(backend="xla"), layer))
     for layer in range(M):
         found, wanted = paged(layer), own(layer)
@@ -67,7 +72,7 @@ def test_turning_back_is_exact_far_from_the_first_position():
     """Also where an angle of 40,000 radians is rounded to 0.002: both ways round it alike."""
     q, pages, table, visible = case(1)
     plan = Plan(IMAGES, "xla")
-    found = attend(q, PagedKeys(pages, table, THETA), visible, plan, 1)
+    found = attend(q, PagedKeys(pages, table, turns_back(PLACES[..., None], q.shape[-1], THETA)), visible, plan, 1)
     wanted = from_own_caches(q, pages, table, visible, plan, 1)
     moved = from_own_caches(rope(q, jnp.ones((B, 1, 1), jnp.int32), THETA), pages, table, visible, plan, 1)
     error, step = np.abs(found.out - wanted.out).max(), np.abs(moved.out - wanted.out).max()
@@ -77,8 +82,8 @@ def test_turning_back_is_exact_far_from_the_first_position():
 def test_int8_pages():
     q, pages, table, visible = case(1)
     small = Pages(*(Quantized(*quantize(x, (x.ndim - 1,))) for x in pages))
-    found = attend(q, PagedKeys(small, table, THETA), visible, Plan(IMAGES, "auto"))
-    whole = attend(q, PagedKeys(pages, table, THETA), visible, Plan(IMAGES, "auto"))
+    found = attend(q, PagedKeys(small, table, turns_back(PLACES[..., None], q.shape[-1], THETA)), visible, Plan(IMAGES, "auto"))
+    whole = attend(q, PagedKeys(pages, table, turns_back(PLACES[..., None], q.shape[-1], THETA)), visible, Plan(IMAGES, "auto"))
     error = np.abs(found.out - whole.out).max()
     assert 0 < error < 0.02  # measured 0.006
 
@@ -90,8 +95,12 @@ def test_unseen_pages_are_not_read():
     others = [page for page in range(P) if page not in shown]
     broken = Pages(*(x.at[:, np.array(others)].set(jnp.nan) for x in pages))
     for backend in ("xla", "pallas"):
-        found = attend(q, PagedKeys(broken, table, THETA), visible, Plan(IMAGES, backend))
-        whole = attend(q, PagedKeys(pages, table, THETA), visible, Plan(IMAGES, backend))
+        found = attend(
+            q, PagedKeys(broken, table, turns_back(PLACES[..., None], q.shape[-1], THETA)), visible, Plan(IMAGES, backend)
+        )
+        whole = attend(
+            q, PagedKeys(pages, table, turns_back(PLACES[..., None], q.shape[-1], THETA)), visible, Plan(IMAGES, backend)
+        )
         np.testing.assert_array_equal(found.out[:2], whole.out[:2])
 
 
@@ -99,7 +108,7 @@ def test_unseen_pages_are_not_read():
 @pytest.mark.parametrize("T", [1, 4])
 def test_rows_without_images(T, backend):
     q, pages, table, visible = case(T)
-    none = PagedKeys(pages, jax.tree.map(lambda x: x[:, :0], table), THETA)
+    none = PagedKeys(pages, jax.tree.map(lambda x: x[:, :0], table), turns_back(PLACES[:, :0, None], 16, THETA))
     found = attend(q, none, visible._replace(key_segment_ids=visible.key_segment_ids[:, :0]), Plan(IMAGES, backend))
     assert not np.any(found.out) and np.all(found.lse == MASKED)
 
