@@ -34,6 +34,7 @@ class Steps:
         self._runtime, self._pools = runtime, pools
         self._stop_ids = np.array(stop_ids, np.int32)
         self._text_widths, self._image_widths = _widths(text_width), _widths(image_width)
+        self._widest = self._text_widths[-1], self._image_widths[-1]
         self._rows: tuple[tuple[object, ...], SamplingRows] | None = None
 
     @property
@@ -47,11 +48,11 @@ class Steps:
         for size in sorted({self._runtime.encoder_batch(images) for images in range(1, self.images_at_once + 1)}):
             yield f"vision, {size} images"
             self._encode([np.zeros((side, side, 3), np.uint8)] * size, [self._pools.sizes.image_pages] * size)
+        for length in sorted({chunk_size(tokens) for tokens in range(1, buckets.PREFILL_CHUNK + 1)}):
+            yield f"{length} tokens of a prompt"
+            self._call([], [], 1, length, *self._widest)
         for text in self._text_widths:
             for images in self._image_widths:
-                for length in sorted({chunk_size(tokens) for tokens in range(1, buckets.PREFILL_CHUNK + 1)}):
-                    yield f"{length} tokens of a prompt, tables of {text} and {images} pages"
-                    self._call([], [], 1, length, text, images)
                 for size in sorted({buckets.rows(answers) for answers in range(1, rows + 1)}):
                     yield f"a token of {size} answers, tables of {text} and {images} pages"
                     logits = self._call([], [], size, 1, text, images)
@@ -75,11 +76,12 @@ class Steps:
         They follow the `read` ones of a request, which does not change. Pages that are shared and written are left as they are.
         """
         longest = max(map(len, tokens))
-        length = 1 if longest == 1 else chunk_size(longest)
+        if longest > 1:  # pages beyond those that a row shows cost a chunk of a prompt nothing
+            return self._call(requests, tokens, buckets.rows(len(requests)), chunk_size(longest), *self._widest)
         text = max(self._pools.text_pages(request.read + len(new)) for request, new in zip(requests, tokens, strict=True))
         images = max(len(request.image_keys) for request in requests)
         widths = _fitting(self._text_widths, text), _fitting(self._image_widths, images)
-        return self._call(requests, tokens, buckets.rows(len(requests)), length, *widths)
+        return self._call(requests, tokens, buckets.rows(len(requests)), 1, *widths)
 
     def _call(
         self,
@@ -208,8 +210,8 @@ def _widths(most: int) -> list[int]:
     if jax.default_backend() == "cpu":
         return [most]
     widths = [most]
-    while widths[0] > _NARROWEST_TABLE:
-        widths.insert(0, max(_NARROWEST_TABLE, widths[0] // 4))
+    while widths[0] >= 4 * _NARROWEST_TABLE:
+        widths.insert(0, widths[0] // 4)
     return widths
 
 
