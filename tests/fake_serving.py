@@ -123,7 +123,7 @@ class FakeEngine:
     """Answers with the prompt, a byte at a time. A prompt that begins with `!` is a command."""
 
     def __init__(self) -> None:
-        self.is_ready = True
+        self.is_ready, self.has_failed = True, False
         self.generations: list[Generation] = []
         self.cancelled: list[str] = []
         self.held: dict[str, Held] = {}

@@ -45,8 +45,8 @@ class PagedKeys:
 
     pages: Pages  # of all layers
     table: PageTable  # of B rows
-    # `owl3_jax.nn.rope.turns_back` of the positions that images are seen at, once for all layers [B, I, 1, 2 * D]; None: keys are
-    # rotated already
+    # `owl3_jax.nn.rope.turns_back` of the positions that images are seen at, [B, I, 1, 2 * D], once for all layers; None where
+    # keys are rotated already.
     turns: Float[Array, "B I 1 _"] | None
 
 

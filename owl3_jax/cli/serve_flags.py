@@ -20,7 +20,7 @@ class Flags:
     """Answers many users at once, by OpenAI's API and on a page. Requests that leave the sampling options out get these."""
 
     model: Annotated[ModelFlags, tyro.conf.arg(name="")]
-    engine: Annotated[EngineSettings, tyro.conf.arg(name="")]
+    engine: Annotated[EngineSettings, tyro.conf.arg(name="")] = dataclasses.field(default_factory=EngineSettings)
     port: int = 8000  # 0: any that is free
     host: str = "127.0.0.1"  # address to listen at; the default can be reached from this machine alone
     api_key_file: Path | None = None  # keys, one a line; the variable OWL3_API_KEY adds one

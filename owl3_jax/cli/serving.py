@@ -7,6 +7,7 @@ import logging
 import os
 import resource
 import socket
+import sys
 
 import owl3_jax
 from owl3_jax.cli.model_flags import load_model
@@ -52,6 +53,8 @@ def serve(flags: Flags, sampling: Sampling) -> None:
         engine = start_engine(owl, flags.engine)
         try:
             asyncio.run(_serve(flags, settings, keys, policy, limits, taken, owl, engine))
+            if engine.has_failed:
+                sys.exit("error: the engine has failed, the log says why")
         finally:
             engine.close(0.0)
 

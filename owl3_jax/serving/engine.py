@@ -31,7 +31,7 @@ class Engine:
         self._known: dict[str, Request] = {}
         self._cancelled: set[Request] = set()
         self._changed = threading.Condition()  # guards all of the above
-        self._is_ready = self._is_closing = self._is_aborting = False
+        self._is_ready = self._is_closing = self._is_aborting = self._was_closed = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
@@ -39,6 +39,11 @@ class Engine:
     def is_ready(self) -> bool:
         """Whether all programs are compiled, and new requests are taken."""
         return self._is_ready and not self._is_closing
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether it has ended by itself; see `ServingEngine.has_failed`."""
+        return not self._was_closed and not self._thread.is_alive()
 
     def submit(self, generation: Generation, listener: Listener) -> None:
         """Queues an answer; see `ServingEngine.submit`."""
@@ -88,7 +93,7 @@ class Engine:
     def close(self, timeout: float) -> None:
         """Finishes what is under way; see `ServingEngine.close`."""
         with self._changed:
-            self._is_closing = True
+            self._is_closing = self._was_closed = True
             self._changed.notify()
         self._thread.join(timeout)
         self._is_aborting = True

@@ -115,6 +115,10 @@ class ServingEngine(Protocol):
     def is_ready(self) -> bool:
         """Whether all programs are compiled, and new requests are taken."""
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether it has ended by itself: nothing will ever be answered."""
+
     def submit(self, generation: Generation, listener: Listener) -> None:
         """Queues an answer, whose events go to `listener`: `Begun`, `Piece`s, or a `Failure` at any time.
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import logging
 import signal
 import socket
 from collections.abc import Callable
@@ -21,6 +22,10 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 @runtime_checkable
 class Closable(Protocol):
     """The engine, as far as its end goes."""
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether it has ended by itself."""
 
     def close(self, timeout: float) -> None:
         """Ends all answers: those that take longer than `timeout` seconds fail."""
@@ -65,7 +70,7 @@ async def run_server(
     limits: ServerLimits,
     on_start: Callable[[Callable[[], None]], None] | None = None,
 ) -> None:
-    """Serves until SIGTERM or SIGINT, then refuses new requests, ends those under way, and returns.
+    """Serves until SIGTERM or SIGINT, or until the engine fails, then refuses new requests, ends those under way, and returns.
 
     A second signal gives those under way no more time. Outside the main thread there are no signals: `on_start` gets a
     function that does what they do, and is to be called in the loop.
@@ -77,6 +82,7 @@ async def run_server(
         await asyncio.sleep(0.01)
     _listen_for_end(ending.signal, on_start)
     connections = cast(set[Connection], server.server_state.connections)  # of its HTTP/1.1 in h11
+    watching = asyncio.ensure_future(_watch(engine, ending.signal))
     sweeping = asyncio.ensure_future(Sweeper(connections, limits.connections).run())
     host, port, *_ = taken.getsockname()
     log("serving", host=host, port=port)
@@ -88,7 +94,16 @@ async def run_server(
         drained.cancel()
     finally:
         sweeping.cancel()
+        watching.cancel()
     log("ended")
+
+
+async def _watch(engine: Closable, end: Callable[[], None]) -> None:
+    """A server whose engine has failed is of no use: whoever supervises it has to start it again."""
+    while not engine.has_failed:
+        await asyncio.sleep(1)
+    log("the engine has failed", logging.ERROR)
+    end()
 
 
 def _listen_for_end(end: Callable[[], None], on_start: Callable[[Callable[[], None]], None] | None) -> None:

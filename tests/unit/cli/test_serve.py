@@ -4,11 +4,10 @@ import importlib.util
 import os
 import signal
 import socket
-import sys
 import threading
 import time
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -18,6 +17,7 @@ from owl3_jax.cli.model_flags import ModelFlags
 from owl3_jax.cli.serve_flags import Flags, listed
 from owl3_jax.config import ConfigError
 from owl3_jax.inference.sampling import Sampling
+from owl3_jax.serving.settings import EngineSettings
 from tests.fake_serving import FakeEngine
 
 _PATIENCE = 120.0
@@ -32,10 +32,6 @@ def engines(monkeypatch) -> SimpleNamespace:
         started.settings = settings
         return started.engine
 
-    module = ModuleType("owl3_jax.serving.engine")
-    module.start_engine = start_engine  # type: ignore[attr-defined]
-    if importlib.util.find_spec(module.__name__) is None:
-        monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.delenv("OWL3_API_KEY", raising=False)
     from owl3_jax.cli import serving
 
@@ -45,7 +41,8 @@ def engines(monkeypatch) -> SimpleNamespace:
 
 
 def flags(**fields: object) -> Flags:
-    return Flags(ModelFlags(Path("digits")), **fields)  # type: ignore[arg-type]
+    of_engine = {name: fields.pop(name) for name in ("max_images", "max_queued") if name in fields}
+    return Flags(ModelFlags(Path("digits")), EngineSettings(**of_engine), **fields)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -171,3 +168,10 @@ def test_it_serves_until_a_signal_and_ends_what_it_started(engines):
     assert answers[0].status_code == 200 and answers[0].json()["usage"]["prompt_tokens"] > 4
     assert engines.settings.max_queued == 5 and engines.engine.closed.is_set()
     assert engines.engine.generations[0].sampling.temperature == Sampling.named("chat").temperature
+
+
+def test_it_ends_with_an_error_when_its_engine_has_failed(engines):
+    engines.engine.has_failed = True
+    with pytest.raises(SystemExit, match="the engine has failed"):
+        command.main(["--checkpoint", "digits", "--port", "0", "--decode-workers", "1"])
+    assert engines.engine.closed.is_set()

@@ -13,6 +13,7 @@ from owl3_jax.inference.sampling import Sampling
 from owl3_jax.serving.generation import Begun, QueueFullError, TooLargeError, View
 from owl3_jax.serving.pace import Pace
 from owl3_jax.serving.pools import Pools
+from owl3_jax.serving.steps import Steps
 from tests.tiny import FORMS
 from tests.tolerances import ENGINE_LOGITS
 from tests.unit.inference import tiny_engine
@@ -351,3 +352,18 @@ def test_the_same_name_twice_is_refused():
         with pytest.raises(ValueError, match="already"):
             engine.submit(generation(RAGGED[0], GREEDY, request_id=first.request_id), Listening("x"))
         engine.cancel(first.request_id)
+
+
+def test_an_engine_that_cannot_be_made_ready_says_so(monkeypatch):
+    monkeypatch.setattr(Steps, "warm_up", lambda *_: 1 / 0)
+    with serving(warm_up=True) as engine:
+        engine._thread.join(LONGEST)
+        assert engine.has_failed and not engine.is_ready
+        with pytest.raises(QueueFullError):
+            ask(engine, RAGGED[0], GREEDY)
+
+
+def test_an_engine_that_was_closed_has_not_failed():
+    with serving() as engine:
+        assert not engine.has_failed
+    assert not engine.has_failed
