@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from fastapi import Depends, FastAPI
 from fastapi.openapi.utils import get_openapi
@@ -37,7 +36,7 @@ _REQUEST = {
         "content": {"application/json": {"schema": {"$ref": "#/components/schemas/ChatRequest"}}},
     }
 }
-_FAILURES: dict[int | str, dict[str, Any]] = {  # Any: FastAPI's own type
+_FAILURES: dict[int | str, dict[str, object]] = {
     "4XX": {"model": ErrorBody, "description": "The request has a fault, or there are too many"},
     "5XX": {"model": ErrorBody, "description": "The server has"},
 }
@@ -148,7 +147,7 @@ def _add_pages(app: FastAPI) -> None:
         return docs.response()
 
 
-def _openapi(app: FastAPI) -> Callable[[], dict[str, Any]]:  # Any: JSON, as FastAPI has it
+def _openapi(app: FastAPI) -> Callable[[], dict[str, object]]:
     document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
     document["components"]["schemas"] |= request_schemas()
     return lambda: document

@@ -25,11 +25,12 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import numpy as np
 from PIL import Image
 
+from owl3_jax.config import FrameRule
 from owl3_jax.processing.conversation import as_conversation
 from owl3_jax.processing.images import TooManyPixels, UnreadableImage, check_header, limit_pixels
 from owl3_jax.processing.processor import Prepared, Processor
@@ -61,9 +62,9 @@ def _keep_log_for_ourselves() -> None:
         os.dup2(nowhere.fileno(), 2)  # to which libraries in C write
 
 
-def _serve(connection: socket.socket, settings: Mapping[str, Any]) -> None:  # Any: JSON that the server wrote
+def _serve(connection: socket.socket, settings: Mapping[str, object]) -> None:  # JSON that the server wrote
     try:
-        limits = DecodeLimits(**settings["limits"])
+        limits = DecodeLimits(**cast(dict[str, int], settings["limits"]))
         processor = _processor(settings, limits)
         _confine(limits)
     except (ValueError, OSError) as error:
@@ -80,15 +81,15 @@ def _serve(connection: socket.socket, settings: Mapping[str, Any]) -> None:  # A
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-def _processor(settings: Mapping[str, Any], limits: DecodeLimits) -> Processor:  # Any: as above
-    processor = Processor.from_pretrained(settings["checkpoint"])
+def _processor(settings: Mapping[str, object], limits: DecodeLimits) -> Processor:
+    processor = Processor.from_pretrained(str(settings["checkpoint"]))
     video = processor.video_sampling
     video = dataclasses.replace(
         video,
-        max_frames=min(settings["max_frames"] or video.max_frames, limits.max_frames),
-        rule=settings["frame_rule"] or video.rule,
+        max_frames=min(cast(int | None, settings["max_frames"]) or video.max_frames, limits.max_frames),
+        rule=cast(FrameRule | None, settings["frame_rule"]) or video.rule,
     )
-    crop = processor.crop if settings["crop"] is None else settings["crop"]
+    crop = processor.crop if settings["crop"] is None else cast(bool, settings["crop"])
     return dataclasses.replace(processor, video_sampling=video, crop=crop)
 
 

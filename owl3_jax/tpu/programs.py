@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from owl3_jax.attention.pages import PageTable
+from owl3_jax.attention.pages import Pages, PageTable
 from owl3_jax.batch import AnyArray
 from owl3_jax.config import ComputeConfig, Config, ModelConfig, Remat
 from owl3_jax.flops import Work, forward_flops, image_cache_flops, train_flops
@@ -208,11 +208,11 @@ def serve_step(config: Config, mesh: Mesh, prompt: Prompt, rows: int) -> Program
     return Program("serve-step", what, lower, flops, flops, held, False, looked_up=table_of_words, hyper_share=share)
 
 
-# Any: pages, which jax's type of a lowered program does not know.
-def _pool(runtime: Runtime, empty: jax.stages.Wrapped, pages: int, few: int, *sizes: int) -> Any:
+def _pool(runtime: Runtime, empty: jax.stages.Wrapped, pages: int, few: int, *sizes: int) -> Pages:
     """The abstract pool that `empty` makes, sharded as one of `few` pages is: that one compiles whatever the size."""
     lowered = lambda number: runtime.run(empty.lower, runtime.config, runtime.compute, number, *sizes)
-    return _place(lowered(pages).out_info, lowered(few).compile().output_shardings)
+    pool: Pages = _place(lowered(pages).out_info, lowered(few).compile().output_shardings)
+    return pool
 
 
 def _runtime(config: Config, mesh: Mesh, positions: int) -> Runtime:
