@@ -8,6 +8,7 @@ Nothing of a row is kept on the device but its pages: rows come and go between t
 each compiles once for each shape of its arguments; the pool that a program writes to is donated.
 """
 
+import dataclasses
 import functools
 from typing import NamedTuple
 
@@ -58,6 +59,15 @@ class Chosen(NamedTuple):
     logprobs: Float[Array, " R"] | None
     top_tokens: Int[Array, "R top"] | None  # the likeliest, best first
     top_logprobs: Float[Array, "R top"] | None
+
+
+def pool_compute(compute: ComputeConfig, platform: str) -> ComputeConfig:
+    """`compute` as pools hold keys and values: on a CPU in float32 in place of 16 bits, which loses nothing.
+
+    There XLA converts the whole of a pool of 16-bit floats, and back, for each token that is written to it.
+    """
+    is_short = jnp.dtype(compute.dtype).itemsize < jnp.dtype(jnp.float32).itemsize
+    return dataclasses.replace(compute, dtype="float32") if platform == "cpu" and is_short else compute
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))

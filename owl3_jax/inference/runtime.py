@@ -110,15 +110,19 @@ class Runtime:
         features: Float[Array, "J L E"] = self.run_model(programs.encode, pixels)
         return features
 
+    @property
+    def platform(self) -> str:
+        """Of the devices that it runs on, which need not be this machine's: `owl3 compile`."""
+        name: str = self.mesh.devices.flat[0].platform if self.mesh else jax.default_backend()
+        return name
+
     def _images_per_chunk(self, positions: int, rows: int) -> int:
         config, shared = self.config, rows_divisor(self.mesh) if self.mesh else 1
         # Keys and values of a chunk are copied out of a stack of layers, but read in place from separate buffers.
         copied = 2 * config.num_key_value_heads * config.head_dim if self.compute.scan_layers else 0
         per_token = copied + config.num_attention_heads * positions
         per_image = 4 * per_token * self.run(image_token_slots, config) * max(1, rows // shared)
-        # The platform of the devices that it runs on, which need not be this machine's: `owl3 compile`.
-        platform = self.mesh.devices.flat[0].platform if self.mesh else jax.default_backend()
-        return max(1, _CHUNK_BYTES.get(platform, _CHUNK_BYTES_ELSEWHERE) // per_image)
+        return max(1, _CHUNK_BYTES.get(self.platform, _CHUNK_BYTES_ELSEWHERE) // per_image)
 
     def image_bytes(self, rows: int, slots: int) -> int:
         """Bytes of keys and values of `rows` x `slots` images in all hyper layers, as they are on the mesh."""

@@ -47,10 +47,10 @@ def quantize_like(x: Float[Array, "*dims D"], other: Float[Array, "*others D"] |
 
 
 def dequantize(x: Vectors, dtype: DTypeLike) -> Float[Array, "*dims D"]:
-    """Quantized vectors in `dtype`; others unchanged."""
+    """Vectors in `dtype`."""
     if isinstance(x, Quantized):
         return (x.values.astype(jnp.float32) * x.scale[..., None]).astype(dtype)
-    return x
+    return x.astype(dtype)
 
 
 def zero_vectors(shape: tuple[int, ...], compute: ComputeConfig) -> Vectors:

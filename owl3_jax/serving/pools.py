@@ -57,7 +57,8 @@ class Pools:
         self._allocate()
 
     def _allocate(self) -> None:
-        config, compute, sizes = self._runtime.config, self._runtime.compute, self.sizes
+        config, sizes = self._runtime.config, self.sizes
+        compute = paged_programs.pool_compute(self._runtime.compute, self._runtime.platform)
         self.text = self._runtime.run(paged_programs.empty_text_pages, config, compute, sizes.text_pages, sizes.tokens_per_page)
         self.images = self._runtime.run(paged_programs.empty_image_pages, config, compute, sizes.image_pages)
         self.of_text = PagePool(sizes.text_pages)

@@ -2,11 +2,10 @@
 
 import functools
 
-import jax
-
 from owl3_jax.inference import buckets
-from owl3_jax.inference.caches import text_bytes
+from owl3_jax.inference.caches import image_bytes, text_bytes
 from owl3_jax.inference.memory import check_fits, free_bytes
+from owl3_jax.inference.paged_programs import pool_compute
 from owl3_jax.inference.runtime import Runtime
 from owl3_jax.serving.pools import PoolSizes
 from owl3_jax.serving.settings import EngineSettings
@@ -24,14 +23,15 @@ def pool_sizes(runtime: Runtime, settings: EngineSettings, max_tokens: int) -> P
 
     Raises OutOfMemory when the bytes of `settings` are not free.
     """
-    platform = runtime.mesh.devices.flat[0].platform if runtime.mesh else jax.default_backend()
+    platform, compute = runtime.platform, pool_compute(runtime.compute, runtime.platform)
     tokens_per_page = _TOKENS_PER_PAGE.get(platform, _TOKENS_PER_PAGE_ELSEWHERE)
     total = settings.cache_gib * _GIB if settings.cache_gib else _default_bytes(platform, runtime.devices)
     check_fits(int(total), "pools of pages", runtime.devices)
-    per_page = runtime.run(functools.partial(text_bytes, runtime.config, runtime.compute), 1, tokens_per_page)
+    per_page = runtime.run(functools.partial(text_bytes, runtime.config, compute), 1, tokens_per_page)
+    per_image = runtime.run(functools.partial(image_bytes, runtime.config, compute), 1, 1)
     longest = -(-max_tokens // tokens_per_page)
     text_pages = max(1, min(settings.max_running * longest, int(total * _MOST_TEXT / per_page)))
-    images = int((total - text_pages * per_page) / runtime.image_bytes(1, 1))
+    images = int((total - text_pages * per_page) / per_image)
     over = devices_along("page", runtime.mesh) if runtime.mesh else 1  # the devices that share a pool
     wanted = 4 * settings.max_running * settings.max_images  # more could hardly be of use
     round_up = lambda pages: -(-max(1, pages) // over) * over
