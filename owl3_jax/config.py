@@ -201,12 +201,23 @@ class ComputeConfig:
     images_per_chunk: int = 16  # images whose attention scores are in memory at the same time
     weight_dtype: Literal["int8"] | None = None  # of matrices in inference (`owl3_jax.inference.quantize`); None: param_dtype
     cache_dtype: Literal["int8"] | None = None  # of keys and values that inference keeps; None: dtype
+    quantization: Literal["int8"] | None = None  # of the decoder's products in training (`owl3_jax.nn.int8_products`)
 
     def __post_init__(self) -> None:
         _require_positive(self, "images_per_chunk", "vocab_multiple")
-        for name in ("weight_dtype", "cache_dtype"):
+        for name in ("weight_dtype", "cache_dtype", "quantization"):
             value = getattr(self, name)
             _require(value in (None, "int8"), f"compute.{name} must be int8 or None, got {value!r}")
+        inference = [name for name in ("weight_dtype", "cache_dtype") if getattr(self, name) is not None]
+        _require(
+            self.quantization is None or not inference,
+            f"compute.quantization is for training, and compute.{' and compute.'.join(inference)} for inference: set one side "
+            "to None",
+        )
+
+    def without_quantization(self) -> "ComputeConfig":
+        """For all that is not training: what loads a checkpoint later computes it in `dtype` too."""
+        return dataclasses.replace(self, quantization=None)
 
 
 @dataclasses.dataclass(frozen=True)

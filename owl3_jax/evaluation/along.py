@@ -47,7 +47,7 @@ class TaskScorer:
             path.unlink(missing_ok=True)  # of an earlier life of this run
         config = self._config
         batch = config.eval.vision_batch_size or usual_vision_batch(mesh)
-        engine = Engine(Runtime(config.model, config.compute, params, mesh, batch), processor.tokenizer)
+        engine = Engine(Runtime(config.model, config.compute.without_quantization(), params, mesh, batch), processor.tokenizer)
         records, _ = answer_questions(self._asked, self._data, path, config.model, processor, lambda: engine, must_stop)
         return _same_everywhere(self._scores(folder, records) if jax.process_index() == 0 else None)
 

@@ -40,8 +40,9 @@ class Owl3(nn.Module):
     collect_hidden_states: bool = False
 
     def setup(self) -> None:
-        self.vision_model = Siglip(self.config.vision, self.compute)
-        self.vision2text_model = Projector(self.config, self.compute)
+        floats = self.compute.without_quantization()
+        self.vision_model = Siglip(self.config.vision, floats)
+        self.vision2text_model = Projector(self.config, floats)
         self.language_model = Qwen2(self.config, self.compute, self.collect_hidden_states)
 
     def __call__(self, batch: Batch) -> Outputs:

@@ -12,7 +12,9 @@ from flax.linen import initializers
 from jaxtyping import Array, Float, Shaped
 
 from owl3_jax.config import ComputeConfig
+from owl3_jax.nn.int8_products import multiply_int8
 from owl3_jax.nn.quantized import rescale
+from owl3_jax.nn.remat import product
 from owl3_jax.sharding import computes_on
 
 
@@ -109,7 +111,10 @@ class Linear(nn.Module):
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         dtype = self.compute.dtype
         inputs, letters, output = self._letters()
-        y = _multiply(inputs, letters, output, x.astype(dtype), self.kernel.astype(dtype))
+        if self.compute.quantization is None:
+            y = _multiply(inputs, letters, output, x.astype(dtype), self.kernel.astype(dtype))
+        else:
+            y = product(multiply_int8(self.equation, x.astype(dtype), self.kernel.astype(dtype)))
         adapter = self._adapter()
         if adapter is not None:
             a, b = self._adapter_letters()

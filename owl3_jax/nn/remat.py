@@ -13,7 +13,10 @@ The less is kept, the more is computed again. For one decoder block, weights not
 The blocks of the vision encoder follow the same policy; while they are frozen they keep nothing at all.
 """
 
+from typing import Any
+
 import flax.linen as nn
+import jax.numpy as jnp
 from jax import checkpoint_policies as policies
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Shaped
@@ -22,11 +25,18 @@ from owl3_jax.config import Remat
 
 _INPUT = "block_input"
 _ATTENDED = "attended"
+_PRODUCT = "product"
+
+
+# Any: what JAX passes to a policy depends on the primitive
+def _products_of_floats(primitive: Any, *operands: Any, **parameters: Any) -> bool:
+    """Whether this is a product with weights, unless of integers: of these, what has been scaled back is kept (`product`)."""
+    dots: bool = policies.dots_with_no_batch_dims_saveable(primitive, *operands, **parameters)
+    return dots and jnp.issubdtype(operands[0].dtype, jnp.floating)
+
 
 _POLICIES = {
-    "dots": policies.save_from_both_policies(
-        policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names(_ATTENDED)
-    ),
+    "dots": policies.save_from_both_policies(_products_of_floats, policies.save_only_these_names(_ATTENDED, _PRODUCT)),
     "minimal": policies.save_only_these_names(_ATTENDED),
     "full": policies.nothing_saveable,
     "offload": policies.save_and_offload_only_these_names(
@@ -46,6 +56,11 @@ def block_input(x: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
 def attended(x: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
     """Marks what a block's attention returns, before the output projection."""
     return checkpoint_name(x, _ATTENDED)
+
+
+def product(x: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
+    """Marks the result of a product of integers with weights, in floats."""
+    return checkpoint_name(x, _PRODUCT)
 
 
 def rematerialized(block: type[nn.Module], remat: Remat) -> type[nn.Module]:

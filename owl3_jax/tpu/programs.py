@@ -220,7 +220,8 @@ def _runtime(config: Config, mesh: Mesh, positions: int) -> Runtime:
     # A prompt with image tokens in its text may need more positions; no parameter depends on their number.
     model = dataclasses.replace(config.model, max_position_embeddings=max(config.model.max_position_embeddings, positions))
     vocab_multiple, dtype = devices_along("vocab", mesh), config.compute.dtype
-    compute = dataclasses.replace(config.compute, param_dtype=dtype, vocab_multiple=vocab_multiple, remat="none")
+    compute = config.compute.without_quantization()
+    compute = dataclasses.replace(compute, param_dtype=dtype, vocab_multiple=vocab_multiple, remat="none")
     return Runtime(model, compute, _abstract_params(model, compute, mesh), mesh)
 
 

@@ -4,6 +4,7 @@ The loss is a mean over all targets of the batch. Their number is known before a
 gradients of the microbatches simply add up.
 """
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -60,7 +61,8 @@ def make_loss_and_gradients(config: Config) -> Callable[..., tuple[Metrics, Para
 
 
 def make_loss_of_batch(config: Config) -> Callable[[Params, Batch], LossSums]:
-    """A function (params, batch) -> the sums that its loss and accuracy come from, without dropout and augmentation."""
+    """A function (params, batch) -> the sums that its loss and accuracy come from: no dropout, augmentation, quantization."""
+    config = dataclasses.replace(config, compute=config.compute.without_quantization())
     sums_of, parts = _make_loss_sums(config), config.train.microbatches
 
     def loss_of_batch(params: Params, batch: Batch) -> LossSums:
