@@ -6,8 +6,9 @@ Of the three products of a linear map two take int8 operands:
     gradient of input    dx = dy k^T    the same int8 k, whose scales multiply dy first; then a scale for each vector of dy
     gradient of weights  dk = x^T dy    in floats, from x and dy as they are
 
-Scales come from the largest absolute value over what is summed, at every step anew. Rounding passes gradients on as they are.
-Parameters stay floats. MaxText's `quantization="int8"` divides the work in the same way.
+Scales come from the largest absolute value over what is summed, at every step anew. The gradient of weights sums over all
+tokens, where a single one would set the step for all; MaxText's `quantization="int8"` leaves it in floats with
+`quantization_local_shard_count=0`. Rounding passes gradients on as they are. Parameters stay floats.
 """
 
 import functools

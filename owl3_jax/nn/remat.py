@@ -13,12 +13,11 @@ The less is kept, the more is computed again. For one decoder block, weights not
 The blocks of the vision encoder follow the same policy; while they are frozen they keep nothing at all.
 """
 
-from typing import Any
-
 import flax.linen as nn
 import jax.numpy as jnp
 from jax import checkpoint_policies as policies
 from jax.ad_checkpoint import checkpoint_name
+from jax.extend.core import Primitive
 from jaxtyping import Array, Shaped
 
 from owl3_jax.config import Remat
@@ -28,11 +27,10 @@ _ATTENDED = "attended"
 _PRODUCT = "product"
 
 
-# Any: what JAX passes to a policy depends on the primitive
-def _products_of_floats(primitive: Any, *operands: Any, **parameters: Any) -> bool:
+def _products_of_floats(primitive: Primitive, *operands: object, **parameters: object) -> bool:
     """Whether this is a product with weights, unless of integers: of these, what has been scaled back is kept (`product`)."""
     dots: bool = policies.dots_with_no_batch_dims_saveable(primitive, *operands, **parameters)
-    return dots and jnp.issubdtype(operands[0].dtype, jnp.floating)
+    return dots and jnp.issubdtype(getattr(operands[0], "dtype", jnp.int32), jnp.floating)
 
 
 _POLICIES = {
