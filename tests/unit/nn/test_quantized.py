@@ -54,7 +54,8 @@ def test_zeros_stay_zeros():
 
 def test_without_int8_nothing_is_touched():
     x = draw(0, 5, 7)
-    assert dequantize(x, jnp.bfloat16) is x
+    np.testing.assert_array_equal(dequantize(x, jnp.float32), x)
+    assert dequantize(x, jnp.bfloat16).dtype == jnp.bfloat16  # pools on a CPU are wider than what reads them
     assert quantize_like(x, x) is x
     assert quantize_like(x, x.astype(jnp.bfloat16)).dtype == jnp.bfloat16
 
