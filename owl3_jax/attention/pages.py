@@ -6,11 +6,9 @@ show an image at positions of their own: the score of a query at t and a key at 
 query is turned back by the image's position. That is exact, up to rounding.
 """
 
-import dataclasses
 import functools
 from typing import NamedTuple
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -39,8 +37,7 @@ class PageTable(NamedTuple):
     tokens: Int[Array, "B I"]  # of the L of each page, those that hold anything; 0 where a row has fewer pages
 
 
-@flax.struct.dataclass
-class PagedKeys:
+class PagedKeys(NamedTuple):
     """Keys and values by page: what `owl3_jax.attention.attend.attend` takes in place of blocks."""
 
     pages: Pages  # of all layers
@@ -84,12 +81,10 @@ def _spread(placement: PagePlacement, plan: Plan, read: _Read) -> Part:
         own = PageTable(jnp.where(is_here, numbers, 0), jnp.where(is_here, table.tokens, 0))
         seen = read.visible._replace(key_segment_ids=jnp.where(is_here, read.visible.key_segment_ids, 0))
         with jax.named_scope(f"pages_over_{placement.devices}"):  # `owl3_jax.tpu.kernels` reads it
-            part = _on_device(
-                plan, read._replace(keys=dataclasses.replace(read.keys, table=own), visible=seen), may_use_kernel=True
-            )
+            part = _on_device(plan, read._replace(keys=read.keys._replace(table=own), visible=seen), may_use_kernel=True)
         return placement.merge(part)
 
-    of_keys = PagedKeys(placement.of_pool, EVERYWHERE, EVERYWHERE)  # type: ignore[arg-type]  # specs in place of arrays
+    of_keys = PagedKeys._make([placement.of_pool, EVERYWHERE, EVERYWHERE])
     specs = _Read._make([placement.of_rows, of_keys, EVERYWHERE, EVERYWHERE])
     outside = Part._make([placement.of_rows, placement.of_rows])
     part: Part = jax.shard_map(on_device, in_specs=(specs,), out_specs=outside, check_vma=False)(read)
