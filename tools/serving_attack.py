@@ -5,7 +5,7 @@
 It starts `owl3 serve` with an API key, a folder and a domain of its own, and sends it hostile input: addresses that it must not
 fetch from, redirects, bombs, headers that claim too much, endless and broken bodies, paths, framing that two servers could read
 differently, other protocols, guessed keys, slow clients. All the while a well-behaved client goes on asking. An attack fails if
-it is refused; an attack that gets another status, an answer that tells of the server's memory or files, a visit to the web
+it is refused; an attack that gets another status, an answer that reveals the server's memory or files, a visit to the web
 server that nothing may be fetched from, a 5xx, and a wrong or late answer of the well-behaved client make the exit code 1.
 docs/serving.md shows the output.
 """

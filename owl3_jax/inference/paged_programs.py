@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Array, Float, Int
 
 from owl3_jax.attention.page_placement import read_page, write_pages
 from owl3_jax.attention.pages import Pages, PageTable
@@ -155,8 +155,3 @@ def choose_next(logits: Float[Array, "R V"], choices: Choices, *, ops: SamplingO
         return Chosen(tokens, logprobs, None, None)
     best, likeliest = jax.lax.top_k(logits, top)
     return Chosen(tokens, logprobs, likeliest, best - jax.nn.logsumexp(logits, axis=-1, keepdims=True))
-
-
-def page_bytes(pages: Shaped[Array, "..."] | Pages) -> int:
-    """Bytes of all pages of a pool."""
-    return sum(int(x.size) * x.dtype.itemsize for x in jax.tree.leaves(pages))

@@ -12,7 +12,7 @@ chunk by itself. That gives the same ids, since a tokenizer splits at special to
 from user text that spells one. Where the official processor has no boundary, tokens may cross the one between two chunks; the
 second chunk then `continues` the first.
 
-Text that spells a placeholder, and is none, is escaped: a character of private use stands in it, which `chat_chunks` takes out
+Text that only spells a placeholder is escaped by a private-use character inside it, which `chat_chunks` takes out
 again once the text is split. So a user of a server can write about `<|image|>` without being asked for one.
 """
 

@@ -1,6 +1,8 @@
 """What one request may cost where it is decoded, and how a request is told that it may not. No jax: workers import this."""
 
 import dataclasses
+import resource
+from pathlib import Path
 from typing import Literal, get_args
 
 from owl3_jax.processing.images import MAX_PIXELS
@@ -43,3 +45,11 @@ class DecodeRefused(ValueError):
     def __init__(self, code: RefusalCode, message: str) -> None:
         super().__init__(message)
         self.code = code
+
+
+def allocated_bytes(process: int | str = "self") -> int:
+    """What counts for a process's RLIMIT_DATA; 0 where the system does not say, or the process has ended."""
+    try:
+        return int(Path(f"/proc/{process}/statm").read_text().split()[5]) * resource.getpagesize()
+    except (OSError, IndexError):
+        return 0

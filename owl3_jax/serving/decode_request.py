@@ -13,7 +13,7 @@ from owl3_jax.serving.decode_wire import Blob
 
 
 class Request(NamedTuple):
-    """Messages whose sources stand in `blobs` (`{"blob": index}`), or on the disk (`{"path": path}`)."""
+    """Messages whose sources are in `blobs` (`{"blob": index}`), or on disk (`{"path": path}`)."""
 
     messages: list[dict[str, object]]
     blobs: list[Blob]

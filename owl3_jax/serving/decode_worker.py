@@ -35,7 +35,7 @@ from owl3_jax.processing.conversation import as_conversation
 from owl3_jax.processing.images import TooManyPixels, UnreadableImage, check_header, limit_pixels
 from owl3_jax.processing.processor import Prepared, Processor
 from owl3_jax.processing.video_file import UnreadableVideo
-from owl3_jax.serving.decode_limits import DecodeLimits, DecodeRefused
+from owl3_jax.serving.decode_limits import DecodeLimits, DecodeRefused, allocated_bytes
 from owl3_jax.serving.decode_request import too_many_images, unpack
 from owl3_jax.serving.decode_wire import Received, WireError, receive, send
 
@@ -98,19 +98,11 @@ def _confine(limits: DecodeLimits) -> None:
     warnings.simplefilter("ignore")
     # Pillow refuses twice as many pixels, and warns of fewer: it looks at images within images too.
     warnings.simplefilter("error", Image.DecompressionBombWarning)
-    least = _allocated_bytes() + _LEAST_ROOM
+    least = allocated_bytes() + _LEAST_ROOM
     if limits.max_bytes_of_memory < least:
         raise ValueError(f"max_bytes_of_memory is {limits.max_bytes_of_memory}; a worker needs at least {least}")
     resource.setrlimit(resource.RLIMIT_DATA, (limits.max_bytes_of_memory, limits.max_bytes_of_memory))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold a client's images
-
-
-def _allocated_bytes() -> int:
-    """What counts for RLIMIT_DATA; 0 where the system does not tell."""
-    try:
-        return int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()
-    except OSError:
-        return 0
 
 
 def _answer(connection: socket.socket, processor: Processor, limits: DecodeLimits, request: Received) -> None:

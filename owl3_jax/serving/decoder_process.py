@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import cast
 
 import numpy as np
-import psutil
 
 import owl3_jax
 from owl3_jax.inference.feature_cache import key_of
-from owl3_jax.serving.decode_limits import REFUSAL_CODES, DecodeLimits, DecodeRefused, RefusalCode
+from owl3_jax.serving.decode_limits import REFUSAL_CODES, DecodeLimits, DecodeRefused, RefusalCode, allocated_bytes
 from owl3_jax.serving.decode_request import Request
 from owl3_jax.serving.decode_wire import Received, WireError, receive, send
 from owl3_jax.serving.generation import View
@@ -94,7 +93,7 @@ class DecoderProcess:
     @property
     def is_worn(self) -> bool:
         """Whether another one should take its place, now that it is idle: libraries in C leak."""
-        return self._served >= _MOST_REQUESTS or _allocated_bytes(self.pid) > self._most_at_rest
+        return self._served >= _MOST_REQUESTS or allocated_bytes(self.pid) > self._most_at_rest
 
     @property
     def fate(self) -> str:
@@ -114,7 +113,7 @@ class DecoderProcess:
             raise DecoderStartError(f"it ended before it was ready: {error}") from error
         if "failed" in said:
             raise DecoderStartError(str(said["failed"]))
-        self._most_at_rest = (_allocated_bytes(self.pid) + self._limits.max_bytes_of_memory) // 2
+        self._most_at_rest = (allocated_bytes(self.pid) + self._limits.max_bytes_of_memory) // 2
         # It has not read anything of a stranger's, so these are true.
         self._image_size, self._vocab_size = cast(int, said["image_size"]), cast(int, said["vocab_size"])
 
@@ -179,14 +178,6 @@ class DecoderProcess:
         pixels = np.frombuffer(blobs[0], np.uint8).reshape(shape)
         # Here, not in the worker: with a false key it could put one image in another's place for all who ask later.
         return View(key_of(pixels), pixels)
-
-
-def _allocated_bytes(pid: int) -> int:
-    """What counts for a process's RLIMIT_DATA; 0 where the system does not tell, or the process has ended."""
-    try:
-        return int(getattr(psutil.Process(pid).memory_info(), "data", 0))
-    except psutil.Error:
-        return 0
 
 
 def _expect(is_so: bool, otherwise: str) -> None:

@@ -37,7 +37,7 @@ class Media(NamedTuple):
 
     kind: MediaKind
     urls: tuple[str, ...]  # of a video several if they are its frames
-    param: str  # where it stands in the request
+    param: str  # its path in the request
     is_list: bool = False  # whether these are images that are the frames of a video
 
 
@@ -64,11 +64,6 @@ class Wanted:
     is_stream: bool
     include_usage: bool
     ignored: tuple[str, ...]  # fields that have no effect here: their names
-
-    @property
-    def media(self) -> list[Media]:
-        """All images and videos in order."""
-        return [part for turn in self.turns for part in turn.parts if isinstance(part, Media)]
 
 
 def parse_request(body: bytes | bytearray, defaults: Sampling) -> Wanted:

@@ -111,4 +111,4 @@ class Pools:
         if self._spilled.get(key) is not None:
             return  # since the last time
         taken = jax.device_get(self._runtime.run(paged_programs.take_page, self.images, np.int32(page)))
-        self._spilled.put(key, _Spilled(taken, paged_programs.page_bytes(taken)))
+        self._spilled.put(key, _Spilled(taken, sum(array.nbytes for array in jax.tree.leaves(taken))))

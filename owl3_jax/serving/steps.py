@@ -33,7 +33,7 @@ class Steps:
         """`text_width` and `image_width`: the most pages of a request."""
         self._runtime, self._pools = runtime, pools
         self._stop_ids = np.array(stop_ids, np.int32)
-        self._text_widths, self._image_widths = _widths(text_width), _widths(image_width)
+        self._text_widths, self._image_widths = (_widths(most, runtime.platform) for most in (text_width, image_width))
         self._widest = self._text_widths[-1], self._image_widths[-1]
         self._rows: tuple[tuple[object, ...], SamplingRows] | None = None
 
@@ -205,9 +205,9 @@ def _padded(ids: Sequence[Sequence[int]], rows: int, width: int) -> Int32[np.nda
     return padded
 
 
-def _widths(most: int) -> list[int]:
+def _widths(most: int, platform: str) -> list[int]:
     """Numbers of columns of a table of at most `most` pages. On a CPU columns that nobody needs cost nothing."""
-    if jax.default_backend() == "cpu":
+    if platform == "cpu":
         return [most]
     widths = [most]
     while widths[0] >= 4 * _NARROWEST_TABLE:

@@ -68,7 +68,7 @@ class Answer:
 
 
 def error_message(error: object) -> str:
-    """The message of an error in OpenAI's form, or of what stands in its place."""
+    """The message of an error in OpenAI's form, or of whatever was sent instead."""
     message = error.get("message") if isinstance(error, Mapping) else error
     return message if isinstance(message, str) else json.dumps(error)
 

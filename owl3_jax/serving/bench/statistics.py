@@ -11,7 +11,7 @@ from owl3_jax.serving.bench.record import Record, Run
 
 @dataclasses.dataclass(frozen=True)
 class Spread:
-    """Mean and percentiles of a quantity; percentiles lie on the line between the two nearest values."""
+    """Mean and percentiles of a quantity; percentiles are interpolated between the two nearest values."""
 
     count: int
     mean: float

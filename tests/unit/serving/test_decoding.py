@@ -450,7 +450,7 @@ def test_workers_are_replaced_after_many_requests(processor, monkeypatch):
 
 def test_a_worker_that_keeps_memory_is_replaced(processor, monkeypatch):
     allocated = iter([100 * MEGABYTE, (LIMITS.max_bytes_of_memory + 101 * MEGABYTE) // 2])
-    monkeypatch.setattr("owl3_jax.serving.decoder_process._allocated_bytes", lambda pid: next(allocated, 0))
+    monkeypatch.setattr("owl3_jax.serving.decoder_process.allocated_bytes", lambda pid: next(allocated, 0))
 
     async def ask() -> None:
         async with decoding(1, LIMITS) as (decoders, _):
