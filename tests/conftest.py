@@ -3,17 +3,15 @@ optimising programs that run once."""
 
 import os
 
+from tests.xla_flags import FAST_TO_COMPILE
+
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "0"  # what tests measure and count is compiled by them
 # Threads of the eight devices together. A collective holds one until all devices have come to it, and a device may wait in
 # several: with as many threads as cores, all of them can wait for ever.
 os.environ["NPROC"] = "32"
-FLAGS = (
-    "--xla_force_host_platform_device_count=8",
-    "--xla_backend_optimization_level=0",
-    "--xla_llvm_disable_expensive_passes=true",
-)
-os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS])
+FLAGS = f"--xla_force_host_platform_device_count=8 {FAST_TO_COMPILE}"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}"
 
 import jax  # noqa: E402
 import pytest  # noqa: E402

@@ -26,6 +26,7 @@ from owl3_jax.processing.processor import Processor
 from owl3_jax.sharding import make_mesh
 from owl3_jax.training.checkpoint import Checkpoints
 from owl3_jax.training.step import init_state
+from tests.xla_flags import FAST_TO_COMPILE
 
 SCRIPT = Path(__file__).parents[2] / "eval.py"
 CONFIG = """
@@ -177,7 +178,7 @@ def test_two_processes_evaluate_together_and_the_first_one_writes(evaluated, fre
     command = [sys.executable, str(SCRIPT), f"--config={fresh}/tiny.py", f"--workdir={fresh}"]
     command += ["--config.mesh.data=2", "--config.mesh.fsdp=1", f"--distributed.coordinator={address}"]
     command += ["--distributed.processes=2"]
-    environment = os.environ | {"XLA_FLAGS": ""}  # one device each
+    environment = os.environ | {"XLA_FLAGS": FAST_TO_COMPILE}  # one device each
     start = functools.partial(subprocess.Popen, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     processes = [start([*command, f"--distributed.process={index}"]) for index in range(2)]
     outputs = [process.communicate(timeout=300) for process in processes]

@@ -30,6 +30,7 @@ from owl3_jax.training.processor import make_processor
 from owl3_jax.training.start import resolve_start
 from tests.e2e.tools import ROOT, run_here
 from tests.videos import write_video
+from tests.xla_flags import FAST_TO_COMPILE
 
 IMAGE, VIDEO = "<image>", "<video>"
 STEPS = 150
@@ -195,7 +196,7 @@ def workdir(place: Place, tmp_path_factory: pytest.TempPathFactory) -> Path:
         for name, value in settings.items()
     ]
     command = [sys.executable, "train.py", "--config", "configs/finetune.py", "--workdir", workdir, *itertools.chain(*flags)]
-    one_device = os.environ | {"XLA_FLAGS": ""}
+    one_device = os.environ | {"XLA_FLAGS": FAST_TO_COMPILE}
     ended = subprocess.run([*map(str, command)], cwd=ROOT, env=one_device, capture_output=True, text=True, timeout=900)
     assert ended.returncode == 0, ended.stderr[-2000:]
     return workdir

@@ -21,6 +21,7 @@ from owl3_jax.host.command_line import load_config
 from owl3_jax.training import compiled_step
 from owl3_jax.training.profile import parts_of, read_events, times_by_part
 from owl3_jax.training.step import abstract_state, example_batch, make_train_step
+from tests.xla_flags import FAST_TO_COMPILE
 
 SCRIPT = Path(__file__).parents[2] / "train.py"
 STEPS = 100
@@ -60,7 +61,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def start(place: Path, workdir: Path, *further: str) -> subprocess.Popen[str]:
     environment = os.environ | {
         "JAX_COMPILATION_CACHE_DIR": str(place / "compiled"),
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",  # compiles faster; one device
+        "XLA_FLAGS": FAST_TO_COMPILE,  # one device
     }
     command = [sys.executable, str(SCRIPT), f"--config={place / 'tiny.py'}", f"--workdir={workdir}", *further]
     return subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True)

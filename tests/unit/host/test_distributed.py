@@ -14,6 +14,7 @@ import pytest
 from owl3_jax.host import distributed
 from owl3_jax.host.distributed import DistributedError, Job, ProcessFlags, call_roll, start_processes
 from owl3_jax.host.lifeline import LOST
+from tests.xla_flags import FAST_TO_COMPILE
 
 PROGRAM = """
 import sys
@@ -48,7 +49,7 @@ def roll(address: str, present: list[int], processes: int, timeout: float = 1.0,
 
 
 def test_two_processes_become_one_run(address):
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3]), "XLA_FLAGS": ""}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3]), "XLA_FLAGS": FAST_TO_COMPILE}
     commands = [[sys.executable, "-c", PROGRAM, address, str(process)] for process in range(2)]
     running = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for command in commands]
     printed = [process.communicate(timeout=240)[0].splitlines() for process in running]
@@ -68,7 +69,7 @@ with start_processes(ProcessFlags(sys.argv[1], 2, int(sys.argv[2]), timeout=120.
 
 @pytest.mark.parametrize("failing", [0, 1])
 def test_a_process_with_an_error_ends_though_a_thread_of_it_waits_for_others(address, failing):
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3]), "XLA_FLAGS": ""}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3]), "XLA_FLAGS": FAST_TO_COMPILE}
     commands = [[sys.executable, "-c", ERROR_PROGRAM, address, str(process), str(failing)] for process in range(2)]
     running = [subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) for command in commands]
     errors = [process.communicate(timeout=240)[1] for process in running]
@@ -102,7 +103,10 @@ print(*own)
 @pytest.mark.parametrize(("tensor", "parts"), [(1, ["0 1", "2 3"]), (4, ["0 1 2 3"] * 2)])
 def test_each_process_makes_the_rows_that_its_devices_hold(address, tensor, parts):
     """Two processes of two devices each: of their own rows, or where `tensor` goes over both of the same ones."""
-    flags = {"PYTHONPATH": str(Path(__file__).parents[3]), "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    flags = {
+        "PYTHONPATH": str(Path(__file__).parents[3]),
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count=2 {FAST_TO_COMPILE}",
+    }
     commands = [[sys.executable, "-c", SHARDING_PROGRAM, address, str(process), str(tensor)] for process in range(2)]
     running = [subprocess.Popen(command, env=os.environ | flags, stdout=subprocess.PIPE, text=True) for command in commands]
     assert [process.communicate(timeout=240)[0].splitlines()[-1:] for process in running] == [[part] for part in parts]

@@ -35,6 +35,7 @@ from owl3_jax.training.checkpoint import SavedRunError
 from owl3_jax.training.loop import BadStepError, UnreliableError, train
 from owl3_jax.training.step import TrainState
 from tests import tiny
+from tests.xla_flags import FAST_TO_COMPILE
 
 REPOSITORY = Path(__file__).parents[3]
 ROWS = 8
@@ -597,7 +598,7 @@ def test_two_processes_train_together_and_stop_at_the_same_step(tmp_path: Path) 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    environment = os.environ | {"PYTHONPATH": ".:tools", "XLA_FLAGS": ""}  # one device each
+    environment = os.environ | {"PYTHONPATH": ".:tools", "XLA_FLAGS": FAST_TO_COMPILE}  # one device each
     run = functools.partial(subprocess.Popen, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, text=True)
     processes = [run([sys.executable, "-c", ONE_OF_TWO_PROCESSES, address, str(index), str(tmp_path)]) for index in range(2)]
     printed = [process.communicate(timeout=120)[0] for process in processes]
