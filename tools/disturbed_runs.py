@@ -1,8 +1,10 @@
 """Runs of several processes that someone disturbs, and what they read."""
 
 import contextlib
+import functools
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -16,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 from sklearn.datasets import load_digits
+from warm_train import NUMBER
 
 REPOSITORY = Path(__file__).parents[1]
 STEPS, SAVED_EVERY, LOGGED_EVERY, EVALUATED_EVERY = 12, 3, 1, 4
@@ -67,19 +70,12 @@ class Life:
         self.workdir, self.lines = workdir, list[str]()
         self.data = Path(str(settings["data.data-dir"]))
         port = free_port()
-        with contextlib.ExitStack() as started:
-            self.processes = [
-                started.enter_context(_start(place, workdir, processes, number, port, devices, settings))
-                for number in range(processes)
-            ]
-            started.pop_all()
+        self.processes = [_start(place, workdir, processes, number, port, devices, settings) for number in range(processes)]
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
     def _read(self) -> None:
-        output = self.processes[0].stdout
-        assert output is not None
-        for line in output:
+        for line in self.processes[0].output:
             self.lines.append(line)
 
     def await_line(self, start: str) -> bool:
@@ -104,13 +100,15 @@ class Life:
         for process in self.processes:
             try:
                 statuses.append(process.wait(max(0.0, deadline - time.monotonic())))
-            except subprocess.TimeoutExpired:
+            except TimeoutError:
                 statuses.append(None)
         for process in self.processes:
             with contextlib.suppress(ProcessLookupError):  # its loaders too
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
         self._reader.join()
+        for process in self.processes:
+            process.close()
         return statuses
 
 
@@ -128,31 +126,71 @@ def write_photographs(folder: Path) -> None:
     (folder / "heldout.jsonl").write_text("".join(records[250:]))
 
 
-def _start(
-    place: Place, workdir: Path, processes: int, number: int, port: int, devices: int, settings: Settings
-) -> "subprocess.Popen[str]":
-    command = [
-        sys.executable,
-        str(REPOSITORY / "tools/warm_train.py"),
-        f"--config={REPOSITORY / 'configs/digits.py'}",
-        f"--workdir={workdir}",
-    ]
+class Process:
+    """train.py in a process of its own, as `subprocess.Popen` has it."""
+
+    def __init__(self, arguments: list[str], environment: Mapping[str, str], *, is_heard: bool) -> None:
+        """`is_heard`: whether somebody reads `output`."""
+        self._connection, theirs = socket.socketpair()
+        output, written = os.pipe() if is_heard else (os.open(os.devnull, os.O_RDONLY), os.open(os.devnull, os.O_WRONLY))
+        self.output = os.fdopen(output, encoding="utf-8", errors="replace")
+        with theirs, os.fdopen(written, "wb"):
+            socket.send_fds(_warm(), [b"-"], [theirs.fileno()])
+            order = json.dumps({"arguments": arguments, "environment": environment}).encode()
+            socket.send_fds(self._connection, [order], [written])
+        self.pid = self._number()
+        self._status: int | None = None
+
+    def _number(self) -> int:
+        number: int = NUMBER.unpack(self._connection.recv(NUMBER.size, socket.MSG_WAITALL))[0]
+        return number
+
+    def poll(self) -> int | None:
+        """Its exit status; None until it ends."""
+        with contextlib.suppress(TimeoutError):
+            self.wait(0.0)
+        return self._status
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Its exit status. Raises TimeoutError."""
+        if self._status is None:
+            if not select.select([self._connection], [], [], timeout)[0]:
+                raise TimeoutError
+            self._status = self._number()
+        return self._status
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """To it alone; nothing once it has ended."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def close(self) -> None:
+        """Frees what is left of an ended process."""
+        self._connection.close()
+        self.output.close()
+
+
+@functools.cache
+def _warm() -> socket.socket:
+    """The other end of `warm_train.py`'s socket, which ends with this process."""
+    ours, theirs = socket.socketpair()
+    with theirs:
+        command = [sys.executable, str(REPOSITORY / "tools/warm_train.py"), str(theirs.fileno())]
+        environment = os.environ | {"JAX_PLATFORMS": "cpu", "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+        subprocess.Popen(command, env=environment, pass_fds=[theirs.fileno()], start_new_session=True)
+    return ours
+
+
+def _start(place: Place, workdir: Path, processes: int, number: int, port: int, devices: int, settings: Settings) -> Process:
+    arguments = [f"--config={REPOSITORY / 'configs/digits.py'}", f"--workdir={workdir}"]
     for name, value in settings.items():
-        command += [f"--config.{name}", *map(str, value if isinstance(value, tuple) else (value,))]
+        arguments += [f"--config.{name}", *map(str, value if isinstance(value, tuple) else (value,))]
     if processes > 1:
-        command += [f"--distributed.coordinator=127.0.0.1:{port}", f"--distributed.processes={processes}"]
-        command += [f"--distributed.process={number}", f"--distributed.silence={SILENCE}", f"--distributed.timeout={TIMEOUT}"]
+        arguments += [f"--distributed.coordinator=127.0.0.1:{port}", f"--distributed.processes={processes}"]
+        arguments += [f"--distributed.process={number}", f"--distributed.silence={SILENCE}", f"--distributed.timeout={TIMEOUT}"]
     flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
-    environment = os.environ | {
-        "JAX_ENABLE_COMPILATION_CACHE": "1",
-        "JAX_COMPILATION_CACHE_DIR": str(place.root / "compiled"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": flags,
-        "PYTHONPATH": str(REPOSITORY),
-    }
-    output, errors = (subprocess.PIPE, subprocess.STDOUT) if number == 0 else (subprocess.DEVNULL, subprocess.DEVNULL)
-    return subprocess.Popen(command, env=environment, stdout=output, stderr=errors, text=True, start_new_session=True)
+    environment = {"JAX_COMPILATION_CACHE_DIR": str(place.root / "compiled"), "XLA_FLAGS": flags}
+    return Process(arguments, environment, is_heard=number == 0)
 
 
 def free_port() -> int:

@@ -41,11 +41,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, choices=(1, 2, 4), help="of each run; by default 2 and 4 in turn")
     parser.add_argument("--only", nargs="+", choices=[fault.name for fault in FAULTS], help="these faults alone")
+    parser.add_argument("--faults", type=int, help="of each run, one in each life; by default one, and sometimes another")
     flags = parser.parse_args(argv)
     with tempfile.TemporaryDirectory(prefix="owl3-faults-") as folder:
         place = Place(Path(folder))
         write_photographs(place.photographs)
-        results = list(_campaign(place, range(flags.skip, flags.runs), flags.seed, flags.processes, flags.only))
+        runs = range(flags.skip, flags.runs)
+        results = list(_campaign(place, runs, flags.seed, flags.processes, flags.only, flags.faults))
     _print_table(results)
     failed = sum(not is_good for _, is_good in results)
     print(f"{len(results) - failed} of {len(results)} runs ended as undisturbed ones do", flush=True)
@@ -53,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _campaign(
-    place: Place, runs: range, seed: int, processes: int | None, only: Sequence[str] | None
+    place: Place, runs: range, seed: int, processes: int | None, only: Sequence[str] | None, several: int | None
 ) -> Iterator[tuple[list[str], bool]]:
     """The faults of each run, and whether it ended well."""
     faults = [fault for fault in FAULTS if only is None or fault.name in only]
@@ -64,8 +66,9 @@ def _campaign(
             straight[count] = _undisturbed(place, count)
         rng = random.Random(f"{seed} {number}")
         # Every fault in turn, for 2 and for 4 processes.
-        chosen = [faults[(number if processes else number // 2) % len(faults)]]
-        if rng.random() < _SECOND_FAULT:
+        first = (several or 1) * (number if processes else number // 2)
+        chosen = [faults[index % len(faults)] for index in range(first, first + (several or 1))]
+        if several is None and rng.random() < _SECOND_FAULT:
             chosen.append(rng.choice(faults))
         began = time.monotonic()
         workdir = place.root / f"run-{number}"
@@ -102,7 +105,7 @@ def _disturbed(place: Place, workdir: Path, processes: int, faults: list[Fault],
     """What was done in each life, and what went wrong beyond it."""
     said: list[str] = []
     data = place.root / "data"
-    if faults[0].name == "kill in data":
+    if any(fault.name == "kill in data" for fault in faults):
         data = place.root / f"data-{workdir.name}"  # which this run has to build
     for number in range(_MOST_LIVES):
         inflicted = number < len(faults)

@@ -4,7 +4,6 @@ import contextlib
 import random
 import resource
 import signal
-import subprocess
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,7 +11,18 @@ from typing import NamedTuple
 
 import psutil
 from checkpoint_damage import DAMAGES
-from disturbed_runs import DATA_TIMEOUT, DEVICES, EVALUATED_EVERY, LOGGED_EVERY, SAVED_EVERY, SILENCE, STEPS, Life, Place
+from disturbed_runs import (
+    DATA_TIMEOUT,
+    DEVICES,
+    EVALUATED_EVERY,
+    LOGGED_EVERY,
+    SAVED_EVERY,
+    SILENCE,
+    STEPS,
+    Life,
+    Place,
+    Process,
+)
 
 HUNG_LOADER = "hung loader"  # whose life needs processes that load data
 _GONE = 10.0  # seconds that a source is away, unless the run ends before
@@ -26,7 +36,7 @@ class Fault(NamedTuple):
 
 
 def _wait_in_start(life: Life, rng: random.Random) -> str:
-    time.sleep(rng.uniform(0.0, 6.0))
+    time.sleep(rng.uniform(0.0, 2.0))
     return "while it starts"
 
 
@@ -92,7 +102,7 @@ def _kill(moment: str) -> Callable[[Life, Place, random.Random], str]:
         when = _MOMENTS[moment](life, rng)
         chosen = life.processes if rng.random() < 1 / 3 else [rng.choice(life.processes)]
         for process in chosen:
-            process.kill()
+            process.send_signal(signal.SIGKILL)
         return f"kill -9 of {_whom(life, chosen)} {when}"
 
     return inflict
@@ -101,7 +111,7 @@ def _kill(moment: str) -> Callable[[Life, Place, random.Random], str]:
 def _terminate(life: Life, place: Place, rng: random.Random) -> str:
     when = _MOMENTS[rng.choice(("compile", "step", "step", "step", "save", "evaluation"))](life, rng)
     chosen = [rng.choice(life.processes)]
-    chosen[0].terminate()
+    chosen[0].send_signal(signal.SIGTERM)
     return f"SIGTERM to {_whom(life, chosen)} {when}"
 
 
@@ -113,7 +123,7 @@ def _suspend(life: Life, place: Place, rng: random.Random) -> str:
     deadline = time.monotonic() + 10 * SILENCE
     while others and any(process.poll() is None for process in others) and time.monotonic() < deadline:
         time.sleep(0.01)
-    chosen[0].kill()  # as whoever restarts the host does
+    chosen[0].send_signal(signal.SIGKILL)  # as whoever restarts the host does
     return f"SIGSTOP of {_whom(life, chosen)} {when}"
 
 
@@ -131,7 +141,7 @@ def _damage(life: Life, place: Place, rng: random.Random) -> str:
         lambda: len(_checkpoints(life.workdir)) > 1 and any(_step_of(line) > 2 * SAVED_EVERY for line in life.lines)
     )
     for process in life.processes:
-        process.kill()
+        process.send_signal(signal.SIGKILL)
     for process in life.processes:
         process.wait()
     how = rng.choice(sorted(DAMAGES))
@@ -178,7 +188,7 @@ def _checkpoints(workdir: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name))
 
 
-def _whom(life: Life, chosen: Sequence["subprocess.Popen[str]"]) -> str:
+def _whom(life: Life, chosen: Sequence[Process]) -> str:
     return "all" if len(chosen) == len(life.processes) else f"process {life.processes.index(chosen[0])}"
 
 
