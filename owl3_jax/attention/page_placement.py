@@ -12,7 +12,6 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from owl3_jax.attention.parts import Part
 from owl3_jax.nn.quantized import Quantized
 from owl3_jax.sharding import MeshAxes, partition_spec
 
@@ -54,16 +53,6 @@ class PagePlacement(NamedTuple):
             return numbers
         local = numbers - jax.lax.axis_index(self.pages) * pages
         return jnp.where((local >= 0) & (local < pages), local, pages)
-
-    def merge(self, part: Part) -> Part:
-        """As `parts.merge`, over the devices that hold different pages; in float32."""
-        if not self.pages:
-            return part
-        top = jax.lax.pmax(part.lse, self.pages)
-        share = jnp.exp(part.lse - top)
-        total = jax.lax.psum(share, self.pages)
-        out = jax.lax.psum(part.out * share[..., None], self.pages) / total[..., None]
-        return Part(out, top + jnp.log(total))
 
 
 def write_tokens(pool: Pool, new: Pool, layer: Int[Array, ""], pages: Int[Array, "B T"], slots: Int[Array, "B T"]) -> Pool:

@@ -17,6 +17,7 @@ from owl3_jax.attention.backends import choose_backend, paged
 from owl3_jax.attention.inputs import BlockInputs, Plan
 from owl3_jax.attention.page_placement import EVERYWHERE, PagePlacement
 from owl3_jax.attention.parts import Part, merge, merge_all, no_part
+from owl3_jax.attention.spread import merge_over
 from owl3_jax.attention.visibility import Visibility
 from owl3_jax.nn.quantized import Quantized, Vectors, dequantize
 from owl3_jax.nn.rope import turned_back
@@ -82,7 +83,7 @@ def _spread(placement: PagePlacement, plan: Plan, read: _Read) -> Part:
         seen = read.visible._replace(key_segment_ids=jnp.where(is_here, read.visible.key_segment_ids, 0))
         with jax.named_scope(f"pages_over_{placement.devices}"):  # `owl3_jax.tpu.kernels` reads it
             part = _on_device(plan, read._replace(keys=read.keys._replace(table=own), visible=seen), may_use_kernel=True)
-        return placement.merge(part)
+        return merge_over(part, placement.pages)
 
     of_keys = PagedKeys._make([placement.of_pool, EVERYWHERE, EVERYWHERE])
     specs = _Read._make([placement.of_rows, of_keys, EVERYWHERE, EVERYWHERE])

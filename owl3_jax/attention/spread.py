@@ -47,7 +47,7 @@ class Placement(NamedTuple):
 
         def on_device(inputs: AttentionInputs) -> Part:
             part = attend_in_chunks(plan, self._with_own_keys(inputs))
-            return self._merge(part) if self.keys else part
+            return merge_over(part, self.keys, split=self.gathered)
 
         outer = self._spec_of_positions(inside=False)
         spread = jax.shard_map(
@@ -62,7 +62,7 @@ class Placement(NamedTuple):
         def on_device(inputs: AttentionInputs, given: OutputGradient) -> Gradients:
             found = gradients_in_chunks(plan, self._with_own_keys(inputs), given)
             if self.keys:
-                found = found._replace(d_q=self._sum_over_keys(found.d_q))
+                found = found._replace(d_q=_sum_over(found.d_q, self.keys, split=self.gathered))
             if self._queries:
                 over_positions = lambda x: jax.lax.psum(x, self.positions)
                 found = found._replace(d_k=over_positions(found.d_k), d_v=over_positions(found.d_v))
@@ -101,22 +101,28 @@ class Placement(NamedTuple):
         first = jax.lax.axis_index(self.keys) * inputs.keys.shape[3]
         return inputs._replace(visible=visible._replace(limits=visible.limits - first))
 
-    def _merge(self, part: Part) -> Part:
-        """As `parts.merge`, over the devices that hold different keys; the result is at a device's own positions."""
-        top = jax.lax.pmax(part.lse, self.keys)
-        share = jnp.exp(part.lse - top)
-        total = self._own_positions(jax.lax.psum(share, self.keys))
-        out = self._sum_over_keys(part.out * share[..., None]) / total[..., None]
-        return Part(out, self._own_positions(top) + jnp.log(total))
 
-    def _sum_over_keys(self, x: Float[Array, "B H T D"]) -> Float[Array, "B H T2 D"]:
-        """The sum over the devices that hold different keys, at a device's own positions."""
-        if self.gathered:
-            return jax.lax.psum_scatter(x, self.keys, scatter_dimension=2, tiled=True)
-        return jax.lax.psum(x, self.keys)
+def merge_over(part: Part, axes: MeshAxes, *, split: bool = False) -> Part:
+    """As `parts.merge`, over the devices along mesh axes, each of which has attended to other keys; in float32.
 
-    def _own_positions(self, x: Shaped[Array, "B H T"]) -> Shaped[Array, "B H T2"]:
-        if not self.gathered:
-            return x
-        size = x.shape[2] // jax.lax.axis_size(self.keys)
-        return jax.lax.dynamic_slice_in_dim(x, jax.lax.axis_index(self.keys) * size, size, axis=2)
+    `split`: each device keeps an equal share of the positions T. No axes: the part itself.
+    """
+    if not axes:
+        return part
+    top = jax.lax.pmax(part.lse, axes)
+    share = jnp.exp(part.lse - top)
+    own = lambda x: _own_positions(x, axes) if split else x
+    total = own(jax.lax.psum(share, axes))
+    out = _sum_over(part.out * share[..., None], axes, split=split) / total[..., None]
+    return Part(out, own(top) + jnp.log(total))
+
+
+def _sum_over(x: Float[Array, "B H T D"], axes: MeshAxes, *, split: bool) -> Float[Array, "B H T2 D"]:
+    if split:
+        return jax.lax.psum_scatter(x, axes, scatter_dimension=2, tiled=True)
+    return jax.lax.psum(x, axes)
+
+
+def _own_positions(x: Shaped[Array, "B H T"], axes: MeshAxes) -> Shaped[Array, "B H T2"]:
+    size = x.shape[2] // jax.lax.axis_size(axes)
+    return jax.lax.dynamic_slice_in_dim(x, jax.lax.axis_index(axes) * size, size, axis=2)

@@ -10,7 +10,6 @@ The model goes by its directory's name. /ready answers 200 once requests are tak
 SIGTERM and SIGINT let the answers under way finish.
 """
 
-import importlib.util
 import sys
 from collections.abc import Sequence
 
@@ -19,14 +18,10 @@ from owl3_jax.cli.serve_flags import Flags
 from owl3_jax.host.command_line import exit_with_usage_error
 from owl3_jax.inference.memory import FAILURES
 
-_EXTRA = ("aiohttp", "fastapi", "prometheus_client", "uvicorn")
-
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Serves until a signal comes. Exits with 1 when it cannot start."""
     flags, sampling = parse(Flags, sampling="chat", argv=argv, prog="owl3 serve")
-    if missing := [name for name in _EXTRA if importlib.util.find_spec(name) is None]:
-        sys.exit(f"error: `owl3 serve` needs {', '.join(missing)}: pip install 'owl3_jax[serve]'")
     if (sampling.n, sampling.num_beams, sampling.logprobs) != (1, 1, False):
         exit_with_usage_error(ValueError("requests say how many answers and log-probabilities they want; there are no beams"))
     from owl3_jax.cli.serving import serve  # needs the extra

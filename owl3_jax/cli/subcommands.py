@@ -6,6 +6,9 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 
+# Packages that only some commands need, and the extra that installs them.
+_EXTRAS = {"aiohttp": "serve", "fastapi": "serve", "prometheus_client": "serve", "starlette": "serve", "uvicorn": "serve"}
+
 
 def run_subcommand(
     command: str, about: str, subcommands: Mapping[str, str], modules: Mapping[str, str], arguments: Sequence[str]
@@ -13,6 +16,7 @@ def run_subcommand(
     """Calls `main` of a subcommand's module with the arguments after its name.
 
     Without arguments it lists the subcommands. An unknown one exits with code 2, Ctrl-C with 130, a closed pipe with 141.
+    A command that needs an extra says which.
 
     Args:
         command: what stands before the subcommand.
@@ -33,6 +37,10 @@ def run_subcommand(
         sys.exit(2)
     try:
         importlib.import_module(modules[name]).main(rest)
+    except ModuleNotFoundError as error:
+        if error.name not in _EXTRAS:
+            raise
+        sys.exit(f"error: `{command} {name}` needs {error.name}: pip install 'owl3_jax[{_EXTRAS[error.name]}]'")
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:  # who read the output has gone, as `head` does

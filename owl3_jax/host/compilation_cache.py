@@ -7,7 +7,7 @@ from pathlib import Path
 
 import jax
 
-_CPU_INFO = Path("/proc/cpuinfo")
+from owl3_jax.host.processor import instructions, processor_name
 
 
 def use_compilation_cache() -> None:
@@ -25,7 +25,5 @@ def use_compilation_cache() -> None:
 
 def _processor() -> str:
     """A name shared by all processors with the same instructions."""
-    lines = _CPU_INFO.read_text().splitlines() if _CPU_INFO.exists() else []
-    # "flags" on x86, "Features" on ARM: the instructions of one core, the same for all.
-    instructions = next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
-    return hashlib.blake2b(f"{platform.machine()} {instructions}".encode(), digest_size=8).hexdigest()
+    kind = f"{platform.machine()} {' '.join(instructions()) or processor_name()}"
+    return hashlib.blake2b(kind.encode(), digest_size=8).hexdigest()

@@ -4,7 +4,6 @@ import datetime as dt
 import importlib.metadata
 import json
 import os
-import platform
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,11 @@ import matplotlib.pyplot as plt
 from owl3_jax.config import DType, ModelConfig
 from owl3_jax.flops import prefill_flops
 from owl3_jax.host.files import write_text
+from owl3_jax.host.processor import instructions, processor_name
 
 from .floors import decode_bytes
 from .measure import Measurement
 
-_CPU_INFO = Path("/proc/cpuinfo")
 _INSTRUCTION_SETS = {"amx_tile": "AMX", "avx512f": "AVX-512", "avx2": "AVX2", "avx": "AVX"}  # flag and name, the widest first
 
 _PHASES = ("vision", "prefill", "decode")
@@ -38,7 +37,7 @@ def make_report(
     return {
         "settings": settings,
         "date": dt.date.today().isoformat(),
-        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}, {_processor(_CPU_INFO)}",
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}, {_processor()}",
         "versions": versions,
         "flops_per_s": flops_per_s,
         "images": [_row(m, config, dtype, flops_per_s) for m in measurements],
@@ -46,16 +45,11 @@ def make_report(
     }
 
 
-def _processor(cpu_info: Path) -> str:
-    """Its name, cores and instruction sets, on which the rate of products depends; not on Linux, what Python knows of them."""
-    try:
-        pairs = [line.partition(":")[::2] for line in cpu_info.read_text().splitlines()]
-    except OSError:
-        return f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
-    fields = {name.strip(): value.strip() for name, value in pairs}
-    flags = fields.get("flags", "").split()
-    sets = " ".join(name for flag, name in _INSTRUCTION_SETS.items() if flag in flags) or "no AVX"
-    return f"{os.cpu_count()} cores of {fields.get('model name', platform.machine())} ({sets})"
+def _processor() -> str:
+    """Its name, cores and instruction sets, on which the rate of products depends."""
+    found = instructions()
+    sets = " ".join(name for flag, name in _INSTRUCTION_SETS.items() if flag in found) or "no AVX"
+    return f"{os.cpu_count()} cores of {processor_name()} ({sets})"
 
 
 def _row(measurement: Measurement, config: ModelConfig, dtype: DType, flops_per_s: float) -> dict[str, Any]:

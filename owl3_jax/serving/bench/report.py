@@ -6,16 +6,15 @@ import json
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import aiohttp
 
+from owl3_jax.host.processor import processor_name
 from owl3_jax.host.text_table import format_table
 from owl3_jax.serving.bench.record import Record, Run
 from owl3_jax.serving.bench.runs import SEQUENTIAL, Measured
 from owl3_jax.serving.bench.statistics import Limits, Spread, Summary, summarise, token_rate
 
-_CPU_INFO = Path("/proc/cpuinfo")
 _RATES = ("output_tokens_per_s", "requests_per_s", "images_per_s")
 
 
@@ -73,7 +72,7 @@ def make_report(
         "date": date,
         "model": measured.model,
         "settings": dict(settings),
-        "host": {"processor": processor(), "cores": os.cpu_count(), "platform": platform.platform()},
+        "host": {"processor": processor_name(), "cores": os.cpu_count(), "platform": platform.platform()},
         "versions": {
             "owl3_jax": importlib.metadata.version("owl3_jax"),
             "python": platform.python_version(),
@@ -92,16 +91,6 @@ def make_report(
 def dump(report: Mapping[str, object]) -> str:
     """The report as text."""
     return json.dumps(report, indent=1, allow_nan=False) + "\n"
-
-
-def processor(cpu_info: Path = _CPU_INFO) -> str:
-    """Its name as Linux knows it, elsewhere as Python does."""
-    try:
-        pairs = [line.partition(":")[::2] for line in cpu_info.read_text().splitlines()]
-    except OSError:
-        pairs = []
-    names = [value.strip() for name, value in pairs if name.strip() == "model name"]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _run(run: Run) -> dict[str, object]:

@@ -33,6 +33,14 @@ def test_a_subcommand_that_is_like_no_other_lists_all(capsys):
     assert f"unknown subcommand 'zzz'; known subcommands: {', '.join(SUBCOMMANDS)}" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", [["serve", "--checkpoint", "digits"], ["serve-bench", "http://127.0.0.1:9"]])
+def test_a_missing_extra_is_named(command):
+    program = "import sys; sys.modules['aiohttp'] = None; from owl3_jax.cli import main; main(sys.argv[1:])"
+    done = subprocess.run([sys.executable, "-c", program, *command], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr == f"error: `owl3 {command[0]}` needs aiohttp: pip install 'owl3_jax[serve]'\n"
+
+
 def test_it_passes_arguments_on(monkeypatch):
     module, given = importlib.import_module("owl3_jax.cli.convert"), []
     monkeypatch.setattr(module, "main", given.append)

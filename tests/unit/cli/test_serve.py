@@ -1,6 +1,5 @@
 """`owl3 serve`: its flags, what it refuses before it loads anything, and its life from start to signal."""
 
-import importlib.util
 import os
 import signal
 import socket
@@ -52,13 +51,6 @@ def test_a_wrong_command_line_exits_with_2(argv, capsys):
     with pytest.raises(SystemExit, match="2"):
         command.main(["--checkpoint", "digits", *argv])
     assert capsys.readouterr().err
-
-
-def test_a_missing_extra_is_named(monkeypatch):
-    find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "fastapi" else find(name))
-    with pytest.raises(SystemExit, match=r"needs fastapi: pip install 'owl3_jax\[serve\]'"):
-        command.main(["--checkpoint", "digits"])
 
 
 def test_a_port_in_use_is_said_before_the_model_is_loaded(engines, monkeypatch):

@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from owl3_jax.host import compilation_cache
+from owl3_jax.host import processor
 from owl3_jax.host.compilation_cache import use_compilation_cache
 
 PROGRAM = """
@@ -41,7 +41,7 @@ def test_a_place_that_was_asked_for_stays():
 def test_each_kind_of_processor_has_programs_of_its_own(user_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     directories = []
     for flags in ("fpu avx2", "fpu avx2 avx512f", "fpu avx2", None):
-        monkeypatch.setattr(compilation_cache, "_CPU_INFO", tmp_path / "cpuinfo" if flags else tmp_path / "none")
+        monkeypatch.setattr(processor, "_CPU_INFO", tmp_path / "cpuinfo" if flags else tmp_path / "none")
         (tmp_path / "cpuinfo").write_text(f"processor : 0\nflags : {flags}\n\nprocessor : 1\nflags : {flags}\n")
         jax.config.update("jax_compilation_cache_dir", None)
         use_compilation_cache()

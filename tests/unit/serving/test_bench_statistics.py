@@ -8,7 +8,7 @@ from PIL import Image
 
 from owl3_jax.serving.bench.plot import save_plot
 from owl3_jax.serving.bench.record import Record, Run
-from owl3_jax.serving.bench.report import compare, describe, dump, make_report, processor, round_ratios, summaries_of
+from owl3_jax.serving.bench.report import compare, describe, dump, make_report, round_ratios, summaries_of
 from owl3_jax.serving.bench.runs import SEQUENTIAL, Measured
 from owl3_jax.serving.bench.statistics import Limits, in_flight, summarise
 
@@ -178,13 +178,6 @@ def test_the_report_holds_every_figure():
     derived = {"time_to_first", "time_per_token", "end_to_end", "gaps", "gap_mean", "gap_p99"}
     assert all(set(request) == fields | derived for request in run["requests"])
     assert (run["requests"][0]["gaps"], run["requests"][0]["gap_mean"], run["requests"][0]["images"]) == ([0.5, 1.0], 0.75, 4)
-
-
-def test_the_processor_has_its_name(tmp_path):
-    file = tmp_path / "cpuinfo"
-    file.write_text("processor\t: 0\nmodel name\t: Fast 9000\nflags\t: a b\n")
-    assert processor(file) == "Fast 9000"
-    assert processor(tmp_path / "absent")
 
 
 @pytest.mark.parametrize(
