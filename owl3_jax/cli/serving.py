@@ -80,7 +80,9 @@ async def _serve(
     )
     async with MediaFetcher(policy) as fetcher, decoders:
         spelling = TokenBytes(owl.processor.tokenizer)
-        settings = dataclasses.replace(settings, positions=owl.config.max_position_embeddings)
+        positions = min(flags.engine.max_model_len or sys.maxsize, owl.config.max_position_embeddings)
+        longest = None if spelling.longest is None else positions * spelling.longest
+        settings = dataclasses.replace(settings, positions=positions, max_text_bytes=longest)
         counts = {"decoders": lambda: decoders.counts()._asdict()}
         app = make_app(engine, fetcher, decoders, spelling, settings, keys, gate, counts)
         await run_server(app, taken, gate, engine, ServerLimits(drain_seconds=flags.drain_seconds))

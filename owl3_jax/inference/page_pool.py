@@ -108,7 +108,7 @@ class PagePool:
 
     def counts(self) -> Counts:
         """Of now."""
-        shared = sum(page.loans > 1 for page in self._pages.values())
+        shared = sum(page.loans > 1 for page in tuple(self._pages.values()))  # others may ask meanwhile
         return Counts(len(self._free), len(self._idle), len(self._pages) - len(self._idle), shared, self._evicted)
 
     def _make_room(self, pages: int, kept: Set[int]) -> None:

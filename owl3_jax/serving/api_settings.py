@@ -14,6 +14,7 @@ class ApiSettings:
     models: tuple[str, ...]  # names of the model; answers have the first
     sampling: Sampling  # of what a request does not say; `n` and `num_beams` are 1
     positions: int | None = None  # tokens of the longest prompt with its answer, if known
+    max_text_bytes: int | None = None  # of a request's messages: more cannot be so few tokens, if that is known
     max_answers: int = 16  # to one prompt
     max_media: int = 512  # images, frames and videos that a request may name
     max_preparing: int = 64  # requests whose media are fetched and decoded at the same time

@@ -65,7 +65,7 @@ def make_app(
         parts: other things that count, for /metrics, by name.
     """
     metrics = Metrics(engine, parts or {})
-    preparer = Preparer(fetcher, decoders, settings.max_media)
+    preparer = Preparer(fetcher, decoders, settings.max_media, settings.max_text_bytes)
     chat = Chat(engine, preparer, spelling, settings, keys, gate, metrics, Bodies(settings.bodies))
 
     def check_name(request: Request) -> None:

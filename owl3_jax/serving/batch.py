@@ -47,40 +47,64 @@ class Batch:
         """As `Steps.warm_up`."""
         return self._steps.warm_up(self._most)
 
-    def admit(self, request: Request) -> bool:
-        """Gives pages to a request; returns whether there are enough."""
+    def admit(self, request: Request) -> list[Request] | None:
+        """Gives a request a place and pages: if need be, those of requests that are being read and come after it.
+
+        Returns the ones that have to wait again, whose written pages stay as long as there is room; None if there is not
+        enough even so.
+        """
         if request is self._unfit:
+            return None
+        put_off = list[Request]()
+        try:
+            while not self._enter(request):
+                last = max(self.reading, key=lambda each: each.rank, default=request)
+                if last.rank <= request.rank:
+                    while put_off:
+                        self._enter(put_off[-1])
+                        put_off.pop()
+                    self._unfit = request
+                    return None
+                self.remove(last)
+                put_off.append(last)
+        except Exception:
+            # `reset` gives up those that are here.
+            self.reading += [each for each in (request, *put_off) if each not in self.reading]
+            raise
+        return put_off
+
+    def _enter(self, request: Request) -> bool:
+        """Gives a request a place and pages; returns whether there are enough."""
+        if not self.has_place:
             return False
-        generation = request.generation
+        starts, keys = request.generation.image_starts, request.image_keys
         self.reading.append(request)  # first: should anything fail, this is one of those that it failed for
         try:
             # The last token of an answer is not read.
-            request.loan = self.pools.borrow(
-                request.prompt, generation.image_starts, request.image_keys, room=request.limit - 1
-            )
+            loan = self.pools.borrow(request.prompt, starts, keys, room=request.limit - 1)
         except PoolFullError:
             self.reading.remove(request)
-            self._unfit = request
             return False
-        request.cached_images = sum(map(self.pools.of_images.is_written, request.loan.images))
+        request.enter(loan, sum(map(self.pools.of_images.is_written, loan.images)))
         return True
 
-    def remove(self, request: Request) -> None:
-        """Takes a request out, and its pages back."""
+    def remove(self, request: Request) -> bool:
+        """Takes a request out, and its pages back; returns whether it was here."""
+        if loan := request.leave():
+            self.pools.give_back(loan)
+        self._unfit = None
         for requests in (self.reading, self.running):
             if request in requests:
                 requests.remove(request)
-        if request.loan:
-            self.pools.give_back(request.loan)
-            request.loan = None
-        self._unfit = None
+                return True
+        return False
 
     def reset(self) -> list[Request]:
         """Takes all requests out, whatever state the devices are in, and makes the pools anew."""
         lost = self.reading + self.running
         self.reading, self.running, self._unfit = [], [], None
         for request in lost:
-            request.loan = None
+            request.leave()
         self.pools.reset()
         return lost
 
@@ -93,7 +117,7 @@ class Batch:
             return complete
         if not self.reading:
             return []
-        request = min(self.reading, key=lambda request: (request.generation.priority, request.finish))
+        request = min(self.reading, key=lambda request: request.rank)
         images, tokens, complete = 0, 0, list[Request]()
         if missing := self._next_images(request):
             images = self._fill(missing)
@@ -136,9 +160,7 @@ class Batch:
         assert loan is not None
         if request.read % self.pools.sizes.tokens_per_page == 0:
             # The last token is always read: for the logits after it.
-            cached = min(self.pools.cached_tokens(loan, request.read), len(prompt) - 1 - request.read)
-            request.read += cached
-            request.cached_tokens += cached
+            request.skip(min(self.pools.cached_tokens(loan, request.read), len(prompt) - 1 - request.read))
         chunk = prompt[request.read : request.read + buckets.PREFILL_CHUNK]
         logits = jax.block_until_ready(self._steps.read([request], [chunk]))
         request.read += len(chunk)

@@ -14,7 +14,7 @@ from owl3_jax.serving.batch import Batch
 from owl3_jax.serving.fair_queue import FairQueue
 from owl3_jax.serving.generation import Generation, Listener, Load, QueueFullError, ServingEngine, TooLargeError
 from owl3_jax.serving.logs import LOGGER, log
-from owl3_jax.serving.request import Request, check_generation
+from owl3_jax.serving.request import HeldPixels, Request, check_generation
 from owl3_jax.serving.settings import EngineSettings
 
 
@@ -29,6 +29,7 @@ class Engine:
         self._batch = Batch(runtime, tuple(tokenizer.stop_ids), settings, self._max_tokens)
         self._waiting: FairQueue[Request] = FairQueue()
         self._known: dict[str, Request] = {}
+        self._held = HeldPixels()
         self._cancelled: set[Request] = set()
         self._changed = threading.Condition()  # guards all of the above
         self._is_ready = self._is_closing = self._is_aborting = self._was_closed = False
@@ -48,18 +49,19 @@ class Engine:
     def submit(self, generation: Generation, listener: Listener) -> None:
         """Queues an answer; see `ServingEngine.submit`."""
         check_generation(generation, self._batch.image_size)
-        request = Request.of(generation, listener, self._tokenizer, self._limit(generation))
-        pace, now = self._batch.pace, time.monotonic()
+        limit, pace, now = self._limit(generation), self._batch.pace, time.monotonic()
         with self._changed:
             if self._is_closing:
                 raise QueueFullError(1.0)
             if generation.request_id in self._known:
                 raise ValueError(f"there is a request {generation.request_id!r} already")
             is_next = not self._waiting and self._batch.has_place
-            if len(self._waiting) >= self._settings.max_queued and not is_next:
-                raise QueueFullError(pace.seconds_until_read(self._batch.reading))
-            client, priority = generation.client, generation.priority
-            request.finish = self._waiting.put(request, client=client, work=pace.work(request), now=now, priority=priority)
+            if (len(self._waiting) >= self._settings.max_queued or not self._has_room(generation)) and not is_next:
+                raise QueueFullError(pace.seconds_until_place(self._batch.reading + self._batch.running))
+            request = Request.of(generation, listener, self._tokenizer, limit, self._held)
+            client, work, priority = generation.client, pace.work(request), generation.priority
+            others = sum(each.generation.client == client and not each.is_read for each in self._known.values())
+            request.finish = self._waiting.put(request, work=work, now=now, others=others, priority=priority)
             self._known[generation.request_id] = request
             self._changed.notify()
 
@@ -98,6 +100,12 @@ class Engine:
         self._thread.join(timeout)
         self._is_aborting = True
         self._thread.join()
+
+    def _has_room(self, generation: Generation) -> bool:
+        """For the pixels of one more request that waits."""
+        held = sum(pixels.nbytes for pixels in self._held.values())
+        new = {view.key: view.pixels.nbytes for view in generation.views if view.key not in self._held}
+        return not new or held + sum(new.values()) <= self._settings.queue_gib * 2**30
 
     def _limit(self, generation: Generation) -> int:
         """Tokens of the answer. Raises TooLargeError."""
@@ -156,13 +164,22 @@ class Engine:
         self._is_ready = True
 
     def _admit(self) -> None:
-        """Gives pages to the next ones of the queue. One that does not fit is waited for: none overtakes it."""
-        while self._batch.has_place and (request := self._waiting.first()) and self._batch.admit(request):
-            self._waiting.pop()
+        """Gives places and pages to the next ones of the queue. One that does not fit is waited for: none overtakes it."""
+        while True:
+            with self._changed:
+                if not self._waiting:
+                    return
+                request = self._waiting.pop()
+            put_off = self._batch.admit(request)  # without the lock: images may have to be moved to the host's memory
+            with self._changed:
+                for each in [request] if put_off is None else put_off:
+                    priority, finish = each.rank
+                    self._waiting.put_back(each, priority=priority, finish=finish)
+            if put_off is None:
+                return
 
     def _turn(self) -> None:
-        with self._changed:
-            self._admit()
+        self._admit()
         for request in self._batch.turn():
             with self._changed:
                 self._end(request)
@@ -171,8 +188,8 @@ class Engine:
     def _end(self, request: Request) -> None:
         """Forgets a request, wherever it is."""
         self._known.pop(request.generation.request_id, None)
-        self._waiting.remove(request)
-        self._batch.remove(request)
+        if not self._batch.remove(request):
+            self._waiting.remove(request)
 
     def _guarded(self, act: Callable[[], None]) -> bool:
         """Runs it. After a failure the requests under way end with an error, and the engine goes on with new pools."""

@@ -1,8 +1,9 @@
 """Who is next: fair between clients, and between short and long requests.
 
-Each request has a finish time, at which it would have been read if its client's requests had been read one after the other from
-its arrival on. The one with the smallest is next. So a short request overtakes a long one that came before, but none that would
-be done by then, and none waits for ever; and a client that sends many requests lines up behind its own.
+Each request has a finish time, at which it would have been read if its client had had the server to itself since it came, with
+the time divided equally among that client's requests. The one with the smallest is next. So a short request overtakes a long
+one that came before, its own client's too, but none that would be done by then, and none waits for ever; and a client that
+sends many requests delays its own.
 """
 
 import heapq
@@ -17,24 +18,24 @@ class FairQueue(Generic[Item]):
 
     def __init__(self) -> None:
         self._heap: list[tuple[int, float, int, Item]] = []
-        self._finish: dict[str, float] = {}  # of each client's last request
         self._numbers = itertools.count()
 
     def __len__(self) -> int:
         """Items that wait."""
         return len(self._heap)
 
-    def put(self, item: Item, *, client: str, work: float, now: float, priority: int = 0) -> float:
-        """Adds an item that takes `work` seconds; returns its finish time. `now`: seconds, by a clock that only grows."""
-        self._finish = {name: finish for name, finish in self._finish.items() if finish > now}
-        finish = max(now, self._finish.get(client, now)) + work
-        self._finish[client] = finish
-        heapq.heappush(self._heap, (priority, finish, next(self._numbers), item))
+    def put(self, item: Item, *, work: float, now: float, others: int = 0, priority: int = 0) -> float:
+        """Adds an item that takes `work` seconds; returns its finish time.
+
+        `now`: seconds, by a clock that only grows. `others`: its client's requests that have not been read either.
+        """
+        finish = now + work * (1 + others)
+        self.put_back(item, priority=priority, finish=finish)
         return finish
 
-    def first(self) -> Item | None:
-        """The one that is next, which stays."""
-        return self._heap[0][3] if self._heap else None
+    def put_back(self, item: Item, *, priority: int, finish: float) -> None:
+        """Adds an item that was here before."""
+        heapq.heappush(self._heap, (priority, finish, next(self._numbers), item))
 
     def pop(self) -> Item:
         """Takes the one that is next."""
@@ -47,8 +48,3 @@ class FairQueue(Generic[Item]):
         self._heap = kept
         heapq.heapify(self._heap)
         return found
-
-    def clear(self) -> list[Item]:
-        """Takes all."""
-        items, self._heap = [entry[3] for entry in sorted(self._heap, key=lambda entry: entry[:3])], []
-        return items

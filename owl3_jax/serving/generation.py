@@ -33,7 +33,7 @@ class Generation:
     presence_penalty: float = 0.0  # taken off the logits of tokens in the answer
     frequency_penalty: float = 0.0  # the same, for each time that a token is there
     top_logprobs: int = 0  # alternatives reported for each token, with `sampling.logprobs`
-    client: str = ""  # whose it is: turns go round between clients
+    client: str = ""  # whose it is: one's requests share the time that is his
     priority: int = 0  # smaller goes first
 
 

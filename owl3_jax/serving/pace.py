@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from owl3_jax.serving.request import Request
 
-_SECONDS_PER_IMAGE, _SECONDS_PER_TOKEN = 0.1, 0.0005  # before anything has been measured
+_SECONDS_PER_IMAGE, _SECONDS_PER_TOKEN, _SECONDS_PER_STEP = 0.1, 0.0005, 0.02  # before anything has been measured
 _SMOOTHING = 0.2  # weight of the newest measurement
 _LONGEST_DEBT = 10.0  # seconds that one of the two can be behind
 
@@ -16,7 +16,7 @@ class Pace:
         """`reading_share`: of the time, while there is something to decode."""
         self._share = reading_share
         self._debt = 0.0  # seconds of decoding that are owed for what has been read
-        self._image, self._token = _SECONDS_PER_IMAGE, _SECONDS_PER_TOKEN
+        self._image, self._token, self._step = _SECONDS_PER_IMAGE, _SECONDS_PER_TOKEN, _SECONDS_PER_STEP
 
     def may_read(self) -> bool:
         """Whether reading is next, where both could be."""
@@ -34,11 +34,16 @@ class Pace:
     def has_decoded(self, seconds: float) -> None:
         """Counts a step of decoding."""
         self._debt -= seconds
+        self._step += _SMOOTHING * (seconds - self._step)
 
     def work(self, request: Request) -> float:
         """Seconds that reading a request takes if nothing of it is there."""
         return len(set(request.image_keys)) * self._image + len(request.prompt) * self._token
 
-    def seconds_until_read(self, requests: Iterable[Request]) -> float:
-        """Seconds until one of these is likely to have been read, at least one."""
-        return max(1.0, min((self.work(request) for request in requests), default=1.0))
+    def seconds_until_place(self, requests: Iterable[Request]) -> float:
+        """Seconds until one of these, which are under way, is likely to be complete, at least one."""
+        return max(1.0, min(map(self._rest, requests), default=1.0))
+
+    def _rest(self, request: Request) -> float:
+        reading = 0.0 if request.is_read else self.work(request)
+        return reading + (request.limit - len(request.ids)) * self._step

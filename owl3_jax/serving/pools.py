@@ -64,6 +64,11 @@ class Pools:
         self.of_text = PagePool(sizes.text_pages)
         self.of_images = PagePool(sizes.image_pages, self._spill if sizes.host_bytes else None)
 
+    def warm_up(self) -> None:
+        """Compiles what moves images to the host's memory and back, if that is wanted."""
+        if self.sizes.host_bytes:
+            self.images = self._runtime.run(paged_programs.put_page, self.images, self._taken(0), np.int32(0))
+
     def text_pages(self, tokens: int) -> int:
         """Pages that hold so many tokens."""
         return -(-tokens // self.sizes.tokens_per_page)
@@ -110,5 +115,10 @@ class Pools:
     def _spill(self, key: bytes, page: int) -> None:
         if self._spilled.get(key) is not None:
             return  # since the last time
-        taken = jax.device_get(self._runtime.run(paged_programs.take_page, self.images, np.int32(page)))
+        taken = self._taken(page)
         self._spilled.put(key, _Spilled(taken, sum(array.nbytes for array in jax.tree.leaves(taken))))
+
+    def _taken(self, page: int) -> Pages:
+        """One page, as numpy arrays."""
+        taken: Pages = jax.device_get(self._runtime.run(paged_programs.take_page, self.images, np.int32(page)))
+        return taken

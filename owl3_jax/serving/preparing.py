@@ -57,21 +57,32 @@ class Refusal(Protocol):
 class Preparer:
     """Makes prompts. The media of one request are fetched together, each once."""
 
-    def __init__(self, fetcher: Fetcher, decoders: Decoders, max_media: int) -> None:
-        """`max_media`: most images, frames and videos that a request may name."""
-        self._fetcher, self._decoders, self._max_media = fetcher, decoders, max_media
+    def __init__(self, fetcher: Fetcher, decoders: Decoders, max_media: int, max_text_bytes: int | None = None) -> None:
+        """`max_media`: most images, frames and videos that a request may name; `max_text_bytes`: of its texts, in UTF-8."""
+        self._fetcher, self._decoders = fetcher, decoders
+        self._max_media, self._max_text_bytes = max_media, max_text_bytes
 
     async def prepare(self, turns: Sequence[Turn]) -> DecodedPrompt:
         """The prompt of a conversation. Raises ApiError; a cancelled call leaves nothing behind."""
         media = [part for turn in turns for part in turn.parts if isinstance(part, Media)]
         if (count := sum(len(medium.urls) for medium in media)) > self._max_media:
             raise invalid("messages", f"the request has {count} images and videos; this server takes {self._max_media}")
+        self._check_length(turns)
         contents = await self._fetch(media)
         messages = [_message(turn, contents) for turn in turns]
         try:
             return await self._decoders.decode(messages)
         except ValueError as error:
             raise _refused(error, "messages") from error
+
+    def _check_length(self, turns: Sequence[Turn]) -> None:
+        """Before anybody counts the tokens, which takes a second for each million of bytes."""
+        if self._max_text_bytes is None:
+            return
+        size = sum(len(part.encode("utf-8", "surrogatepass")) for turn in turns for part in turn.parts if isinstance(part, str))
+        if size > self._max_text_bytes:
+            message = f"the messages have {size} bytes of text; this server takes {self._max_text_bytes} at the very most"
+            raise invalid("messages", message, code="context_length_exceeded")
 
     async def _fetch(self, media: Sequence[Media]) -> dict[str, Medium]:
         """By URL."""

@@ -6,6 +6,7 @@ import reprlib
 import time
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
+from weakref import WeakValueDictionary
 
 import jax
 import numpy as np
@@ -17,6 +18,8 @@ from owl3_jax.processing.tokenizer import ChatTokenizer
 from owl3_jax.serving.generation import Begun, Event, Failure, Generation, Listener, Piece, Token
 from owl3_jax.serving.logs import LOGGER
 from owl3_jax.serving.pools import Loan
+
+HeldPixels = WeakValueDictionary[bytes, UInt8[np.ndarray, "S S 3"]]
 
 _NO_PIXELS: UInt8[np.ndarray, "0 0 3"] = np.zeros((0, 0, 3), np.uint8)
 
@@ -44,16 +47,19 @@ class Request:
     loan: Loan | None = None
     read: int = 0  # tokens of prompt and answer whose keys and values are written
     cached_tokens: int = 0
-    cached_images: int = 0
+    cached_images: int | None = None  # until it has pages
     ids: list[int] = dataclasses.field(default_factory=list)  # of the answer
     pixels: dict[bytes, UInt8[np.ndarray, "S S 3"]] = dataclasses.field(default_factory=dict)  # until they are encoded
     _last: Piece | None = None  # of a complete answer
+    _was_read: int = 0  # tokens, before it had to give its pages back
     _tables: dict[tuple[int, int], TableRow] = dataclasses.field(default_factory=dict)
 
     @classmethod
-    def of(cls, generation: Generation, listener: Listener, tokenizer: ChatTokenizer, limit: int) -> "Request":
-        """A request that has just arrived."""
-        pixels = {view.key: view.pixels for view in generation.views}
+    def of(
+        cls, generation: Generation, listener: Listener, tokenizer: ChatTokenizer, limit: int, held: HeldPixels
+    ) -> "Request":
+        """A request that has just arrived. `held`: what requests hold that have not been read; what it shares is held once."""
+        pixels = {view.key: held.setdefault(view.key, view.pixels) for view in generation.views}
         keys = [dataclasses.replace(view, pixels=_NO_PIXELS) for view in generation.views]
         light = dataclasses.replace(generation, views=keys, input_ids=list(generation.input_ids))
         return cls(light, listener, TextStream(tokenizer, generation.sampling.stop), limit, pixels=pixels)
@@ -72,6 +78,29 @@ class Request:
     def image_keys(self) -> list[bytes]:
         """Of its images, in order."""
         return [view.key for view in self.generation.views]
+
+    @property
+    def rank(self) -> tuple[int, float]:
+        """Its place among those that wait and those that are being read: smaller comes first."""
+        return self.generation.priority, self.finish
+
+    def enter(self, loan: Loan, cached_images: int) -> None:
+        """Has pages, of which some hold their image already."""
+        self.loan = loan
+        if self.cached_images is None:  # later on, what is there may be its own work
+            self.cached_images = cached_images
+
+    def leave(self) -> Loan | None:
+        """Gives the pages back, and begins anew when there are others."""
+        loan, self.loan = self.loan, None
+        self._was_read, self.read = max(self._was_read, self.read), 0
+        self._tables.clear()
+        return loan
+
+    def skip(self, tokens: int) -> None:
+        """So many further tokens are there already."""
+        self.cached_tokens += max(0, self.read + tokens - max(self.read, self._was_read))
+        self.read += tokens
 
     def table(self, text: int, images: int) -> TableRow:
         """Its row in tables of so many pages of text and images."""
@@ -97,7 +126,7 @@ class Request:
     def begin(self) -> None:
         """Says that the prompt has been read."""
         self.pixels.clear()
-        self._tell(Begun(self.cached_tokens, self.cached_images))
+        self._tell(Begun(self.cached_tokens, self.cached_images or 0))
 
     def push(self, token: Token, stop_ids: Sequence[int]) -> bool:
         """Adds a token of the answer; returns whether the answer is complete, which `end` says. Else its text is sent."""

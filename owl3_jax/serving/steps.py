@@ -45,6 +45,7 @@ class Steps:
     def warm_up(self, rows: int) -> Iterator[str]:
         """Compiles all programs that requests may need, for at most so many answers together. Says what each step compiles."""
         side = self._runtime.config.vision.image_size
+        self._pools.warm_up()
         for size in sorted({self._runtime.encoder_batch(images) for images in range(1, self.images_at_once + 1)}):
             yield f"vision, {size} images"
             self._encode([np.zeros((side, side, 3), np.uint8)] * size, [self._pools.sizes.image_pages] * size)

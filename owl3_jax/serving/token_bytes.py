@@ -26,6 +26,13 @@ class TokenBytes:
             return spelling.encode("utf-8")
         return bytes(_byte_of_letter()[letter] for letter in spelling)
 
+    @functools.cached_property
+    def longest(self) -> int | None:
+        """Bytes of the longest token; None if one token may stand for any number of bytes, those of an unknown word."""
+        if not self._is_byte_level:
+            return None
+        return max(map(len, self._tokenizer.get_vocab().keys() - self._added))  # a character for each byte
+
 
 @functools.cache
 def _byte_of_letter() -> dict[str, int]:

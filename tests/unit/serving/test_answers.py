@@ -147,6 +147,7 @@ def test_bytes_of_a_byte_level_vocabulary_are_those_of_the_text():
     assert b"".join(spelling[token] for token in ids) == LETTERS.encode()
     assert spelling[tokenizer.token_to_id("<|im_end|>")] == b"<|im_end|>"
     assert spelling[200_000] == b""
+    assert spelling.longest == 2  # of the words, not of the special tokens
 
 
 def test_bytes_of_a_vocabulary_of_words_are_the_words():
@@ -154,6 +155,7 @@ def test_bytes_of_a_vocabulary_of_words_are_the_words():
     spelling = TokenBytes(tokenizer)
     assert spelling[tokenizer.token_id("<|im_start|>")] == b"<|im_start|>"
     assert spelling[0] == tokenizer.decode([0]).encode()
+    assert spelling.longest is None  # an unknown word may be of any length
 
 
 def test_a_slow_reader_finds_pieces_joined_and_in_order():

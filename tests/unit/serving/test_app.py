@@ -313,6 +313,16 @@ def test_what_fails_before_the_answer_has_a_status(server, content, status, code
         assert response.headers["retry-after"] == "7" and error["type"] == "rate_limit_error"
 
 
+def test_a_text_that_cannot_fit_is_refused_before_anybody_reads_it():
+    """Counting the tokens of a text takes a second for each million of its bytes."""
+    with running_server(max_text_bytes=1000) as server:
+        for content in ("\u00fc" * 501, [{"type": "text", "text": "a" * 500}, {"type": "text", "text": "b" * 501}]):
+            error = error_of(post(server, body(content)))
+            assert error["code"] == "context_length_exceeded" and "1000" in error["message"]
+        assert server.decoders.messages == []
+        assert post(server, body("a" * 500)).status_code == 200
+
+
 def test_a_failed_medium_is_named_by_its_place(server):
     parts = [{"type": "image_url", "image_url": {"url": url}} for url in (URI.format("a"), "fake:refuse", "fake:hold")]
     error = error_of(post(server, body(parts)))

@@ -186,6 +186,79 @@ def test_the_queue_has_a_bound():
         assert {each.ids for each in waiting} == {alone(RAGGED[0], GREEDY)[0].ids}
 
 
+def test_the_queue_has_a_bound_of_pixels_which_are_held_once():
+    shown, size = tiny_engine.images(8, seed=20), tiny_engine.images(1).nbytes
+    samples = [prompt(12, range(8), seed=at)._replace(pixel_values=shown) for at in range(4)]
+    other = prompt(12, [0, 1], seed=21)
+    with serving(max_running=1, queue_gib=9 * size / 2**30) as engine:
+        first = ask(engine, RAGGED[0], Sampling(max_new_tokens=150, min_new_tokens=150))
+        assert first.has_token.wait(LONGEST)
+        waiting = [ask(engine, sample, GREEDY) for sample in samples]
+        with pytest.raises(QueueFullError):
+            ask(engine, other, GREEDY)
+        assert ask(engine, RAGGED[0], GREEDY)  # has no images
+        engine.cancel(first.request_id)
+        assert [each.ids for each in waiting] == [alone(sample, GREEDY)[0].ids for sample in samples]
+        assert ask(engine, other, GREEDY).ids == alone(other, GREEDY)[0].ids
+
+
+@pytest.fixture
+def held_images(monkeypatch):
+    """Images are not encoded before the test says so; returns whether one is waited for, and how that is said."""
+    encode, is_there, may_go = Steps.encode, threading.Event(), threading.Event()
+
+    def encode_later(steps, images):
+        is_there.set()
+        assert may_go.wait(LONGEST)
+        encode(steps, images)
+
+    monkeypatch.setattr(Steps, "encode", encode_later)
+    yield is_there, may_go
+    may_go.set()
+
+
+@pytest.mark.parametrize("settings", [{"max_running": 2}, {"cache_gib": 0.0006}], ids=["places", "pages"])
+def test_long_prompts_do_not_keep_a_short_one_from_its_place_and_pages(settings, held_images, monkeypatch):
+    monkeypatch.setattr(Pace, "work", lambda pace, request: 1000.0 * len(request.prompt))
+    is_there, may_go = held_images
+    long, short = [prompt(60, range(0, 48, 6), seed=at) for at in range(8)], prompt(5, [0, 2], seed=30)
+    begun = []
+    with serving(**settings) as engine:
+        several = [ask(engine, sample, GREEDY) for sample in long]
+        assert is_there.wait(LONGEST)
+        assert engine.load().waiting > 0
+        quick = Listening("quick")
+        has_begun = lambda event: begun.extend([sum(map(len, (each.events for each in several)))] * isinstance(event, Begun))
+        engine.submit(generation(short, GREEDY, request_id="quick"), lambda event: (has_begun(event), quick(event)))
+        may_go.set()
+        assert quick.ids == alone(short, GREEDY)[0].ids and begun == [0]  # nothing had come of the long ones
+        assert [each.ids for each in several] == [alone(sample, GREEDY)[0].ids for sample in long]
+        # What was read before they had to wait is not called cached.
+        assert {(each.begun.cached_tokens, each.begun.cached_images) for each in several} == {(0, 0)}
+        load = engine.load()
+        assert (load.waiting, load.running, load.pages_used, load.text_pages_used) == (0, 0, 0, 0)
+
+
+def test_a_failure_while_places_are_given_anew_leaves_nobody_waiting(held_images, monkeypatch):
+    monkeypatch.setattr(Pace, "work", lambda pace, request: 1000.0 * len(request.prompt))
+    is_there, may_go = held_images
+    borrow = Pools.borrow
+
+    def fail_for_a_short_one(pools, tokens, *arguments, **options):
+        if len(tokens) == 5:
+            raise MemoryError
+        return borrow(pools, tokens, *arguments, **options)
+
+    monkeypatch.setattr(Pools, "borrow", fail_for_a_short_one)
+    with serving(max_running=2) as engine:
+        several = [ask(engine, prompt(60, [0, 1], seed=at), GREEDY) for at in range(2)]
+        assert is_there.wait(LONGEST)
+        several.append(ask(engine, prompt(5), GREEDY))
+        may_go.set()
+        assert {each.failure.code for each in several} == {"out_of_memory"}
+        assert ask(engine, RAGGED[0], GREEDY).ids == alone(RAGGED[0], GREEDY)[0].ids
+
+
 @pytest.mark.parametrize(
     ("sample", "named"),
     [

@@ -1,4 +1,4 @@
-"""Turns: short before long, but none waits for ever; each client behind its own requests; priorities first."""
+"""Turns: short before long, but none waits for ever; a client's requests share its time; priorities first."""
 
 import pytest
 from hypothesis import given
@@ -13,39 +13,50 @@ def in_order(queue):
 
 def test_a_short_request_overtakes_a_long_one_that_would_still_be_read():
     queue = FairQueue()
-    queue.put("long", client="a", work=100.0, now=0.0)
-    queue.put("short", client="b", work=2.0, now=50.0)
-    queue.put("too late", client="c", work=2.0, now=99.0)
+    queue.put("long", work=100.0, now=0.0)
+    queue.put("short", work=2.0, now=50.0)
+    queue.put("too late", work=2.0, now=99.0)
     assert in_order(queue) == ["short", "long", "too late"]
 
 
-def test_a_client_lines_up_behind_its_own_requests():
+def test_a_client_that_sends_many_delays_its_own_requests():
     queue = FairQueue()
     for number in range(5):
-        queue.put(f"many {number}", client="many", work=1.0, now=0.0)
-    queue.put("one", client="one", work=1.0, now=0.5)
+        queue.put(f"many {number}", work=1.0, now=0.0, others=number)
+    queue.put("one", work=1.0, now=0.5)
     assert in_order(queue).index("one") == 1
 
 
-def test_a_client_that_was_away_owes_nothing():
+def test_a_short_request_overtakes_a_long_one_of_the_same_client():
     queue = FairQueue()
-    queue.put("first", client="a", work=10.0, now=0.0)
-    assert queue.put("again", client="a", work=1.0, now=100.0) == 101.0
+    queue.put("long", work=100.0, now=0.0)
+    queue.put("short", work=1.0, now=5.0, others=1)
+    assert in_order(queue) == ["short", "long"]
 
 
 def test_priorities_come_first():
     queue = FairQueue()
-    queue.put("usual", client="a", work=1.0, now=0.0)
-    queue.put("urgent", client="b", work=100.0, now=5.0, priority=-1)
+    queue.put("usual", work=1.0, now=0.0)
+    queue.put("urgent", work=100.0, now=5.0, priority=-1)
     assert in_order(queue) == ["urgent", "usual"]
 
 
 def test_one_is_taken_out_of_turn():
     queue = FairQueue()
     for name in ("a", "b", "c"):
-        queue.put(name, client=name, work=1.0, now=0.0)
+        queue.put(name, work=1.0, now=0.0)
     assert queue.remove("b") and not queue.remove("b")
-    assert queue.first() == "a" and in_order(queue) == ["a", "c"] and queue.first() is None
+    assert in_order(queue) == ["a", "c"]
+
+
+def test_one_that_is_put_back_is_where_it_was():
+    queue = FairQueue()
+    queue.put("short", work=1.0, now=0.0)
+    finish = queue.put("long", work=100.0, now=0.0)
+    queue.put("longest", work=200.0, now=0.0)
+    assert [queue.pop(), queue.pop()] == ["short", "long"]
+    queue.put_back("long", priority=0, finish=finish)
+    assert in_order(queue) == ["long", "longest"]
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.floats(0.01, 50), st.floats(0, 20)), min_size=1, max_size=30))
@@ -55,7 +66,8 @@ def test_nobody_waits_for_more_than_those_before_its_finish(arrivals):
     for number, (client, work, later) in enumerate(arrivals):
         now += later
         arrived[number] = now
-        finishes[number] = queue.put(number, client=str(client), work=work, now=now)
+        others = sum(its == client for its, _, _ in arrivals[:number])
+        finishes[number] = queue.put(number, work=work, now=now, others=others)
     order = in_order(queue)
     for place, number in enumerate(order):
         assert all(arrived[before] <= finishes[number] for before in order[:place])
@@ -66,5 +78,5 @@ def test_equals_come_in_the_order_of_their_arrival(priority):
     queue = FairQueue()
     items = [object() for _ in range(20)]
     for item in items:
-        queue.put(item, client=str(id(item)), work=1.0, now=0.0, priority=priority)
+        queue.put(item, work=1.0, now=0.0, priority=priority)
     assert in_order(queue) == items
