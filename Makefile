@@ -39,7 +39,7 @@ browser:
 	{ echo "install Chromium and ChromeDriver first: apt-get install chromium chromium-driver" >&2; exit 1; }
 
 test: $(VENV)/dev browser
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/dev
 	$(BIN)/ruff format --check .
