@@ -38,9 +38,9 @@ def run_subcommand(
     try:
         importlib.import_module(modules[name]).main(rest)
     except ModuleNotFoundError as error:
-        if error.name not in _EXTRAS:
+        if (missing := (error.name or "").partition(".")[0]) not in _EXTRAS:
             raise
-        sys.exit(f"error: `{command} {name}` needs {error.name}: pip install 'owl3_jax[{_EXTRAS[error.name]}]'")
+        sys.exit(f"error: `{command} {name}` needs {missing}: pip install 'owl3_jax[{_EXTRAS[missing]}]'")
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:  # who read the output has gone, as `head` does

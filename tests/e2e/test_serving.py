@@ -33,6 +33,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import openai
 import pytest
+import serving_sharing
 from openai.types.chat import ChatCompletion
 from PIL import Image
 from serving_checks.assault import Attacked, assault, attacked
@@ -291,6 +292,14 @@ def test_a_soak_of_mixed_requests_finds_nothing_wrong(owl, running):
     plan = Plan("digits", answered, requests=150, clients=8, kill_every=60, key=running.target.key)
     found = asyncio.run(soak(running.server, plan))
     assert wrong(found) == [] and len(found.outcomes) == 150 and found.kills == 2
+
+
+def test_pictures_that_all_show_are_read_once_and_change_no_answer(running, capsys):
+    flags = ("--images", "6", "--clients", "3", "--long", "0", "--seed", "7", "--api-key", running.target.key)
+    serving_sharing.main([running.server.url, *flags])
+    printed = capsys.readouterr().out.splitlines()
+    assert "images that the vision tower read               6" in printed
+    assert "answers that differ from those alone            0" in printed
 
 
 def test_attacks_get_nowhere_and_hurt_nobody(running):
