@@ -70,7 +70,14 @@ class Life:
         self.workdir, self.lines = workdir, list[str]()
         self.data = Path(str(settings["data.data-dir"]))
         port = free_port()
-        self.processes = [_start(place, workdir, processes, number, port, devices, settings) for number in range(processes)]
+        self.processes = list[Process]()
+        try:
+            for number in range(processes):
+                self.processes.append(_start(place, workdir, processes, number, port, devices, settings))
+        except BaseException:
+            for process in self.processes:
+                process.send_signal(signal.SIGKILL)
+            raise
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
@@ -162,7 +169,8 @@ class Process:
     def send_signal(self, number: signal.Signals) -> None:
         """To it alone; nothing once it has ended."""
         if self.poll() is None:
-            os.kill(self.pid, number)
+            with contextlib.suppress(ProcessLookupError):  # in this moment
+                os.kill(self.pid, number)
 
     def close(self) -> None:
         """Frees what is left of an ended process."""

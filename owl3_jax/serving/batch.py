@@ -61,7 +61,8 @@ class Batch:
                 last = max(self.reading, key=lambda each: each.rank, default=request)
                 if last.rank <= request.rank:
                     while put_off:
-                        self._enter(put_off[-1])
+                        if not self._enter(put_off[-1]):
+                            raise RuntimeError("pages that were given back are not to be had")
                         put_off.pop()
                     self._unfit = request
                     return None
@@ -92,7 +93,7 @@ class Batch:
         """Takes a request out, and its pages back; returns whether it was here."""
         if loan := request.leave():
             self.pools.give_back(loan)
-        self._unfit = None
+            self._unfit = None
         for requests in (self.reading, self.running):
             if request in requests:
                 requests.remove(request)

@@ -188,6 +188,7 @@ class Engine:
     def _end(self, request: Request) -> None:
         """Forgets a request, wherever it is."""
         self._known.pop(request.generation.request_id, None)
+        request.pixels.clear()  # whoever still knows the request, the queue's bound does not count them any more
         if not self._batch.remove(request):
             self._waiting.remove(request)
 

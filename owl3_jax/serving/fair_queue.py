@@ -30,12 +30,12 @@ class FairQueue(Generic[Item]):
         `now`: seconds, by a clock that only grows. `others`: its client's requests that have not been read either.
         """
         finish = now + work * (1 + others)
-        self.put_back(item, priority=priority, finish=finish)
+        heapq.heappush(self._heap, (priority, finish, next(self._numbers), item))
         return finish
 
     def put_back(self, item: Item, *, priority: int, finish: float) -> None:
-        """Adds an item that was here before."""
-        heapq.heappush(self._heap, (priority, finish, next(self._numbers), item))
+        """Adds an item that was here before: of equal ones, first."""
+        heapq.heappush(self._heap, (priority, finish, -next(self._numbers), item))
 
     def pop(self) -> Item:
         """Takes the one that is next."""

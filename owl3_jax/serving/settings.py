@@ -11,7 +11,7 @@ class EngineSettings:
 
     max_running: int = 16  # answers that are decoded together
     max_queued: int = 256  # answers that wait for pages or for a place among those; further requests get 429
-    queue_gib: float = 4.0  # of pixels of requests that wait; further requests with images get 429
+    queue_gib: float = 8.0  # of pixels of requests that wait or are being read; further ones with images get 429
     max_images: int = 512  # of one request; crops and frames count
     max_model_len: int | None = None  # tokens of one request, prompt and answer; the model's positions by default
     cache_gib: float | None = None  # of both pools of pages, on all devices; by default half of what is free, 4 on a CPU

@@ -1,5 +1,6 @@
 """`owl3` as it is called, on a golden checkpoint of random weights whose answers are words without sense."""
 
+import os
 import runpy
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from owl3_jax.cli import main
+from tests.xla_flags import EIGHT_DEVICES, FAST_TO_COMPILE
 
 ROOT = Path(__file__).parents[2]
 
@@ -31,7 +33,8 @@ def save_photos(directory: Path) -> list[Path]:
 def run(*argv: object, stdin: str = "") -> subprocess.CompletedProcess[str]:
     """`owl3 ...` in a process of its own."""
     command = [sys.executable, "-c", "import owl3_jax.cli; owl3_jax.cli.main()", *map(str, argv)]
-    return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=300)
+    environment = os.environ | {"XLA_FLAGS": f"{EIGHT_DEVICES} {FAST_TO_COMPILE}"}
+    return subprocess.run(command, input=stdin, env=environment, capture_output=True, text=True, timeout=300)
 
 
 def run_here(*argv: object) -> int | str | None:

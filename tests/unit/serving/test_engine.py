@@ -200,6 +200,20 @@ def test_the_queue_has_a_bound_of_pixels_which_are_held_once():
         engine.cancel(first.request_id)
         assert [each.ids for each in waiting] == [alone(sample, GREEDY)[0].ids for sample in samples]
         assert ask(engine, other, GREEDY).ids == alone(other, GREEDY)[0].ids
+        assert not engine._held
+
+
+def test_the_pixels_of_who_has_left_are_forgotten():
+    with serving(max_running=1) as engine:
+        first = ask(engine, RAGGED[0], Sampling(max_new_tokens=150, min_new_tokens=150))
+        assert first.has_token.wait(LONGEST)
+        waiting = ask(engine, RAGGED[1], GREEDY)
+        assert len(engine._held) == 7
+        engine.cancel(waiting.request_id)
+        deadline = time.monotonic() + LONGEST
+        while engine._held:
+            assert time.monotonic() < deadline
+        engine.cancel(first.request_id)
 
 
 @pytest.fixture
