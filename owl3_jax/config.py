@@ -199,12 +199,15 @@ class ComputeConfig:
     scan_layers: bool = True  # the decoder as one scan over stacked parameters, or written out
     attention: AttentionBackend = "auto"  # auto: the splash kernel on TPU, cuDNN for images on GPU; pallas: splash anywhere
     images_per_chunk: int = 16  # images whose attention scores are in memory at the same time
+    text_per_chunk: int | None = None  # the same for tokens of text in pages; None: as many as those images have
     weight_dtype: Literal["int8"] | None = None  # of matrices in inference (`owl3_jax.inference.quantize`); None: param_dtype
     cache_dtype: Literal["int8"] | None = None  # of keys and values that inference keeps; None: dtype
     quantization: Literal["int8"] | None = None  # of the decoder's products in training (`owl3_jax.nn.int8_products`)
 
     def __post_init__(self) -> None:
         _require_positive(self, "images_per_chunk", "vocab_multiple")
+        if self.text_per_chunk is not None:
+            _require_positive(self, "text_per_chunk")
         for name in ("weight_dtype", "cache_dtype", "quantization"):
             value = getattr(self, name)
             _require(value in (None, "int8"), f"compute.{name} must be int8 or None, got {value!r}")

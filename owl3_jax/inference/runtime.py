@@ -32,6 +32,8 @@ View = UInt8[np.ndarray, "S S 3"] | Float32[np.ndarray, "S S 3"]  # float32 ones
 # Bytes of one step of image attention: scores, and the keys and values copied for them. On a CPU they should fit its caches.
 _CHUNK_BYTES = {"cpu": 8 * 2**20}
 _CHUNK_BYTES_ELSEWHERE = 512 * 2**20
+# Tokens of text that are copied out of pages in one step. On a CPU the copies take longer than all else.
+_TEXT_PER_CHUNK = {"cpu": 128}
 
 # Bytes of keys and values in one buffer, for one layer and row, where each layer has its own buffers.
 _BLOCK_BYTES = 24 * 2**20
@@ -85,8 +87,15 @@ class Runtime:
         self, program: Callable[..., R], *arguments: object, positions: int = 1, rows: int = 1, **options: object
     ) -> R:
         """Calls a program of `owl3_jax.inference.programs` for text of `positions` positions in each of `rows` rows."""
-        model = _model(self.config, self.compute, self._images_per_chunk(positions, rows))
+        # Keys and values of a chunk are copied out of a stack of layers, but read in place from separate buffers.
+        model = _model(self.config, self.compute, self._images_per_chunk(positions, rows, copies=self.compute.scan_layers))
         return self.run(functools.partial(program, model, self.params, **options), *arguments)
+
+    def run_paged(self, program: Callable[..., R], *arguments: object, positions: int, rows: int) -> R:
+        """The same with one of `owl3_jax.inference.paged_programs`: keys and values are copied out of the pages."""
+        compute = dataclasses.replace(self.compute, text_per_chunk=_TEXT_PER_CHUNK.get(self.platform))
+        model = _model(self.config, compute, self._images_per_chunk(positions, rows, copies=True))
+        return self.run(functools.partial(program, model, self.params), *arguments)
 
     def features(self, views: Sequence[View], size: int) -> Float[Array, "J L E"]:
         """Image features of `views`, padded to J = `size`; images seen before come from the feature cache."""
@@ -116,10 +125,9 @@ class Runtime:
         name: str = self.mesh.devices.flat[0].platform if self.mesh else jax.default_backend()
         return name
 
-    def _images_per_chunk(self, positions: int, rows: int) -> int:
+    def _images_per_chunk(self, positions: int, rows: int, *, copies: bool) -> int:
         config, shared = self.config, rows_divisor(self.mesh) if self.mesh else 1
-        # Keys and values of a chunk are copied out of a stack of layers, but read in place from separate buffers.
-        copied = 2 * config.num_key_value_heads * config.head_dim if self.compute.scan_layers else 0
+        copied = 2 * config.num_key_value_heads * config.head_dim if copies else 0
         per_token = copied + config.num_attention_heads * positions
         per_image = 4 * per_token * self.run(image_token_slots, config) * max(1, rows // shared)
         return max(1, _CHUNK_BYTES.get(self.platform, _CHUNK_BYTES_ELSEWHERE) // per_image)

@@ -226,10 +226,11 @@ class Attention(nn.Module):
 
 
 def _pages_per_chunk(config: ModelConfig, compute: ComputeConfig, past: Sequence[KeyBlock] | PagedKeys) -> int | None:
-    """Pages of text that are read at a time: as many tokens as `images_per_chunk` images have."""
-    if not isinstance(past, PagedKeys) or compute.images_per_chunk is None:
+    """Pages of text that are read at a time."""
+    if not isinstance(past, PagedKeys):
         return None
-    return max(1, compute.images_per_chunk * config.vision.tokens_per_image // past.pages.keys.shape[3])
+    tokens = compute.text_per_chunk or compute.images_per_chunk * config.vision.tokens_per_image
+    return max(1, tokens // past.pages.keys.shape[3])
 
 
 def _write_layer(cache: Vectors, new: Float[Array, "B K T D"], *, layer: Layer, slot: Int[Array, ""]) -> Vectors:

@@ -117,7 +117,7 @@ class Steps:
         described = Rows._make([tables[0], slots, tables[1], positions])
         text = Text._make([ids, places, segment_ids])
         inputs = (self._pools.text, self._pools.images, text, described)
-        logits, self._pools.text = self._runtime.run_model(paged_programs.read, *inputs, positions=length, rows=rows)
+        logits, self._pools.text = self._runtime.run_paged(paged_programs.read, *inputs, positions=length, rows=rows)
         return logits
 
     def _is_written(self, request: Request, width: int) -> list[bool]:

@@ -197,7 +197,7 @@ def serve_step(config: Config, mesh: Mesh, prompt: Prompt, rows: int) -> Program
     slots = PageSlots(*[_ids(rows, 1)] * 2)
     described = paged_programs.Rows(table(buckets.bucket(each, steps=1)), slots, table(width), _ids(rows, width))
     arguments = (text, images, Text(*[_ids(rows, 1)] * 3), described)
-    lower = lambda: runtime.run_model(paged_programs.read.lower, *arguments, positions=1, rows=rows)
+    lower = lambda: runtime.run_paged(paged_programs.read.lower, *arguments, positions=1, rows=rows)
     seen = prompt.images * runtime.config.vision.tokens_per_image
     flops = rows * forward_flops(runtime.config, Work(1, 0, prompt.tokens, seen, 1))
     what = f"a token of {rows} answers, each after {prompt.tokens} tokens with {prompt.images} images of its own"
