@@ -105,15 +105,19 @@ def check_greedy(form: Form, prompts: Sequence[Sample], answers: Sequence[Answer
 @contextlib.contextmanager
 def memory_running_out(program: Callable, *, at_call: int = 1) -> Iterator[None]:
     """Inside it, `program` has taken its arguments, and asks for more memory than there is, when it is called so often."""
-    run_model, calls = Runtime.run_model, itertools.count(1)
+    calls = itertools.count(1)
 
-    def run_and_fail(self, called, *arguments, **options):
-        result = run_model(self, called, *arguments, **options)
-        if called is program and next(calls) == at_call:
-            jnp.zeros(2**45).block_until_ready()
-        return result
+    def failing(run):
+        def run_and_fail(self, called, *arguments, **options):
+            result = run(self, called, *arguments, **options)
+            if called is program and next(calls) == at_call:
+                jnp.zeros(2**45).block_until_ready()
+            return result
 
-    with mock.patch.object(Runtime, "run_model", run_and_fail):
+        return run_and_fail
+
+    runs = {name: failing(getattr(Runtime, name)) for name in ("run_model", "run_paged")}
+    with mock.patch.multiple(Runtime, **runs):
         yield
 
 

@@ -231,7 +231,7 @@ def held_images(monkeypatch):
     may_go.set()
 
 
-@pytest.mark.parametrize("settings", [{"max_running": 2}, {"cache_gib": 0.0006}], ids=["places", "pages"])
+@pytest.mark.parametrize("settings", [{"max_running": 1}, {"cache_gib": 0.0006}], ids=["places", "pages"])
 def test_long_prompts_do_not_keep_a_short_one_from_its_place_and_pages(settings, held_images, monkeypatch):
     monkeypatch.setattr(Pace, "work", lambda pace, request: 1000.0 * len(request.prompt))
     is_there, may_go = held_images
@@ -264,8 +264,8 @@ def test_a_failure_while_places_are_given_anew_leaves_nobody_waiting(held_images
         return borrow(pools, tokens, *arguments, **options)
 
     monkeypatch.setattr(Pools, "borrow", fail_for_a_short_one)
-    with serving(max_running=2) as engine:
-        several = [ask(engine, prompt(60, [0, 1], seed=at), GREEDY) for at in range(2)]
+    with serving(max_running=1) as engine:
+        several = [ask(engine, prompt(60, [0, 1]), GREEDY)]
         assert is_there.wait(LONGEST)
         several.append(ask(engine, prompt(5), GREEDY))
         may_go.set()
