@@ -15,7 +15,7 @@ import json
 import random
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import openai
@@ -65,7 +65,10 @@ class Asker:
     def ask(self, messages: Sequence[object]) -> Said:
         """Streams an answer."""
         began, first, said = time.perf_counter(), 0.0, list[str]()
-        for chunk in self._stream(messages, self._max_tokens):
+        options = {"model": self._model, "temperature": 0, "max_tokens": self._max_tokens, "stream": True}
+        # The client's types know neither messages as plain JSON nor options by name.
+        chunks = self._client.chat.completions.create(messages=messages, **options)  # type: ignore[call-overload]
+        for chunk in chunks:
             first = first or time.perf_counter() - began
             said += [choice.delta.content or "" for choice in chunk.choices]
         return Said("".join(said), first)
@@ -86,10 +89,6 @@ class Asker:
     def encoded(self) -> int:
         """Images that the vision tower has read."""
         return int(self.server.numbers()["owl3_images_encoded_total"])
-
-    def _stream(self, messages: Sequence[object], max_tokens: int) -> Iterator[openai.types.chat.ChatCompletionChunk]:
-        options = {"model": self._model, "temperature": 0, "max_tokens": max_tokens, "stream": True}
-        yield from self._client.chat.completions.create(messages=messages, **options)  # type: ignore[call-overload]
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -80,7 +80,7 @@ async def _serve(
     )
     async with MediaFetcher(policy) as fetcher, decoders:
         spelling = TokenBytes(owl.processor.tokenizer)
-        positions = min(flags.engine.max_model_len or sys.maxsize, owl.config.max_position_embeddings)
+        positions = flags.engine.most_tokens(owl.config.max_position_embeddings)
         longest = None if spelling.longest is None else positions * spelling.longest
         settings = dataclasses.replace(settings, positions=positions, max_text_bytes=longest)
         counts = {"decoders": lambda: decoders.counts()._asdict()}

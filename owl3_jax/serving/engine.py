@@ -24,8 +24,7 @@ class Engine:
     def __init__(self, runtime: Runtime, tokenizer: ChatTokenizer, settings: EngineSettings) -> None:
         """Allocates the pools and starts the thread, which compiles its programs first. Raises OutOfMemory."""
         self._settings, self._tokenizer = settings, tokenizer
-        positions = runtime.config.max_position_embeddings
-        self._max_tokens = min(settings.max_model_len or positions, positions)
+        self._max_tokens = settings.most_tokens(runtime.config.max_position_embeddings)
         self._batch = Batch(runtime, tuple(tokenizer.stop_ids), settings, self._max_tokens)
         self._waiting: FairQueue[Request] = FairQueue()
         self._known: dict[str, Request] = {}
@@ -103,9 +102,9 @@ class Engine:
 
     def _has_room(self, generation: Generation) -> bool:
         """For the pixels of one more request that waits."""
-        held = sum(pixels.nbytes for pixels in self._held.values())
         new = {view.key: view.pixels.nbytes for view in generation.views if view.key not in self._held}
-        return not new or held + sum(new.values()) <= self._settings.queue_gib * 2**30
+        held = (pixels.nbytes for pixels in self._held.values())
+        return not new or sum(held) + sum(new.values()) <= self._settings.queue_gib * 2**30
 
     def _limit(self, generation: Generation) -> int:
         """Tokens of the answer. Raises TooLargeError."""

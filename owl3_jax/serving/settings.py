@@ -31,3 +31,7 @@ class EngineSettings:
             raise ConfigError(f"reading_share must be above 0 and at most 1, got {self.reading_share}")
         if (self.max_model_len is not None and self.max_model_len < 1) or (self.cache_gib is not None and self.cache_gib <= 0):
             raise ConfigError(f"max_model_len and cache_gib must be positive, got {self.max_model_len}, {self.cache_gib}")
+
+    def most_tokens(self, positions: int) -> int:
+        """Of a prompt and its answer, by a model that has so many positions."""
+        return min(self.max_model_len or positions, positions)
