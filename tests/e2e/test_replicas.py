@@ -5,7 +5,6 @@ import os
 import random
 import signal
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 
@@ -71,7 +70,7 @@ def test_one_is_replaced_while_the_other_answers(replicas: Sequence[LiveServer])
     assert "".join(said) == answer.choices[0].message.content == expected
     assert answer.usage.prompt_tokens_details.cached_images == 3
     assert second.numbers()["owl3_images_encoded_total"] == images
-    with pytest.raises(urllib.error.URLError):
+    with pytest.raises(OSError):  # refused, or cut off where the end comes between asking and answering
         while time.monotonic() < deadline:
             urllib.request.urlopen(f"{first.url}/health", timeout=PATIENCE).close()
             time.sleep(0.05)

@@ -10,7 +10,6 @@ from owl3_jax.inference import runtime as runtime_module
 from owl3_jax.inference.feature_cache import FeatureCache
 from owl3_jax.inference.runtime import Runtime
 from owl3_jax.sharding import make_mesh
-from tests.tiny import COMPUTE
 from tests.tolerances import ENGINE_LOGITS
 from tests.unit.inference.tiny_engine import images, runtime
 
@@ -73,10 +72,9 @@ def test_sizes_suit_the_mesh():
 
 def test_a_step_of_image_attention_has_the_bytes_that_it_should(monkeypatch):
     monkeypatch.setitem(runtime_module._CHUNK_BYTES, jax.default_backend(), 50_000)
-    written_out = dataclasses.replace(runtime(), compute=dataclasses.replace(COMPUTE, scan_layers=False))
-    sizes = lambda ours: {(T, rows): ours._images_per_chunk(T, rows) for T in (1, 16) for rows in (1, 4)}
-    # An image: 9 tokens of 14 + 14 float32s, which are copied out of a stack, and of 3 heads x T scores.
-    assert sizes(runtime()) == {(1, 1): 44, (1, 4): 11, (16, 1): 18, (16, 4): 4}
-    assert sizes(written_out) == {(1, 1): 462, (1, 4): 115, (16, 1): 28, (16, 4): 7}
+    sizes = lambda copies: {(T, B): runtime()._images_per_chunk(T, B, copies=copies) for T in (1, 16) for B in (1, 4)}
+    # An image: 9 tokens of 14 + 14 float32s, if they are copied out of a stack or of pages, and of 3 heads x T scores.
+    assert sizes(True) == {(1, 1): 44, (1, 4): 11, (16, 1): 18, (16, 4): 4}
+    assert sizes(False) == {(1, 1): 462, (1, 4): 115, (16, 1): 28, (16, 4): 7}
     monkeypatch.setitem(runtime_module._CHUNK_BYTES, jax.default_backend(), 1)
-    assert runtime()._images_per_chunk(256, 8) == 1
+    assert runtime()._images_per_chunk(256, 8, copies=True) == 1
