@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, UInt
 from owl3_jax.inference.sampling import Sampling
 
 _INFINITY = 0x7F800000  # the bits of float32's infinity
+_DRAWN_TOGETHER = 512  # tokens of a block
 
 
 class SamplingRows(NamedTuple):
@@ -81,9 +82,8 @@ def choose(
     scores = adjust(logits.astype(jnp.float32), seen, step, stop_ids, rows, ops)
     token = scores.argmax(axis=-1)
     if ops.sample:
-        draw = lambda key, step, row: jax.random.categorical(jax.random.fold_in(key, step), row)
-        steps = jnp.broadcast_to(step, token.shape)
-        token = jnp.where(rows.temperature > 0, jax.vmap(draw)(rows.keys, steps, keep_likely(scores, rows)), token)
+        keys = jax.vmap(jax.random.fold_in)(rows.keys, jnp.broadcast_to(step, token.shape))
+        token = jnp.where(rows.temperature > 0, jax.vmap(_draw)(keys, keep_likely(scores, rows)), token)
     return token.astype(jnp.int32), log_probability(logits, token) if ops.logprobs else None
 
 
@@ -138,6 +138,18 @@ def mark_seen(seen: Bool[Array, "R V"], tokens: Int[Array, "R T"], valid: Bool[A
 def _row_key(seed: UInt[Array, ""], sample: Int[Array, ""]) -> Key[Array, ""]:
     # The one of jax's generators whose numbers do not change when rows are batched by vmap.
     return jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), sample)
+
+
+def _draw(key: Key[Array, ""], scores: Float[Array, " V"]) -> Int[Array, ""]:
+    """A token, by the softmax of the scores: first a block of tokens, then one of them.
+
+    For 16 rows of 151936 tokens that takes 2 ms on two CPU cores, where a random number for each token takes 29. Numbers that
+    are compared with sums of probabilities would be as few, but rounding would change more of the draws.
+    """
+    blocks = jnp.pad(scores, (0, -len(scores) % _DRAWN_TOGETHER), constant_values=-jnp.inf).reshape(-1, _DRAWN_TOGETHER)
+    of_block, of_token = jax.random.split(key)
+    block = jax.random.categorical(of_block, jax.nn.logsumexp(blocks, axis=-1))
+    return block * _DRAWN_TOGETHER + jax.random.categorical(of_token, blocks[block])
 
 
 def _lowest_kept(scores: Float[Array, "R V"], weights: Float[Array, "R V"], bound: Float[Array, " R"]) -> Float[Array, " R"]:

@@ -20,8 +20,9 @@ from owl3_jax.serving.request import Request
 
 _NARROWEST_TABLE = 16
 
-# What the programs that choose tokens can do: three kinds, so that all are compiled before the first request.
-_LIKELIEST = SamplingOps(sample=False, penalty=False, minimum=False, logprobs=False)
+# What the programs that choose tokens can do: three kinds, so that all are compiled before the first request. A minimum of
+# tokens costs nothing, so that all have it.
+_LIKELIEST = SamplingOps(sample=False, penalty=False, minimum=True, logprobs=False)
 _SAMPLED = _LIKELIEST._replace(sample=True)
 _EVERYTHING = SamplingOps(sample=True, penalty=True, minimum=True, logprobs=True)
 
@@ -49,7 +50,7 @@ class Steps:
         for size in sorted({self._runtime.encoder_batch(images) for images in range(1, self.images_at_once + 1)}):
             yield f"vision, {size} images"
             self._encode([np.zeros((side, side, 3), np.uint8)] * size, [self._pools.sizes.image_pages] * size)
-        for length in sorted({chunk_size(tokens) for tokens in range(1, buckets.PREFILL_CHUNK + 1)}):
+        for length in sorted({self._chunk_size(tokens) for tokens in range(1, buckets.PREFILL_CHUNK + 1)}):
             yield f"{length} tokens of a prompt"
             self._call([], [], 1, length, *self._widest)
         for text in self._text_widths:
@@ -78,7 +79,7 @@ class Steps:
         """
         longest = max(map(len, tokens))
         if longest > 1:  # pages beyond those that a row shows cost a chunk of a prompt nothing
-            return self._call(requests, tokens, buckets.rows(len(requests)), chunk_size(longest), *self._widest)
+            return self._call(requests, tokens, buckets.rows(len(requests)), self._chunk_size(longest), *self._widest)
         text = max(self._pools.text_pages(request.read + len(new)) for request, new in zip(requests, tokens, strict=True))
         images = max(len(request.image_keys) for request in requests)
         widths = _fitting(self._text_widths, text), _fitting(self._image_widths, images)
@@ -120,6 +121,11 @@ class Steps:
         logits, self._pools.text = self._runtime.run_paged(paged_programs.read, *inputs, positions=length, rows=rows)
         return logits
 
+    def _chunk_size(self, tokens: int) -> int:
+        """Positions that a chunk of so many tokens of a prompt is padded to: few sizes, so that few programs are compiled."""
+        steps = 2 if self._runtime.platform == "cpu" else 1  # where padding costs as much as text
+        return min(max(16, buckets.bucket(tokens, steps=steps)), buckets.PREFILL_CHUNK)
+
     def _is_written(self, request: Request, width: int) -> list[bool]:
         loan = request.loan
         assert loan is not None
@@ -131,8 +137,8 @@ class Steps:
         generations = [request.generation for request in requests]
         ops = SamplingOps.of([request.sampling for request in requests])
         has_penalty = any(each.presence_penalty or each.frequency_penalty for each in generations)
-        if has_penalty or ops not in (_LIKELIEST, _SAMPLED):
-            ops = _EVERYTHING
+        plain = _SAMPLED if ops.sample else _LIKELIEST
+        ops = _EVERYTHING if has_penalty or ops.penalty or ops.logprobs else plain
         text = max(self._pools.text_pages(max(len(request.prompt), len(request.ids))) for request in requests)
         chosen = self._choose(requests, logits, ops, _fitting(self._text_widths, text))
         tokens, logprobs, top_tokens, top_logprobs = (None if x is None else fetch(x).tolist() for x in chosen)
@@ -175,11 +181,6 @@ class Steps:
         if self._rows is None or self._rows[0] != key:
             self._rows = key, _sampling_rows(requests, rows)
         return self._rows[1]
-
-
-def chunk_size(tokens: int) -> int:
-    """Positions that a chunk of so many tokens of a prompt is padded to: a power of two, so that few programs are compiled."""
-    return min(max(16, buckets.bucket(tokens, steps=1)), buckets.PREFILL_CHUNK)
 
 
 def _sampling_rows(requests: Sequence[Request], rows: int) -> SamplingRows:
