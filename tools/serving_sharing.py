@@ -68,9 +68,12 @@ class Asker:
         options = {"model": self._model, "temperature": 0, "max_tokens": self._max_tokens, "stream": True}
         # The client's types know neither messages as plain JSON nor options by name.
         chunks = self._client.chat.completions.create(messages=messages, **options)  # type: ignore[call-overload]
-        for chunk in chunks:
-            first = first or time.perf_counter() - began
-            said += [choice.delta.content or "" for choice in chunk.choices]
+        for chunk in chunks:  # the first one has no text, and comes before it
+            if new := "".join(choice.delta.content or "" for choice in chunk.choices):
+                first = first or time.perf_counter() - began
+                said.append(new)
+        if not said:
+            sys.exit("error: an answer without text says nothing about when its first token came; give more --max-tokens")
         return Said("".join(said), first)
 
     def beside(self, messages: Sequence[object], shorts: Sequence[Sequence[object]]) -> list[float]:

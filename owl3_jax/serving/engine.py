@@ -212,6 +212,11 @@ class Engine:
 
 
 def start_engine(owl: Owl3Checkpoint, settings: EngineSettings) -> ServingEngine:
-    """The engine of a checkpoint, which is getting ready. It keeps images as pages, so it needs no features of them."""
+    """The engine of a checkpoint, which is getting ready. It keeps images as pages, so it needs no features of them.
+
+    A CPU encodes one image at a time: more at once take it as long, and others wait longer for their turn.
+    """
     runtime = dataclasses.replace(owl.runtime, feature_cache=FeatureCache(0))
+    if runtime.platform == "cpu":
+        runtime = dataclasses.replace(runtime, vision_batch_size=runtime.devices)
     return Engine(runtime, owl.processor.tokenizer, settings)

@@ -10,15 +10,19 @@ import pytest
 from owl3_jax.inference import paged_programs
 from owl3_jax.inference.jitted import Jitted
 from owl3_jax.inference.sampling import Sampling
+from owl3_jax.pretrained import Owl3Checkpoint
+from owl3_jax.processing.processor import Processor
+from owl3_jax.serving.engine import start_engine
 from owl3_jax.serving.generation import Begun, QueueFullError, TooLargeError, View
 from owl3_jax.serving.pace import Pace
 from owl3_jax.serving.pools import Pools
+from owl3_jax.serving.settings import EngineSettings
 from owl3_jax.serving.steps import Steps
 from tests.tiny import FORMS
 from tests.tolerances import ENGINE_LOGITS
 from tests.unit.inference import tiny_engine
 from tests.unit.inference.tiny_engine import POSITIONS, continued, memory_running_out, prompt
-from tests.unit.serving.serving_engine import LONGEST, Listening, ask, asked, generation, serving
+from tests.unit.serving.serving_engine import LONGEST, SMALL, Listening, ask, asked, generation, serving
 
 GREEDY = Sampling(max_new_tokens=9, logprobs=True)
 RAGGED = [
@@ -71,6 +75,17 @@ def test_an_image_is_encoded_once_whoever_shows_it_and_wherever():
         for sample, each in zip(samples, found, strict=True):
             assert each.ids == alone(sample, GREEDY)[0].ids
         assert [ask(engine, samples[1], GREEDY).begun.cached_images] == [6]
+
+
+def test_a_cpu_encodes_one_image_at_a_time(monkeypatch):
+    encode, sizes = Steps.encode, list[int]()
+    monkeypatch.setattr(Steps, "encode", lambda steps, images: (sizes.append(len(images)), encode(steps, images)))
+    assert tiny_engine.runtime().vision_batch_size > 1
+    owl = Owl3Checkpoint(tiny_engine.runtime(), lambda: Processor(tiny_engine.TOKENIZER, 8))
+    engine = start_engine(owl, EngineSettings(**SMALL))
+    assert ask(engine, prompt(24, [0, 3, 9], seed=1), GREEDY).wait().ids
+    engine.close(LONGEST)
+    assert sizes == [1, 1, 1]
 
 
 def test_pages_of_an_image_are_shared_while_several_requests_show_it():
