@@ -13,6 +13,7 @@ from owl3_jax.inference.sampling import Sampling
 from owl3_jax.serving.api_settings import ApiSettings
 from owl3_jax.serving.app import make_app
 from owl3_jax.serving.auth import ApiKeys
+from owl3_jax.serving.budget import Charge
 from owl3_jax.serving.gate import Gate
 from owl3_jax.serving.generation import (
     Begun,
@@ -77,7 +78,7 @@ class FakeFetcher:
         self.fetched: list[tuple[str, str]] = []
         self.held = Held()
 
-    async def fetch(self, url: str, kind: str) -> bytes:
+    async def fetch(self, url: str, kind: str, charge: Charge) -> bytes:
         self.fetched.append((url, kind))
         if url == "fake:hold":
             self.held.is_there.set()
@@ -89,7 +90,9 @@ class FakeFetcher:
             raise RefusedError("media_refused", "this server fetches nothing from the web")
         if url == "fake:crash":
             raise ValueError("secret: at 0xdeadbeef")
-        return url.partition(",")[2].encode()
+        content = url.partition(",")[2].encode()
+        charge(len(content))
+        return content
 
 
 class FakeDecoders:
@@ -99,7 +102,7 @@ class FakeDecoders:
         self.messages: list[Sequence[Mapping[str, object]]] = []
         self.held = Held()
 
-    async def decode(self, messages: Sequence[Mapping[str, object]]) -> Prompt:
+    async def decode(self, messages: Sequence[Mapping[str, object]], client: str) -> Prompt:
         self.messages.append(messages)
         content = messages[-1]["content"]
         parts = [{"type": "text", "text": content}] if isinstance(content, str) else content

@@ -2,6 +2,7 @@
 
 import dataclasses
 import ipaddress
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +13,7 @@ from owl3_jax.cli.model_flags import ModelFlags
 from owl3_jax.config import ConfigError
 from owl3_jax.serving.settings import EngineSettings
 
-_Repeated = tyro.conf.UseAppendAction[tuple[str, ...]]
+_Repeated = tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Flags:
     port: int = 8000  # 0: any that is free
     host: str = "127.0.0.1"  # address to listen at; the default can be reached from this machine alone
     api_key_file: Path | None = None  # keys, one a line; the variable OWL3_API_KEY adds one
-    served_model_name: _Repeated = ()  # name of the model in requests, repeatable; by default its directory's
+    served_model_name: _Repeated = ()  # names of the model in requests; by default its directory's
     allowed_hosts: _Repeated = ()  # names that browsers may know this server by; by default any if it has keys
     allowed_media_domains: _Repeated = ()  # where images and videos may be fetched from, over https; none by default
     allowed_local_media_path: Path | None = None  # folder that file:// URIs may name files below; none by default
@@ -51,7 +52,7 @@ class Flags:
             return self.host == "localhost"
 
 
-def listed(values: Sequence[str]) -> Iterator[str]:
-    """The items of a flag that may be repeated, and may list several with commas."""
-    for value in values:
+def listed(values: Sequence[Sequence[str]]) -> Iterator[str]:
+    """The items of a flag that may be repeated, and may list several, with spaces or commas."""
+    for value in itertools.chain(*values):
         yield from filter(None, map(str.strip, value.split(",")))

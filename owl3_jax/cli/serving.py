@@ -69,7 +69,7 @@ async def _serve(
     owl: owl3_jax.Owl3Checkpoint,
     engine: ServingEngine,
 ) -> None:
-    gate = Gate(flags.engine.max_queued)
+    gate = Gate(_most_answers(flags))
     decoders = Decoders(
         find_checkpoint(flags.model.checkpoint),
         flags.decode_workers,
@@ -102,12 +102,17 @@ def settings_of(flags: Flags, sampling: Sampling) -> ApiSettings:
     return ApiSettings(
         models=tuple(listed(flags.served_model_name)) or (find_checkpoint(flags.model.checkpoint).resolve().name,),
         sampling=sampling,
-        max_answers=min(_MOST_ANSWERS, flags.engine.max_queued),
+        max_answers=min(_MOST_ANSWERS, _most_answers(flags)),
         max_media=flags.engine.max_images,
-        max_preparing=flags.engine.max_queued,
+        max_preparing=_most_answers(flags),
         bodies=BodyLimits(bytes_each=flags.max_body_mib * _MIB, bytes_all=max(_BODIES, 4 * flags.max_body_mib) * _MIB),
         allowed_hosts=hosts,
     )
+
+
+def _most_answers(flags: Flags) -> int:
+    """That are decoded or wait."""
+    return flags.engine.max_running + flags.engine.max_queued
 
 
 def policy_of(flags: Flags) -> MediaPolicy:

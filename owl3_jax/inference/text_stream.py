@@ -71,5 +71,5 @@ class TextStream:
 
     def _possible_stop(self, text: str) -> int:
         """How many of the last characters may be the beginning of a stop string."""
-        lengths = (n for stop in self._stop for n in range(1, len(stop)) if text.endswith(stop[:n]))
+        lengths = (n for stop in self._stop for n in range(1, min(len(stop), len(text) + 1)) if text.endswith(stop[:n]))
         return max(lengths, default=0)

@@ -128,6 +128,9 @@ def _add_probes(app: FastAPI, engine: ServingEngine, gate: Gate, metrics: Metric
             raise unavailable("the model is not ready yet")
         return JSONResponse({"status": "ready"})
 
+    for path, probe in (("/health", health), ("/ready", ready)):
+        app.head(path, include_in_schema=False)(probe)  # load balancers ask so
+
     @app.get("/metrics", summary="Numbers for Prometheus")
     async def numbers() -> Response:
         return Response(metrics.exposition(), media_type=CONTENT_TYPE)
@@ -139,6 +142,7 @@ def _add_pages(app: FastAPI) -> None:
     page, docs = chat_page(), docs_page(app.openapi())
 
     @app.get("/", include_in_schema=False)
+    @app.head("/", include_in_schema=False)
     async def chat() -> Response:
         return page.response()
 

@@ -39,9 +39,9 @@ class Batch:
         self._steps = Steps(runtime, self.pools, stop_ids, **widths)
 
     @property
-    def has_place(self) -> bool:
-        """For one more request."""
-        return len(self.reading) + len(self.running) < self._most
+    def free_places(self) -> int:
+        """For so many more requests."""
+        return max(0, self._most - len(self.reading) - len(self.running))
 
     def warm_up(self) -> Iterator[str]:
         """As `Steps.warm_up`."""
@@ -76,7 +76,7 @@ class Batch:
 
     def _enter(self, request: Request) -> bool:
         """Gives a request a place and pages; returns whether there are enough."""
-        if not self.has_place:
+        if not self.free_places:
             return False
         starts, keys = request.generation.image_starts, request.image_keys
         self.reading.append(request)  # first: should anything fail, this is one of those that it failed for

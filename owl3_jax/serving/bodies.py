@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import dataclasses
+from collections import Counter
 from collections.abc import AsyncIterator
 
 from starlette.requests import Request
@@ -10,6 +11,7 @@ from starlette.requests import Request
 from owl3_jax.serving.errors import ApiError, too_many
 
 _MIB = 2**20
+_SMALL = 64  # as many times smaller than the largest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +29,7 @@ class Bodies:
     def __init__(self, limits: BodyLimits) -> None:
         self._limits = limits
         self._bytes = 0
+        self._of_clients = Counter[str]()
 
     @property
     def bytes(self) -> int:
@@ -34,8 +37,10 @@ class Bodies:
         return self._bytes
 
     @contextlib.asynccontextmanager
-    async def read(self, request: Request) -> AsyncIterator[bytearray]:
+    async def read(self, request: Request, client: str) -> AsyncIterator[bytearray]:
         """The whole body, which counts until the context is left.
+
+        One client's bodies may have half of the bytes of all. Small ones are taken when larger ones no longer are.
 
         Raises ApiError: it is not JSON by its headers, too large, too slow, or there are too many others. Raises
         starlette's ClientDisconnect when the client leaves.
@@ -44,18 +49,18 @@ class Bodies:
         self._require_small(request.headers.get("content-length"))
         body = bytearray()
         try:
-            await self._fill(body, request)
+            await self._fill(body, request, client)
             yield body
         finally:
-            self._bytes -= len(body)
+            self._count(-len(body), client)
 
-    async def _fill(self, body: bytearray, request: Request) -> None:
+    async def _fill(self, body: bytearray, request: Request, client: str) -> None:
         try:
             async with asyncio.timeout(self._limits.seconds):
                 async for chunk in request.stream():
                     body += chunk
-                    self._bytes += len(chunk)
-                    self._require_room(len(body))
+                    self._count(len(chunk), client)
+                    self._require_room(len(body), client)
         except TimeoutError:
             message = f"the body did not arrive within {self._limits.seconds:g} s"
             raise ApiError(408, "request_timeout", message) from None
@@ -64,10 +69,18 @@ class Bodies:
         if length is not None and length.isdecimal() and int(length) > self._limits.bytes_each:
             raise self._too_large()
 
-    def _require_room(self, length: int) -> None:
-        if length > self._limits.bytes_each:
+    def _count(self, size: int, client: str) -> None:
+        self._bytes += size
+        self._of_clients[client] += size
+        if not self._of_clients[client]:
+            del self._of_clients[client]
+
+    def _require_room(self, length: int, client: str) -> None:
+        limits = self._limits
+        if length > limits.bytes_each:
             raise self._too_large()
-        if self._bytes > self._limits.bytes_all:
+        reserve = limits.bytes_all // 8 if length <= limits.bytes_each // _SMALL else 0
+        if self._of_clients[client] > limits.bytes_all // 2 + reserve or self._bytes > limits.bytes_all + reserve:
             raise too_many("the server has no memory for this body beside those of other requests", retry_after=1.0)
 
     def _too_large(self) -> ApiError:

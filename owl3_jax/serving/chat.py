@@ -1,5 +1,6 @@
 """POST /v1/chat/completions, from the headers of a request to the last byte of its answers."""
 
+import contextlib
 import dataclasses
 
 from starlette.requests import ClientDisconnect, Request
@@ -47,15 +48,16 @@ class Chat:
 
     async def _start(self, request: Request, record: Record) -> tuple[Answers, Wanted]:
         """Queues what the request wants; its body and its media's bytes are forgotten then."""
-        self.gate.require_open()
-        if not self.engine.is_ready:
-            raise unavailable("the model is not ready yet")
-        async with self.bodies.read(request) as body:
+        async with contextlib.AsyncExitStack() as stack:
+            async with self.gate.arrive():
+                if not self.engine.is_ready:
+                    raise unavailable("the model is not ready yet")
+                body = await stack.enter_async_context(self.bodies.read(request, record.client))
             wanted = parse_request(body, self.settings.sampling)
             self._check(wanted)
             record.is_stream, record.ignored = wanted.is_stream, wanted.ignored
             with self.gate.prepare():
-                prompt = await while_connected(request.receive, self.preparer.prepare(wanted.turns))
+                prompt = await while_connected(request.receive, self.preparer.prepare(wanted.turns, record.client))
         return self._queue(record, wanted, prompt), dataclasses.replace(wanted, turns=())
 
     def _check(self, wanted: Wanted) -> None:

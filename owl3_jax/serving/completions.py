@@ -7,8 +7,17 @@ from collections.abc import Sequence
 
 from owl3_jax.inference.sampling import Sampling
 from owl3_jax.serving.answers import Asked, Tally
-from owl3_jax.serving.errors import invalid, too_many
-from owl3_jax.serving.generation import Begun, Event, Generation, Piece, QueueFullError, ServingEngine, TooLargeError
+from owl3_jax.serving.errors import invalid, too_many, unavailable
+from owl3_jax.serving.generation import (
+    Begun,
+    EngineClosedError,
+    Event,
+    Generation,
+    Piece,
+    QueueFullError,
+    ServingEngine,
+    TooLargeError,
+)
 from owl3_jax.serving.mailbox import Mailbox
 from owl3_jax.serving.metrics import Metrics
 from owl3_jax.serving.parse import Wanted
@@ -31,6 +40,8 @@ class Answers:
         try:
             for generation, listener in zip(generations, self._mailbox.listeners(), strict=True):
                 self._engine.submit(generation, listener)
+        except EngineClosedError as error:
+            raise unavailable("the server is shutting down") from error
         except QueueFullError as error:
             raise too_many("too many requests are waiting", error.retry_after) from error
         except TooLargeError as error:
@@ -100,7 +111,7 @@ def start_answers(
         images=len(prompt.views),
         has_logprobs=wanted.sampling.logprobs,
     )
-    record.prompt_tokens, record.images, record.answers = asked.prompt_tokens, asked.images, asked.answers
+    record.prompt_tokens, record.images = asked.prompt_tokens, asked.images
     sampling = _fitting(wanted, asked.prompt_tokens, positions)
     answers = Answers(engine, metrics, record, ids, asked)
     generations = [
@@ -111,6 +122,7 @@ def start_answers(
     except BaseException:
         answers.close()
         raise
+    record.answers = asked.answers  # from here on the metrics count it
     return answers
 
 

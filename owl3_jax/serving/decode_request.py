@@ -24,7 +24,8 @@ class _Packer:
 
     def __init__(self, limits: DecodeLimits) -> None:
         self.blobs: list[Blob] = []
-        self._limits, self._images = limits, 0
+        self._numbers: dict[int, int] = {}  # of blobs, by identity: a request may show one again and again
+        self._limits, self.images = limits, 0
 
     def message(self, message: Mapping[str, object], name: str) -> dict[str, object]:
         role, content = message.get("role"), message.get("content")
@@ -57,19 +58,21 @@ class _Packer:
         return [self._source(frame, f"frame {index} of {name}") for index, frame in enumerate(frames)]
 
     def _source(self, value: object, name: str) -> dict[str, object]:
-        self._images += 1
-        if self._images > self._limits.max_images:
+        self.images += 1
+        if self.images > self._limits.max_images:
             raise too_many_images(self._limits)
         if isinstance(value, Path):
             return {"path": str(value)}
         if not isinstance(value, bytes | bytearray | memoryview):
             raise _invalid(f"{name} has no content")
-        self.blobs.append(value)
-        return {"blob": len(self.blobs) - 1}
+        if id(value) not in self._numbers:
+            self._numbers[id(value)] = len(self.blobs)
+            self.blobs.append(value)
+        return {"blob": self._numbers[id(value)]}
 
 
-def pack(messages: Sequence[Mapping[str, object]], limits: DecodeLimits) -> Request:
-    """The request as it goes to a worker.
+def pack(messages: Sequence[Mapping[str, object]], limits: DecodeLimits) -> tuple[Request, int]:
+    """The request as it goes to a worker, and how many images, frames and videos it names.
 
     Args:
         messages: `{"role", "content"}` each; other keys are left out. A content is a string, or a list of parts `{"type":
@@ -80,17 +83,18 @@ def pack(messages: Sequence[Mapping[str, object]], limits: DecodeLimits) -> Requ
     Raises DecodeRefused.
     """
     packer = _Packer(limits)
-    return Request([packer.message(message, f"message {index}") for index, message in enumerate(messages)], packer.blobs)
+    request = Request([packer.message(message, f"message {index}") for index, message in enumerate(messages)], packer.blobs)
+    return request, packer.images
 
 
-def unpack(packed: object, blobs: Sequence[Blob]) -> object:
-    """The messages that `pack` was given, in the worker, which trusts the server."""
+def unpack(packed: object, blobs: Sequence[bytes]) -> object:
+    """The messages that `pack` was given, in the worker, which trusts the server. A source shown twice is one object."""
     if isinstance(packed, list):
         return [unpack(each, blobs) for each in packed]
     if not isinstance(packed, dict):
         return packed
     if packed.keys() == {"blob"}:
-        return bytes(blobs[packed["blob"]])
+        return blobs[packed["blob"]]
     if packed.keys() == {"path"}:
         return Path(packed["path"])
     return {key: unpack(each, blobs) for key, each in packed.items()}

@@ -7,7 +7,8 @@ It answers messages on the socket that it inherits as DESCRIPTOR (`owl3_jax.serv
     <- {"checkpoint", "limits", "crop", "max_frames", "frame_rule"}      once
     -> {"image_size", "vocab_size"}, or {"failed": why}
     <- {"messages"}, sources                                             for each request
-    -> {"images"}, input ids and image starts; then {"view": index}, pixels, for each of them
+    -> {"images"}, input ids and image starts; then for each of them {"view": index}, pixels, or {"view": index, "same_as": one
+       before}
     -> {"refused": code, "message"}                                      in place of any of these
 """
 
@@ -33,6 +34,7 @@ from PIL import Image
 from owl3_jax.config import FrameRule
 from owl3_jax.processing.conversation import as_conversation
 from owl3_jax.processing.images import TooManyPixels, UnreadableImage, check_header, limit_pixels
+from owl3_jax.processing.media import Picture
 from owl3_jax.processing.processor import Prepared, Processor
 from owl3_jax.processing.video_file import UnreadableVideo
 from owl3_jax.serving.decode_limits import DecodeLimits, DecodeRefused, allocated_bytes
@@ -107,12 +109,16 @@ def _confine(limits: DecodeLimits) -> None:
 
 def _answer(connection: socket.socket, processor: Processor, limits: DecodeLimits, request: Received) -> None:
     try:
-        prepared = _prepare(processor, limits, unpack(request.said["messages"], request.blobs))
-        request.blobs.clear()  # `unpack` has made copies
+        sources = list(map(bytes, request.blobs))
+        request.blobs.clear()
+        prepared = _prepare(processor, limits, unpack(request.said["messages"], sources))
         arrays = (prepared.input_ids.astype("<i4"), prepared.image_starts.astype("<i4"))
         send(connection, {"images": prepared.num_images}, [array.data for array in arrays])
         for index, view in enumerate(_views(prepared, limits)):
-            send(connection, {"view": index}, [np.ascontiguousarray(view).data])
+            if isinstance(view, int):
+                send(connection, {"view": index, "same_as": view})
+            else:
+                send(connection, {"view": index}, [np.ascontiguousarray(view).data])
     except DecodeRefused as refused:
         send(connection, {"refused": refused.code, "message": str(refused)})
     except MemoryError:
@@ -135,9 +141,17 @@ def _prepare(processor: Processor, limits: DecodeLimits, messages: object) -> Pr
     return prepared
 
 
-def _views(prepared: Prepared, limits: DecodeLimits) -> Iterator[np.ndarray]:
+def _views(prepared: Prepared, limits: DecodeLimits) -> Iterator[np.ndarray | int]:
+    """The pixels of each view; of a picture that was there before, the index of the same view then."""
+    index, shown = 0, dict[int, int]()  # the first view of each picture
     try:
-        yield from prepared.views()
+        for medium in prepared.media:
+            first = shown.setdefault(id(medium.source), index) if isinstance(medium, Picture) else index
+            if first < index:
+                yield from range(first, first + medium.num_views)
+            else:
+                yield from medium.views(prepared.image_size)
+            index += medium.num_views
     except (UnreadableImage, UnreadableVideo) as error:
         raise _refusal(error, limits) from error
 

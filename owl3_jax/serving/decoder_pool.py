@@ -64,6 +64,11 @@ class DecoderPool:
             await asyncio.gather(*starting, return_exceptions=True)  # the others' errors only follow from closing
             raise errors[0]
 
+    @property
+    def has_idle(self) -> bool:
+        """Whether `take` has something to give."""
+        return any(each.is_alive for each in self._idle)
+
     def take(self) -> DecoderProcess | None:
         """An idle worker, if there is one; `give_back` or `replace` follows."""
         process = next((each for each in self._idle if each.is_alive), None)

@@ -1,7 +1,8 @@
 """Requests' images and videos decoded in worker processes: a file that breaks a decoder costs its request, not the server.
 
-Requests wait in one queue and are taken in the order in which they came. A worker that dies, or that is killed because its
-request took too long, is replaced at once; where that fails it is tried again, after a while that grows.
+Requests wait in a queue that is fair between clients. One worker is there for those without media, which none with media keep
+waiting. A worker that dies, or that is killed because its request took too long, is replaced at once; where that fails it is
+tried again, after a while that grows.
 
 When the client of a request has gone, its worker may go on for a moment, since starting another would take longer than most
 requests do; then it is killed and replaced. Either way the result is dropped.
@@ -14,9 +15,9 @@ which an image is kept is computed from its pixels on this side.
 
 import asyncio
 import collections
-import contextlib
 import dataclasses
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -30,8 +31,10 @@ from owl3_jax.serving.decoder_pool import DecoderPool
 from owl3_jax.serving.decoder_process import DecodedPrompt as DecodedPrompt
 from owl3_jax.serving.decoder_process import DecoderProcess
 from owl3_jax.serving.decoder_process import DecoderStartError as DecoderStartError
+from owl3_jax.serving.fair_queue import FairQueue
 
 _GRACE = 1.0  # seconds for a request whose client has gone
+_SECONDS = 0.05  # that an image takes, more or less
 
 _STOPPING = "the server is stopping"
 
@@ -52,6 +55,7 @@ class DecoderCounts(NamedTuple):
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Job:
     request: Request
+    media: int  # images, frames and videos that it names
     answer: asyncio.Future[DecodedPrompt]  # cancelled when nobody waits for it any more
 
     def refuse(self, code: RefusalCode, message: str) -> None:
@@ -67,8 +71,9 @@ class Decoders:
 
     Args:
         checkpoint: whose processor the workers load.
-        workers: how many requests are decoded at once.
+        workers: how many requests with media are decoded at once.
         limits: of each of them.
+        text_workers: how many more there are for requests without media.
         crop: whether images are seen in crops too; None: as the checkpoint was trained.
         max_frames: most frames of a video file; the checkpoint's own number by default.
         frame_rule: which frames; the checkpoint's own rule by default.
@@ -80,6 +85,7 @@ class Decoders:
         workers: int,
         limits: DecodeLimits,
         *,
+        text_workers: int = 1,
         crop: bool | None = None,
         max_frames: int | None = None,
         frame_rule: FrameRule | None = None,
@@ -93,8 +99,10 @@ class Decoders:
             "frame_rule": frame_rule,
         }
         self._limits = limits
-        self._pool = DecoderPool(workers, limits, settings, self._dispatch, self._refuse_during_outage)
-        self._jobs: collections.deque[_Job] = collections.deque()
+        self._pool = DecoderPool(workers + text_workers, limits, settings, self._dispatch, self._refuse_during_outage)
+        self._most_with_media, self._with_media = workers, 0  # that are decoded
+        self._texts, self._jobs = FairQueue[_Job](), FairQueue[_Job]()  # without media, and with some
+        self._clients = collections.Counter[str]()  # requests of each
         self._timed_out = self._abandoned = 0
 
     async def __aenter__(self) -> "Decoders":
@@ -108,30 +116,38 @@ class Decoders:
         """Returns when all workers are ready. Raises DecoderStartError when one does not start; then none is left."""
         await self._pool.start()
 
-    async def decode(self, messages: Sequence[Mapping[str, object]]) -> DecodedPrompt:
+    async def decode(self, messages: Sequence[Mapping[str, object]], client: str = "") -> DecodedPrompt:
         """The tokens and views of a prompt, exactly those of the checkpoint's `Processor`.
 
         Args:
             messages: as `owl3_jax.serving.decode_request.pack` takes them, with what spells a placeholder in their texts
                 escaped (`owl3_jax.processing.chat.escape_placeholders`).
+            client: whose they are.
 
         Raises DecodeRefused.
         """
         if self._pool.is_closing:
             raise DecodeRefused("decoder_unavailable", _STOPPING)
-        job = _Job(pack(messages, self._limits), asyncio.get_running_loop().create_future())
-        self._jobs.append(job)
+        packed, media = pack(messages, self._limits)
+        job = _Job(packed, media, asyncio.get_running_loop().create_future())
+        queue = self._jobs if media else self._texts
+        work, now, others = max(media, 1) * _SECONDS, time.monotonic(), self._clients[client]
+        queue.put(job, work=work, now=now, others=others)
+        self._clients[client] += 1
         self._dispatch()
         try:
             return await job.answer
         finally:
-            with contextlib.suppress(ValueError):  # it waits no more
-                self._jobs.remove(job)
+            queue.remove(job)
+            self._clients[client] -= 1
+            self._clients += collections.Counter()  # forgets who has none left
 
     def counts(self) -> DecoderCounts:
         """The numbers of /metrics."""
         pool = self._pool
-        return DecoderCounts(len(self._jobs), pool.in_use, pool.started, pool.died, self._timed_out, self._abandoned)
+        return DecoderCounts(
+            len(self._texts) + len(self._jobs), pool.in_use, pool.started, pool.died, self._timed_out, self._abandoned
+        )
 
     async def close(self) -> None:
         """Ends all workers and refuses all requests; a second time does nothing."""
@@ -140,17 +156,20 @@ class Decoders:
 
     def _dispatch(self) -> None:
         """Gives requests to workers, while there are both."""
-        while self._jobs:
-            if self._jobs[0].answer.done():  # its client has gone
-                self._jobs.popleft()
-            elif process := self._pool.take():
-                self._pool.spawn(self._serve(process, self._jobs.popleft()))
-            else:
-                return
+        while self._pool.has_idle and (job := self._next()):
+            if not job.answer.done() and (process := self._pool.take()):  # else its client has gone
+                self._with_media += bool(job.media)
+                self._pool.spawn(self._serve(process, job))
+
+    def _next(self) -> _Job | None:
+        if len(self._texts):
+            return self._texts.pop()
+        return self._jobs.pop() if len(self._jobs) and self._with_media < self._most_with_media else None
 
     def _refuse_waiting(self, message: str) -> None:
-        while self._jobs:
-            self._jobs.popleft().refuse("decoder_unavailable", message)
+        for queue in (self._texts, self._jobs):
+            while len(queue):
+                queue.pop().refuse("decoder_unavailable", message)
 
     def _refuse_during_outage(self) -> None:
         self._refuse_waiting("images and videos cannot be read at the moment; try again later")
@@ -165,9 +184,11 @@ class Decoders:
             self._give_up(process, job)
             await asyncio.wait({reading})
         is_fit = self._deliver(reading, job) and process.is_alive
+        self._with_media -= bool(job.media)
         if is_fit and not process.is_worn:
             self._pool.give_back(process)
         else:
+            self._dispatch()  # to the worker that is kept for texts, if it has nothing to do
             await self._pool.replace(process, has_died=not is_fit and not process.was_killed)
 
     def _give_up(self, process: DecoderProcess, job: _Job) -> None:
@@ -194,5 +215,8 @@ class Decoders:
         else:
             if not job.answer.done():  # otherwise it was killed
                 _log.warning("a decoder fails: %r", error)
-            job.refuse("decoder_died", "decoding ended before it was done; a file of the request may be damaged")
+            if job.media:
+                job.refuse("decoder_died", "decoding ended before it was done; a file of the request may be damaged")
+            else:
+                job.refuse("decoder_unavailable", "the prompt could not be read; try again")
         return error is None or isinstance(error, DecodeRefused)

@@ -12,7 +12,15 @@ from owl3_jax.pretrained import Owl3Checkpoint
 from owl3_jax.processing.tokenizer import ChatTokenizer
 from owl3_jax.serving.batch import Batch
 from owl3_jax.serving.fair_queue import FairQueue
-from owl3_jax.serving.generation import Generation, Listener, Load, QueueFullError, ServingEngine, TooLargeError
+from owl3_jax.serving.generation import (
+    EngineClosedError,
+    Generation,
+    Listener,
+    Load,
+    QueueFullError,
+    ServingEngine,
+    TooLargeError,
+)
 from owl3_jax.serving.logs import LOGGER, log
 from owl3_jax.serving.request import HeldPixels, Request, check_generation
 from owl3_jax.serving.settings import EngineSettings
@@ -51,11 +59,13 @@ class Engine:
         limit, pace, now = self._limit(generation), self._batch.pace, time.monotonic()
         with self._changed:
             if self._is_closing:
-                raise QueueFullError(1.0)
+                raise EngineClosedError
             if generation.request_id in self._known:
                 raise ValueError(f"there is a request {generation.request_id!r} already")
-            is_next = not self._waiting and self._batch.has_place
-            if (len(self._waiting) >= self._settings.max_queued or not self._has_room(generation)) and not is_next:
+            places = self._batch.free_places
+            is_next = not self._waiting and places > 0
+            is_full = len(self._waiting) >= self._settings.max_queued + places  # those who will have these do not wait
+            if is_full or not (is_next or self._has_room(generation)):
                 raise QueueFullError(pace.seconds_until_place(self._batch.reading + self._batch.running))
             request = Request.of(generation, listener, self._tokenizer, limit, self._held)
             client, work, priority = generation.client, pace.work(request), generation.priority

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 
 from owl3_jax.serving.addresses import AddressCheck, CheckedResolver, Lookup, is_public, system_lookup
+from owl3_jax.serving.budget import Charge, free_of_charge
 from owl3_jax.serving.data_uri import decode_data_uri
 from owl3_jax.serving.local_media import read_local
 from owl3_jax.serving.media_policy import MediaPolicy
@@ -23,8 +24,8 @@ class MediaFetcher:
     Args:
         policy: what may be fetched.
         lookup: how names are resolved.
-        is_allowed_address: which addresses may be connected to. Anything wider than the default opens the network that this
-            server stands in to whoever may send it a request; it is here for tests, which connect to this machine.
+        is_allowed_address: which addresses may be connected to. Anything wider than the default lets whoever may send a
+            request reach this server's own network; it is here for tests, which connect to this machine.
         ssl_context: which certificates are trusted; by default those that this machine trusts.
     """
 
@@ -49,12 +50,12 @@ class MediaFetcher:
     ) -> None:
         await self.close()
 
-    async def fetch(self, url: str, kind: MediaKind) -> bytes:
+    async def fetch(self, url: str, kind: MediaKind, charge: Charge = free_of_charge) -> bytes:
         """What is at `url`, as it is: whether it is an image or a video has still to be found out.
 
-        Raises MediaRefused, whose message may be shown to whoever sent the request.
+        Raises MediaRefused, whose message may be shown to whoever sent the request, and what `charge` raises.
         """
-        content = await self._fetch(url, kind)
+        content = await self._fetch(url, kind, charge)
         if not content:
             raise MediaRefused("media_invalid", f"the {kind} is empty")
         return content
@@ -65,17 +66,17 @@ class MediaFetcher:
         if self._web:
             await self._web.close()
 
-    async def _fetch(self, url: str, kind: MediaKind) -> bytes:
+    async def _fetch(self, url: str, kind: MediaKind, charge: Charge) -> bytes:
         match = _SCHEME.match(url)
         scheme = match[1].lower() if match else ""
         if scheme == "data":
-            return await decode_data_uri(url, kind, self._policy.max_bytes(kind))
+            return _charged(await decode_data_uri(url, kind, self._policy.max_bytes(kind)), charge)
         if scheme == "file":
-            return await self._read(url, kind)
+            return _charged(await self._read(url, kind), charge)
         if scheme in ("https", "http"):
             if self._web is None:
                 raise MediaRefused("media_refused", "this server fetches nothing from the web; send the medium as a data: URI")
-            return await self._web.fetch(url, kind)
+            return await self._web.fetch(url, kind, charge)
         which = f"one of {scheme}:" if scheme else "none"
         raise MediaRefused("media_invalid", f"the URL of the {kind} should be one of https:, data: or file:; it is {which}")
 
@@ -89,3 +90,8 @@ class MediaFetcher:
                 return await asyncio.get_running_loop().run_in_executor(self._readers, read_local, url, kind, *limits)
         except TimeoutError:
             raise MediaRefused("media_timeout", f"the {kind} could not be read within {policy.timeout:g} s") from None
+
+
+def _charged(content: bytes, charge: Charge) -> bytes:
+    charge(len(content))
+    return content

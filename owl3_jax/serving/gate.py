@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 
 from owl3_jax.serving.errors import too_many, unavailable
 
@@ -16,11 +16,14 @@ class Gate:
         self._preparing, self._under_way = 0, 0
         self._is_idle = asyncio.Event()
         self._is_idle.set()
+        self._arriving = set[asyncio.Timeout]()
         self.is_draining = False
 
     def drain(self) -> None:
-        """From now on new requests are refused."""
+        """From now on new requests are refused, and those that have not arrived as a whole."""
         self.is_draining = True
+        for scope in self._arriving:
+            scope.reschedule(0)
 
     async def wait_until_idle(self) -> None:
         """Returns as soon as nothing is under way."""
@@ -42,6 +45,21 @@ class Gate:
         """Raises ApiError while draining."""
         if self.is_draining:
             raise unavailable("the server is shutting down")
+
+    @contextlib.asynccontextmanager
+    async def arrive(self) -> AsyncIterator[None]:
+        """Around the time in which a request arrives. Raises ApiError while draining, also when that begins meanwhile."""
+        self.require_open()
+        scope = asyncio.timeout(None)
+        try:
+            async with scope:
+                self._arriving.add(scope)
+                yield
+        except TimeoutError:
+            self.require_open()
+            raise
+        finally:
+            self._arriving.discard(scope)
 
     @contextlib.contextmanager
     def prepare(self) -> Iterator[None]:

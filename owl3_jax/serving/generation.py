@@ -85,6 +85,10 @@ class QueueFullError(RuntimeError):
         self.retry_after = retry_after
 
 
+class EngineClosedError(RuntimeError):
+    """The engine is ending, and takes no requests any more."""
+
+
 class TooLargeError(ValueError):
     """A request that this server could not answer even if it had nothing else to do; the message says why."""
 
@@ -122,7 +126,7 @@ class ServingEngine(Protocol):
     def submit(self, generation: Generation, listener: Listener) -> None:
         """Queues an answer, whose events go to `listener`: `Begun`, `Piece`s, or a `Failure` at any time.
 
-        Raises QueueFullError, or TooLargeError.
+        Raises QueueFullError, TooLargeError or EngineClosedError.
         """
 
     def cancel(self, request_id: str) -> None:

@@ -29,6 +29,7 @@ MediaKind = Literal["image", "video"]
 _LONGEST_MESSAGE = 300  # characters of an error; a client's value in it may have millions
 _LONGEST_NAME = 40
 _MOST_IGNORED = 10
+_MOST_ELEMENTS = 500_000  # of a body: parsing more would stop the server for everybody
 _SMALLEST_TEMPERATURE = 1e-3  # below it the likeliest token is all but certain: greedy
 
 
@@ -102,6 +103,8 @@ def parse_request(body: bytes | bytearray, defaults: Sampling) -> Wanted:
 
 
 def _json(body: bytes | bytearray) -> object:
+    if sum(map(body.count, (b",", b"[", b"{"))) > _MOST_ELEMENTS:  # commas within texts, too
+        raise invalid(None, f"the body has more than {_MOST_ELEMENTS} elements", code="request_too_large")
     try:
         return pydantic_core.from_json(body, allow_inf_nan=False)
     except (ValueError, RecursionError) as error:  # too deep is a ValueError of this parser
@@ -136,6 +139,16 @@ _UNSUPPORTED: Mapping[str, Callable[[object], bool]] = {
     "bad_words": _is_empty,
     "prompt_logprobs": lambda value: value is None,
     "echo": _is_empty,
+    "allowed_token_ids": _is_empty,
+    "include_stop_str_in_output": _is_empty,
+    "skip_special_tokens": lambda value: value in (None, True),
+    "truncate_prompt_tokens": lambda value: value is None,
+    "length_penalty": lambda value: value in (None, 1),
+    "add_generation_prompt": lambda value: value in (None, True),
+    "chat_template": _is_empty,
+    "chat_template_kwargs": _is_empty,
+    "documents": _is_empty,
+    "mm_processor_kwargs": _is_empty,
 }
 
 

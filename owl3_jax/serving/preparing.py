@@ -5,11 +5,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+from owl3_jax.serving.budget import Charge, MediaBudget
 from owl3_jax.serving.errors import ApiError, invalid
 from owl3_jax.serving.generation import View
 from owl3_jax.serving.parse import Media, MediaKind, Turn
 
 Medium = bytes | Path
+_Contents = Mapping[tuple[str, MediaKind], Medium]  # by URL, and what it leads to
 
 _STATUS = {"decoder_unavailable": 503}  # of refusals that are not the client's fault, by code
 
@@ -18,8 +20,8 @@ _STATUS = {"decoder_unavailable": 503}  # of refusals that are not the client's 
 class Fetcher(Protocol):
     """Where media come from."""
 
-    async def fetch(self, url: str, kind: MediaKind) -> Medium:
-        """What is at `url`. Raises a ValueError that is a `Refusal`."""
+    async def fetch(self, url: str, kind: MediaKind, charge: Charge) -> Medium:
+        """What is at `url`; its bytes are charged as they arrive. Raises a ValueError that is a `Refusal`."""
 
 
 @runtime_checkable
@@ -43,8 +45,11 @@ class DecodedPrompt(Protocol):
 class Decoders(Protocol):
     """What makes prompts of messages, beside the event loop."""
 
-    async def decode(self, messages: Sequence[Mapping[str, object]]) -> DecodedPrompt:
-        """Takes messages in a form of `owl3_jax.processing.conversation`. Raises a ValueError that is a `Refusal`."""
+    async def decode(self, messages: Sequence[Mapping[str, object]], client: str) -> DecodedPrompt:
+        """Takes messages of a client in a form of `owl3_jax.processing.conversation`.
+
+        Raises a ValueError that is a `Refusal`.
+        """
 
 
 @runtime_checkable
@@ -60,20 +65,21 @@ class Preparer:
     def __init__(self, fetcher: Fetcher, decoders: Decoders, max_media: int, max_text_bytes: int | None = None) -> None:
         """`max_media`: most images, frames and videos that a request may name; `max_text_bytes`: of its texts, in UTF-8."""
         self._fetcher, self._decoders = fetcher, decoders
-        self._max_media, self._max_text_bytes = max_media, max_text_bytes
+        self._max_media, self._max_text_bytes, self._budget = max_media, max_text_bytes, MediaBudget()
 
-    async def prepare(self, turns: Sequence[Turn]) -> DecodedPrompt:
-        """The prompt of a conversation. Raises ApiError; a cancelled call leaves nothing behind."""
+    async def prepare(self, turns: Sequence[Turn], client: str) -> DecodedPrompt:
+        """The prompt of a client's conversation. Raises ApiError; a cancelled call leaves nothing behind."""
         media = [part for turn in turns for part in turn.parts if isinstance(part, Media)]
         if (count := sum(len(medium.urls) for medium in media)) > self._max_media:
             raise invalid("messages", f"the request has {count} images and videos; this server takes {self._max_media}")
         self._check_length(turns)
-        contents = await self._fetch(media)
-        messages = [_message(turn, contents) for turn in turns]
-        try:
-            return await self._decoders.decode(messages)
-        except ValueError as error:
-            raise _refused(error, "messages") from error
+        with self._budget.account() as charge:
+            contents = await self._fetch(media, charge)
+            messages = [_message(turn, contents) for turn in turns]
+            try:
+                return await self._decoders.decode(messages, client)
+            except ValueError as error:
+                raise _refused(error, "messages") from error
 
     def _check_length(self, turns: Sequence[Turn]) -> None:
         """Before anybody counts the tokens, which takes a second for each million of bytes."""
@@ -84,10 +90,9 @@ class Preparer:
             message = f"the messages have {size} bytes of text; this server takes {self._max_text_bytes} at the very most"
             raise invalid("messages", message, code="context_length_exceeded")
 
-    async def _fetch(self, media: Sequence[Media]) -> dict[str, Medium]:
-        """By URL."""
-        places = {url: (_kind(medium), medium.param) for medium in reversed(media) for url in medium.urls}
-        tasks = {url: asyncio.ensure_future(self._fetch_one(url, *place)) for url, place in places.items()}
+    async def _fetch(self, media: Sequence[Media], charge: Charge) -> _Contents:
+        params = {(url, _kind(medium)): medium.param for medium in reversed(media) for url in medium.urls}
+        tasks = {place: asyncio.ensure_future(self._fetch_one(*place, param, charge)) for place, param in params.items()}
         try:
             return dict(zip(tasks, await asyncio.gather(*tasks.values()), strict=True))
         finally:
@@ -95,9 +100,9 @@ class Preparer:
                 task.cancel()
             await asyncio.gather(*tasks.values(), return_exceptions=True)
 
-    async def _fetch_one(self, url: str, kind: MediaKind, param: str) -> Medium:
+    async def _fetch_one(self, url: str, kind: MediaKind, param: str, charge: Charge) -> Medium:
         try:
-            return await self._fetcher.fetch(url, kind)
+            return await self._fetcher.fetch(url, kind, charge)
         except ValueError as error:
             raise _refused(error, param) from error
 
@@ -114,15 +119,15 @@ def _refused(error: ValueError, param: str) -> Exception:
     return ApiError(_STATUS.get(error.code, 400), error.code, str(error), param=param)
 
 
-def _message(turn: Turn, contents: Mapping[str, Medium]) -> Mapping[str, object]:
+def _message(turn: Turn, contents: _Contents) -> Mapping[str, object]:
     """A text if there is only that, else parts, each of which becomes a line."""
     if turn.role != "user" or not any(isinstance(part, Media) for part in turn.parts):
         return {"role": turn.role, "content": "\n".join(str(part) for part in turn.parts)}
     return {"role": turn.role, "content": [_part(part, contents) for part in turn.parts]}
 
 
-def _part(part: str | Media, contents: Mapping[str, Medium]) -> Mapping[str, object]:
+def _part(part: str | Media, contents: _Contents) -> Mapping[str, object]:
     if isinstance(part, str):
         return {"type": "text", "text": part}
-    sources = [contents[url] for url in part.urls]
+    sources = [contents[url, _kind(part)] for url in part.urls]
     return {"type": part.kind, part.kind: sources if part.is_list else sources[0]}

@@ -128,6 +128,7 @@ class AssistantMessage(_Form):
     """An answer. The last message may be one: the answer then continues it."""
 
     role: Literal["assistant"]
+    tool_calls: Annotated[list[object], Field(max_length=0)] | None = None  # there are none
     content: Annotated[Annotated[str, Tag("@text")] | Annotated[_TextParts, Tag("@list")], _TEXT_OR_PARTS]
 
 

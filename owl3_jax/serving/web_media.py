@@ -11,6 +11,7 @@ import aiohttp
 from yarl import URL
 
 from owl3_jax.serving.addresses import CheckedResolver, ForbiddenAddressError
+from owl3_jax.serving.budget import Charge
 from owl3_jax.serving.domains import AllowedDomain, parse_web_url
 from owl3_jax.serving.media_policy import MediaPolicy
 from owl3_jax.serving.media_refused import MediaKind, MediaRefused, require_type, too_large
@@ -41,8 +42,8 @@ class WebMedia:
             trust_env=False,  # no proxy and no .netrc
         )
 
-    async def fetch(self, text: str, kind: MediaKind) -> bytes:
-        """The medium at a URL. Raises MediaRefused."""
+    async def fetch(self, text: str, kind: MediaKind, charge: Charge) -> bytes:
+        """The medium at a URL. Raises MediaRefused, and what `charge` raises."""
         url = parse_web_url(text)
         domain = self._domain(url)
         if domain is None:
@@ -50,7 +51,7 @@ class WebMedia:
             raise MediaRefused("media_refused", f"this server fetches nothing from {where}; who runs it can allow the domain")
         try:
             async with self._turn(domain, kind), asyncio.timeout(self._policy.timeout):
-                return await self._follow(url, kind)
+                return await self._follow(url, kind, charge)
         except MediaRefused:
             raise
         except TimeoutError:
@@ -81,11 +82,11 @@ class WebMedia:
                 raise MediaRefused("media_timeout", message) from None
             yield
 
-    async def _follow(self, url: URL, kind: MediaKind) -> bytes:
+    async def _follow(self, url: URL, kind: MediaKind, charge: Charge) -> bytes:
         for _ in range(self._policy.max_redirects + 1):
             async with self._session.get(url, allow_redirects=False) as response:
                 if response.status not in _REDIRECTS:
-                    return await self._read(response, kind)
+                    return await self._read(response, kind, charge)
                 url = self._redirected(url, response.headers.get("Location", ""))
         raise MediaRefused("media_refused", f"the {kind} is behind more than {self._policy.max_redirects} redirects")
 
@@ -101,7 +102,7 @@ class WebMedia:
             raise MediaRefused("media_refused", "the URL redirects to a host that this server fetches nothing from")
         return target
 
-    async def _read(self, response: aiohttp.ClientResponse, kind: MediaKind) -> bytes:
+    async def _read(self, response: aiohttp.ClientResponse, kind: MediaKind, charge: Charge) -> bytes:
         limit = self._policy.max_bytes(kind)
         if response.status != 200:
             message = f"the host of the {kind} answered with status {response.status}"
@@ -114,6 +115,7 @@ class WebMedia:
         content = io.BytesIO()  # a list of the pieces may be far larger than what they hold
         async for piece in response.content.iter_any():
             content.write(piece)
+            charge(len(piece))
             if content.tell() > limit:
                 raise too_large(kind, limit)
         return content.getvalue()

@@ -82,7 +82,7 @@ def test_what_cannot_work_is_said_before_the_model_is_loaded(engines, monkeypatc
 
 
 def test_lists_may_be_repeated_and_have_commas():
-    assert list(listed(["a, b", "c", ",d,"])) == ["a", "b", "c", "d"]
+    assert list(listed([["a, b", "c"], [",d,"]])) == ["a", "b", "c", "d"]
 
 
 @pytest.mark.parametrize(("host", "is_local"), [("127.0.0.1", True), ("127.8.0.1", True), ("::1", True), ("localhost", True)])
@@ -95,19 +95,25 @@ def test_without_keys_a_local_server_goes_by_local_names_alone(engines, monkeypa
     assert flags(host=host).is_local == is_local
     assert hosts == (() if keys else ("localhost", "127.0.0.1", "::1", host))
     assert settings_of(flags(host="0.0.0.0"), Sampling()).allowed_hosts == ()
-    assert settings_of(flags(host=host, allowed_hosts=("a,b",)), Sampling()).allowed_hosts == ("a", "b")
+    assert settings_of(flags(host=host, allowed_hosts=(("a,b",),)), Sampling()).allowed_hosts == ("a", "b")
 
 
 def test_flags_become_settings(engines, tmp_path):
     from owl3_jax.cli.serving import limits_of, policy_of, settings_of
 
-    given = flags(max_images=7, max_pixels=100, max_queued=3, max_body_mib=2, allowed_media_domains=("a.example,b.example",))
+    given = flags(
+        max_images=7,
+        max_pixels=100,
+        max_queued=3,
+        max_body_mib=2,
+        allowed_media_domains=(("a.example", "b.example,c.example"),),
+    )
     settings, limits = settings_of(given, Sampling()), limits_of(given)
     assert settings.models == ("digits",)
-    assert (settings.max_media, settings.max_answers, settings.max_preparing, settings.bodies.bytes_each) == (7, 3, 3, 2**21)
+    assert (settings.max_media, settings.max_answers, settings.max_preparing, settings.bodies.bytes_each) == (7, 16, 19, 2**21)
     assert (limits.max_images, limits.max_pixels, limits.max_frames) == (7, 100, 7)
-    assert policy_of(given).allowed_domains == ("a.example", "b.example") and policy_of(given).local_path is None
-    named = settings_of(flags(served_model_name=("one", "two")), Sampling())
+    assert policy_of(given).allowed_domains == ("a.example", "b.example", "c.example") and policy_of(given).local_path is None
+    named = settings_of(flags(served_model_name=(("one",), ("two",))), Sampling())
     assert named.models == ("one", "two")
 
 

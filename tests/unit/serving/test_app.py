@@ -406,6 +406,7 @@ def test_anything_but_json_is_refused(server, headers):
         json.dumps({"model": MODEL, "messages": say("a") * 10**5}).encode(),
         body([{"type": "text", "text": {"a": [1] * 10**5}}]),
         b'{"model": "echo", "model": 5, "messages": []}',
+        b'{"x": [' + b"[]," * 10**6 + b"1]}",
         json.dumps({"model": "x" * 10**6, "messages": 5}).encode(),
     ],
 )
@@ -494,7 +495,7 @@ def test_a_body_that_is_too_large_is_refused_before_and_while_it_is_read():
 
 
 def test_bodies_have_memory_together():
-    with running_server(bodies=BodyLimits(bytes_all=1000)) as server:
+    with running_server(bodies=BodyLimits(bytes_all=2000)) as server:
         with leaving(
             server, body([{"type": "image_url", "image_url": {"url": "fake:hold"}}, {"type": "text", "text": "x" * 800}])
         ):
@@ -507,6 +508,57 @@ def test_bodies_have_memory_together():
                 break
         else:
             pytest.fail("the memory is not given back")
+
+
+def test_one_client_leaves_room_for_the_bodies_of_others():
+    limits = BodyLimits(bytes_each=19_200, bytes_all=2000)  # 300 bytes are small
+    with running_server(keys=["one", "two"], bodies=limits) as server:
+        ask = lambda key, size: post(server, body("x" * size), authorization=f"Bearer {key}").status_code
+        with stalled(server, b" " * 900, authorization="Bearer one"):
+            while ask("one", 400) == 200:  # until the bytes have arrived
+                pass
+            assert [ask("one", 150), ask("two", 400), ask("two", 800)] == [200, 200, 200]
+            with stalled(server, b" " * 1000, authorization="Bearer two"):
+                while ask("two", 400) == 200:
+                    pass
+                assert ask("two", 100) == 200
+
+
+@contextlib.contextmanager
+def stalled(server: Running, begun: bytes, **headers: str) -> Iterator[http.client.HTTPConnection]:
+    """A connection that sends no more than the beginning of a body."""
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=_PATIENCE)
+    connection.putrequest("POST", "/v1/chat/completions")
+    for name, value in (JSON | headers | {"content-length": str(len(begun) + 1)}).items():
+        connection.putheader(name, value)
+    connection.endheaders(begun)
+    yield connection
+    connection.close()
+
+
+def test_a_body_that_does_not_arrive_does_not_delay_the_end():
+    with running_server(limits=ServerLimits(drain_seconds=_PATIENCE)) as server, stalled(server, b"{") as connection:
+        while post(server, body("hello")).status_code != 200:
+            pass
+        server.signal()
+        response = connection.getresponse()
+        assert response.status == 503 and json.loads(response.read())["error"]["code"] == "server_unavailable"
+        assert server.ended.wait(_PATIENCE)
+
+
+def test_a_refused_prompt_is_none_that_the_metrics_count():
+    with running_server() as server:
+        assert post(server, body("!full")).status_code == 429
+        said = httpx.get(f"{server.url}/metrics").text
+        assert "owl3_prompt_tokens_total 0.0" in said and "owl3_request_seconds_count 0.0" in said
+        assert post(server, body("hello")).status_code == 200
+        assert "owl3_prompt_tokens_total 5.0" in httpx.get(f"{server.url}/metrics").text
+
+
+@pytest.mark.parametrize("path", ["/", "/health", "/ready"])
+def test_probes_may_ask_for_the_head_alone(server, path):
+    response = httpx.head(f"{server.url}{path}")
+    assert (response.status_code, response.content) == (200, b"")
 
 
 def test_a_slow_body_ends_in_time():

@@ -22,6 +22,7 @@ from owl3_jax.inference.feature_cache import key_of
 from owl3_jax.processing.chat import escape_placeholders
 from owl3_jax.processing.images import UnreadableImage, load_image
 from owl3_jax.processing.processor import Processor
+from owl3_jax.serving.decode_request import pack
 from owl3_jax.serving.decoding import DecodedPrompt, DecodeLimits, DecoderCounts, DecodeRefused, Decoders, DecoderStartError
 from tests.videos import write_video
 
@@ -70,7 +71,7 @@ class Shared:
     def __init__(self) -> None:
         self.runner = asyncio.Runner()
         before = worker_processes()
-        self.decoders = Decoders(DIGITS, 2, LIMITS)
+        self.decoders = Decoders(DIGITS, 2, LIMITS, text_workers=0)
         self.runner.run(self.decoders.start())
         self.processes = worker_processes() - before
 
@@ -115,11 +116,11 @@ def assert_same(prompt: DecodedPrompt, processor: Processor, messages: list[dict
 
 @contextlib.asynccontextmanager
 async def decoding(
-    workers: int, limits: DecodeLimits, checkpoint: Path = DIGITS, **changes: object
+    workers: int, limits: DecodeLimits, checkpoint: Path = DIGITS, *, text_workers: int = 0, **changes: object
 ) -> AsyncIterator[tuple[Decoders, list[psutil.Process]]]:
     """Decoders of a test's own, and their processes."""
     before = worker_processes()
-    async with Decoders(checkpoint, workers, limits, **changes) as decoders:
+    async with Decoders(checkpoint, workers, limits, text_workers=text_workers, **changes) as decoders:
         yield decoders, list(worker_processes() - before)
 
 
@@ -430,6 +431,70 @@ def test_a_client_that_goes_does_not_cost_a_worker_that_is_soon_done(processor, 
     asyncio.run(ask())
 
 
+def test_requests_without_media_do_not_wait_for_those_with_some(processor):
+    texts = [{"role": "user", "content": "Hello"}]
+
+    async def ask() -> None:
+        async with decoding(1, LIMITS, text_workers=1) as (decoders, processes):
+            for process in processes:
+                process.suspend()
+            answers = [asyncio.create_task(decoders.decode(GOOD)) for _ in range(3)]
+            await until(lambda counts: (counts.in_use, counts.waiting) == (1, 2), decoders)
+            answered = asyncio.create_task(decoders.decode(texts))
+            await until(lambda counts: (counts.in_use, counts.waiting) == (2, 2), decoders)
+            for process in processes:
+                process.resume()
+            assert_same(await answered, processor, texts)
+            for answer in answers:
+                assert_same(await answer, processor, GOOD)
+
+    asyncio.run(ask())
+
+
+def test_a_client_with_many_requests_delays_its_own(processor):
+    async def ask() -> None:
+        async with decoding(1, LIMITS) as (decoders, processes):
+            processes[0].suspend()
+            answered = []
+
+            async def answer(client: str) -> None:
+                assert_same(await decoders.decode(GOOD, client), processor, GOOD)
+                answered.append(client)
+
+            many = [asyncio.create_task(answer("one")) for _ in range(5)]
+            await until(lambda counts: counts.waiting == 4, decoders)
+            other = asyncio.create_task(answer("two"))
+            await until(lambda counts: counts.waiting == 5, decoders)
+            processes[0].resume()
+            await asyncio.gather(*many, other)
+            assert answered.index("two") <= 2
+
+    asyncio.run(ask())
+
+
+def test_a_request_without_media_is_not_to_blame_for_a_worker_that_is_killed():
+    async def ask() -> None:
+        async with decoding(1, LIMITS) as (decoders, processes):
+            processes[0].suspend()
+            answer = asyncio.create_task(decoders.decode([{"role": "user", "content": "Hello"}]))
+            await until(lambda counts: counts.in_use == 1, decoders)
+            processes[0].kill()
+            with pytest.raises(DecodeRefused) as caught:
+                await answer
+            assert caught.value.code == "decoder_unavailable"
+
+    asyncio.run(ask())
+
+
+def test_a_picture_that_is_shown_twice_is_decoded_once(shared, processor):
+    source, other = encode(picture(1)), encode(picture(2))
+    messages = asking(image(source), image(other), image(source), video([source, other]), image(source))
+    prompt = shared.decode(messages)
+    assert_same(prompt, processor, messages)
+    assert prompt.views[2] is prompt.views[0] and prompt.views[5] is prompt.views[0]
+    assert len(pack(messages, LIMITS)[0].blobs) == 2
+
+
 def test_workers_are_replaced_after_many_requests(processor, monkeypatch):
     monkeypatch.setattr("owl3_jax.serving.decoder_process._MOST_REQUESTS", 2)
 
@@ -547,7 +612,7 @@ from pathlib import Path
 from owl3_jax.serving.decoding import DecodeLimits, Decoders
 
 async def main():
-    async with Decoders(Path("digits"), 2, DecodeLimits()):
+    async with Decoders(Path("digits"), 1, DecodeLimits()):
         print("ready", flush=True)
         await asyncio.Event().wait()
 

@@ -12,8 +12,8 @@ from owl3_jax.inference.jitted import Jitted
 from owl3_jax.inference.sampling import Sampling
 from owl3_jax.pretrained import Owl3Checkpoint
 from owl3_jax.processing.processor import Processor
-from owl3_jax.serving.engine import start_engine
-from owl3_jax.serving.generation import Begun, QueueFullError, TooLargeError, View
+from owl3_jax.serving.engine import Engine, start_engine
+from owl3_jax.serving.generation import Begun, EngineClosedError, QueueFullError, TooLargeError, View
 from owl3_jax.serving.pace import Pace
 from owl3_jax.serving.pools import Pools
 from owl3_jax.serving.settings import EngineSettings
@@ -201,6 +201,17 @@ def test_the_queue_has_a_bound():
         assert {each.ids for each in waiting} == {alone(RAGGED[0], GREEDY)[0].ids}
 
 
+def test_those_for_whom_there_are_places_do_not_wait(monkeypatch):
+    may_go, turn = threading.Event(), Engine._turn
+    monkeypatch.setattr(Engine, "_turn", lambda engine: (may_go.wait(LONGEST), turn(engine)))
+    with serving(max_running=4, max_queued=1) as engine:
+        burst = [ask(engine, RAGGED[0], GREEDY) for _ in range(5)]  # before the engine has looked at the first
+        with pytest.raises(QueueFullError):
+            ask(engine, RAGGED[0], GREEDY)
+        may_go.set()
+        assert {each.ids for each in burst} == {alone(RAGGED[0], GREEDY)[0].ids}
+
+
 def test_the_queue_has_a_bound_of_pixels_which_are_held_once():
     shown, size = tiny_engine.images(8, seed=20), tiny_engine.images(1).nbytes
     samples = [prompt(12, range(8), seed=at)._replace(pixel_values=shown) for at in range(4)]
@@ -368,7 +379,7 @@ def test_an_engine_that_gets_no_new_pools_after_a_failure_leaves_nobody_waiting(
         several = [ask(engine, RAGGED[0], GREEDY) for _ in range(3)]
         assert {each.failure.status for each in several} == {503}
         assert not engine.is_ready
-        with pytest.raises(QueueFullError):
+        with pytest.raises(EngineClosedError):
             ask(engine, RAGGED[0], GREEDY)
 
 
@@ -436,7 +447,7 @@ def test_closing_finishes_what_is_under_way():
             assert each.ids == alone(sample, Sampling(max_new_tokens=40))[0].ids
         closing.join()
         assert not engine.is_ready
-        with pytest.raises(QueueFullError):
+        with pytest.raises(EngineClosedError):
             ask(engine, RAGGED[0], GREEDY)
 
 
@@ -461,7 +472,7 @@ def test_an_engine_that_cannot_be_made_ready_says_so(monkeypatch):
     with serving(warm_up=True) as engine:
         engine._thread.join(LONGEST)
         assert engine.has_failed and not engine.is_ready
-        with pytest.raises(QueueFullError):
+        with pytest.raises(EngineClosedError):
             ask(engine, RAGGED[0], GREEDY)
 
 

@@ -34,6 +34,19 @@ def test_files_are_read_below_the_folder_that_is_open(tmp_path):
         fetched("file:///etc/passwd", MediaPolicy(local_path=tmp_path))
 
 
+def test_what_is_fetched_is_charged(tmp_path):
+    (tmp_path / "cat.png").write_bytes(b"pixels")
+    charged: list[int] = []
+
+    async def scenario() -> None:
+        async with MediaFetcher(MediaPolicy(local_path=tmp_path)) as fetcher:
+            await fetcher.fetch("data:image/png;base64,cGl4ZWxzcw==", "image", charged.append)
+            await fetcher.fetch(f"file://{tmp_path}/cat.png", "image", charged.append)
+
+    asyncio.run(scenario())
+    assert charged == [7, 6]
+
+
 @pytest.mark.parametrize(
     ("url", "code"),
     [

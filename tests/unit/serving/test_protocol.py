@@ -138,6 +138,12 @@ def test_fields_of_what_there_is_not_may_ask_for_nothing(fields):
         {"logit_bias": {"5": 1}},
         {"best_of": 2},
         {"guided_json": "{}"},
+        {"skip_special_tokens": False},
+        {"truncate_prompt_tokens": 5},
+        {"length_penalty": 0.5},
+        {"chat_template": "{{ messages }}"},
+        {"add_generation_prompt": False},
+        {"mm_processor_kwargs": {"max_pixels": 5}},
     ],
 )
 def test_what_would_change_the_answer_and_is_not_there_is_refused(fields):
@@ -264,6 +270,12 @@ def test_a_number_beyond_all_floats_is_refused():
     with pytest.raises(ApiError) as raised:
         parse_request(b'{"model": "m", "messages": [{"role": "user", "content": "a"}], "temperature": 1e999}', DEFAULTS)
     assert raised.value.param == "temperature"
+
+
+def test_an_assistant_s_tool_calls_are_refused():
+    messages = lambda calls: [*HELLO, {"role": "assistant", "content": "a", "tool_calls": calls}]
+    assert refused(messages([{"type": "function"}])).param == "messages[1].tool_calls"
+    assert parse(messages([])).turns == parse(messages(None)).turns
 
 
 @pytest.mark.parametrize("part", [{"type": "text", "text": "a"}, {"type": "image_url", "image_url": "data:,"}, {}, 5])

@@ -7,7 +7,7 @@ from owl3_jax.serving.steps import Steps
 from tests.unit.inference.tiny_engine import runtime
 
 
-@pytest.mark.parametrize(("platform", "programs"), [("cpu", 2 + 5 + 5), ("tpu", 2 + 5 + 3 * 3 * 5)])
+@pytest.mark.parametrize(("platform", "programs"), [("cpu", 2 + 9 + 5), ("tpu", 2 + 5 + 3 * 3 * 5)])
 def test_the_warm_up_compiles_few_programs(platform, programs, monkeypatch):
     """Vision towers, lengths of a chunk, and numbers of answers by widths of both tables; on a TPU they take long."""
     monkeypatch.setattr("jax.default_backend", lambda: platform)

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from owl3_jax.serving import web_media
+from owl3_jax.serving.budget import MediaBudget
+from owl3_jax.serving.errors import ApiError
 from owl3_jax.serving.fetch import MediaFetcher
 from owl3_jax.serving.media_policy import MediaPolicy
 from owl3_jax.serving.media_refused import MediaRefused
@@ -132,6 +134,16 @@ def test_a_redirect_is_followed_to_a_domain_that_is_allowed(certificate, status)
 def test_an_image_of_just_the_limit_comes(certificate):
     content, _ = asyncio.run(fetched(certificate, {"/": ok(PICTURE)}, max_image_bytes=len(PICTURE)))
     assert content == PICTURE
+
+
+def test_a_fetch_ends_as_soon_as_its_request_holds_too_much(certificate):
+    async def scenario() -> str:
+        async with running({"/": endless}, certificate) as host, fetcher(host, certificate) as made:
+            with MediaBudget(bytes_each=50).account() as charge, pytest.raises(ApiError) as raised:
+                await made.fetch(f"https://media.example:{host.port}/", "image", charge)
+            return raised.value.code
+
+    assert asyncio.run(scenario()) == "request_too_large"
 
 
 def test_a_domain_may_be_allowed_without_tls():
