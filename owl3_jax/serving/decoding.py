@@ -1,8 +1,8 @@
 """Requests' images and videos decoded in worker processes: a file that breaks a decoder costs its request, not the server.
 
-Requests wait in a queue that is fair between clients. One worker is there for those without media, which none with media keep
-waiting. A worker that dies, or that is killed because its request took too long, is replaced at once; where that fails it is
-tried again, after a while that grows.
+Requests wait in queues that are fair between clients: one for those with media, one for those without, for which there is a
+worker more than media may have. Neither kind keeps the other waiting. A worker that dies, or that is killed because its request
+took too long, is replaced at once; where that fails it is tried again, after a while that grows.
 
 When the client of a request has gone, its worker may go on for a moment, since starting another would take longer than most
 requests do; then it is killed and replaced. Either way the result is dropped.
@@ -17,7 +17,6 @@ import asyncio
 import collections
 import dataclasses
 import logging
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -34,7 +33,7 @@ from owl3_jax.serving.decoder_process import DecoderStartError as DecoderStartEr
 from owl3_jax.serving.fair_queue import FairQueue
 
 _GRACE = 1.0  # seconds for a request whose client has gone
-_SECONDS = 0.05  # that an image takes, more or less
+_REPLACEMENT = 20.0  # seconds within which another worker should be ready
 
 _STOPPING = "the server is stopping"
 
@@ -52,15 +51,39 @@ class DecoderCounts(NamedTuple):
     abandoned: int  # killed because a request's client had gone
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(eq=False)
 class _Job:
     request: Request
     media: int  # images, frames and videos that it names
     answer: asyncio.Future[DecodedPrompt]  # cancelled when nobody waits for it any more
+    finish: float = 0.0  # in its queue's time
+    was_tried: bool = False
 
     def refuse(self, code: RefusalCode, message: str) -> None:
         if not self.answer.done():
             self.answer.set_exception(DecodeRefused(code, message))
+
+
+class _Queue:
+    """Requests of one kind. Its time is that of the work which it has given out, whatever that really takes."""
+
+    def __init__(self) -> None:
+        self._jobs, self._now = FairQueue[_Job](), 0.0
+        self.taken = 0  # requests that are decoded
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    def put(self, job: _Job, work: float, others: int) -> None:
+        job.finish = self._jobs.put(job, work=work, now=self._now, others=others)
+
+    def pop(self) -> _Job:
+        job = self._jobs.pop()
+        self._now = max(self._now, job.finish)
+        return job
+
+    def remove(self, job: _Job) -> None:
+        self._jobs.remove(job)
 
 
 class Decoders:
@@ -100,8 +123,8 @@ class Decoders:
         }
         self._limits = limits
         self._pool = DecoderPool(workers + text_workers, limits, settings, self._dispatch, self._refuse_during_outage)
-        self._most_with_media, self._with_media = workers, 0  # that are decoded
-        self._texts, self._jobs = FairQueue[_Job](), FairQueue[_Job]()  # without media, and with some
+        self._most_with_media, self._most_texts = workers, max(1, text_workers)  # of texts, while others wait
+        self._texts, self._with_media = _Queue(), _Queue()
         self._clients = collections.Counter[str]()  # requests of each
         self._timed_out = self._abandoned = 0
 
@@ -130,9 +153,8 @@ class Decoders:
             raise DecodeRefused("decoder_unavailable", _STOPPING)
         packed, media = pack(messages, self._limits)
         job = _Job(packed, media, asyncio.get_running_loop().create_future())
-        queue = self._jobs if media else self._texts
-        work, now, others = max(media, 1) * _SECONDS, time.monotonic(), self._clients[client]
-        queue.put(job, work=work, now=now, others=others)
+        queue, work = (self._with_media, float(media)) if media else (self._texts, 1.0)
+        queue.put(job, work, others=self._clients[client])
         self._clients[client] += 1
         self._dispatch()
         try:
@@ -146,7 +168,7 @@ class Decoders:
         """The numbers of /metrics."""
         pool = self._pool
         return DecoderCounts(
-            len(self._texts) + len(self._jobs), pool.in_use, pool.started, pool.died, self._timed_out, self._abandoned
+            len(self._texts) + len(self._with_media), pool.in_use, pool.started, pool.died, self._timed_out, self._abandoned
         )
 
     async def close(self) -> None:
@@ -156,25 +178,28 @@ class Decoders:
 
     def _dispatch(self) -> None:
         """Gives requests to workers, while there are both."""
-        while self._pool.has_idle and (job := self._next()):
+        while self._pool.has_idle and (queue := self._next()) is not None:
+            job = queue.pop()
             if not job.answer.done() and (process := self._pool.take()):  # else its client has gone
-                self._with_media += bool(job.media)
-                self._pool.spawn(self._serve(process, job))
+                queue.taken += 1
+                self._pool.spawn(self._serve(process, job, queue))
 
-    def _next(self) -> _Job | None:
-        if len(self._texts):
-            return self._texts.pop()
-        return self._jobs.pop() if len(self._jobs) and self._with_media < self._most_with_media else None
+    def _next(self) -> _Queue | None:
+        texts, media = self._texts, self._with_media
+        may_be_media = len(media) > 0 and media.taken < self._most_with_media
+        if len(texts) and (texts.taken < self._most_texts or not may_be_media):
+            return texts
+        return media if may_be_media else None
 
     def _refuse_waiting(self, message: str) -> None:
-        for queue in (self._texts, self._jobs):
+        for queue in (self._texts, self._with_media):
             while len(queue):
                 queue.pop().refuse("decoder_unavailable", message)
 
     def _refuse_during_outage(self) -> None:
         self._refuse_waiting("images and videos cannot be read at the moment; try again later")
 
-    async def _serve(self, process: DecoderProcess, job: _Job) -> None:
+    async def _serve(self, process: DecoderProcess, job: _Job, queue: _Queue) -> None:
         """Answers one request. Then the worker is idle again, or another takes its place."""
         reading = self._pool.in_thread(process.decode, job.request)
         await asyncio.wait({reading, job.answer}, timeout=self._limits.timeout, return_when=asyncio.FIRST_COMPLETED)
@@ -184,12 +209,14 @@ class Decoders:
             self._give_up(process, job)
             await asyncio.wait({reading})
         is_fit = self._deliver(reading, job) and process.is_alive
-        self._with_media -= bool(job.media)
         if is_fit and not process.is_worn:
+            queue.taken -= 1
             self._pool.give_back(process)
-        else:
-            self._dispatch()  # to the worker that is kept for texts, if it has nothing to do
-            await self._pool.replace(process, has_died=not is_fit and not process.was_killed)
+            return
+        replacing = self._pool.spawn(self._pool.replace(process, has_died=not is_fit and not process.was_killed))
+        await asyncio.wait({replacing}, timeout=_REPLACEMENT)
+        queue.taken -= 1  # if there is no other by then, the ones that are left do its work
+        self._dispatch()
 
     def _give_up(self, process: DecoderProcess, job: _Job) -> None:
         process.kill()
@@ -217,6 +244,9 @@ class Decoders:
                 _log.warning("a decoder fails: %r", error)
             if job.media:
                 job.refuse("decoder_died", "decoding ended before it was done; a file of the request may be damaged")
-            else:
+            elif job.was_tried:
                 job.refuse("decoder_unavailable", "the prompt could not be read; try again")
+            elif not job.answer.done():  # there was nothing in it to die of
+                job.was_tried = True
+                self._texts.put(job, work=0.0, others=0)
         return error is None or isinstance(error, DecodeRefused)

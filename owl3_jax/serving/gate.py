@@ -21,6 +21,8 @@ class Gate:
 
     def drain(self) -> None:
         """From now on new requests are refused, and those that have not arrived as a whole."""
+        if self.is_draining:
+            return
         self.is_draining = True
         for scope in self._arriving:
             scope.reschedule(0)

@@ -85,6 +85,7 @@ def parse_request(body: bytes | bytearray, defaults: Sampling) -> Wanted:
     except pydantic.ValidationError as error:
         raise _readable(error) from None
     _require_possible(request)
+    _require_our_ending(tree, request)
     sampling = _sampling(request, defaults)
     return Wanted(
         model=request.model,
@@ -104,7 +105,7 @@ def parse_request(body: bytes | bytearray, defaults: Sampling) -> Wanted:
 
 def _json(body: bytes | bytearray) -> object:
     if sum(map(body.count, (b",", b"[", b"{"))) > _MOST_ELEMENTS:  # commas within texts, too
-        raise invalid(None, f"the body has more than {_MOST_ELEMENTS} elements", code="request_too_large")
+        raise ApiError(413, "request_too_large", f"the body has more than the {_MOST_ELEMENTS} elements that this server takes")
     try:
         return pydantic_core.from_json(body, allow_inf_nan=False)
     except (ValueError, RecursionError) as error:  # too deep is a ValueError of this parser
@@ -144,12 +145,14 @@ _UNSUPPORTED: Mapping[str, Callable[[object], bool]] = {
     "skip_special_tokens": lambda value: value in (None, True),
     "truncate_prompt_tokens": lambda value: value is None,
     "length_penalty": lambda value: value in (None, 1),
-    "add_generation_prompt": lambda value: value in (None, True),
     "chat_template": _is_empty,
     "chat_template_kwargs": _is_empty,
     "documents": _is_empty,
     "mm_processor_kwargs": _is_empty,
 }
+
+
+_ENDINGS = ("continue_final_message", "add_generation_prompt")
 
 
 def _refuse_unsupported(tree: Mapping[str, object]) -> None:
@@ -160,7 +163,7 @@ def _refuse_unsupported(tree: Mapping[str, object]) -> None:
 
 def _ignored(tree: Mapping[str, object]) -> Iterator[str]:
     """Names for the log, if they look like names: anything else may be what nobody should log."""
-    unknown = (name for name in tree if name not in ChatRequest.model_fields and name not in _UNSUPPORTED)
+    unknown = (name for name in tree if name not in ChatRequest.model_fields and name not in (*_UNSUPPORTED, *_ENDINGS))
     for name, _ in zip(unknown, range(_MOST_IGNORED), strict=False):
         if name.isascii() and name.isidentifier() and len(name) <= _LONGEST_NAME:
             yield name
@@ -195,6 +198,15 @@ def _require_possible(request: ChatRequest) -> None:
         raise invalid("max_tokens", "max_tokens and max_completion_tokens are two names of one number: give one of them")
     if request.messages[-1].role in ("system", "developer"):
         raise invalid("messages", "the last message must be the user's, or one of the assistant's that the answer continues")
+
+
+def _require_our_ending(tree: Mapping[str, object], request: ChatRequest) -> None:
+    """An answer continues a last message of the assistant's. Raises ApiError for fields that ask for anything else."""
+    continues = request.messages[-1].role == "assistant"
+    for name, is_so in zip(_ENDINGS, (continues, not continues), strict=True):
+        if tree.get(name) not in (None, is_so):
+            message = f"{name} is {str(is_so).lower()} for these messages: leave it out"
+            raise invalid(name, message, code="unsupported_parameter")
 
 
 def _sampling(request: ChatRequest, defaults: Sampling) -> Sampling:

@@ -73,7 +73,7 @@ class Preparer:
         if (count := sum(len(medium.urls) for medium in media)) > self._max_media:
             raise invalid("messages", f"the request has {count} images and videos; this server takes {self._max_media}")
         self._check_length(turns)
-        with self._budget.account() as charge:
+        with self._budget.account(client) as charge:
             contents = await self._fetch(media, charge)
             messages = [_message(turn, contents) for turn in turns]
             try:

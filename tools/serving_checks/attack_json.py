@@ -26,7 +26,7 @@ def _refused(model: str) -> Mapping[str, bytes]:
     return {
         "10^5 parts": start + b'[{"role": "user", "content": [%b]}]}' % ",".join([text] * 100_000).encode(),
         "10^5 messages": start + b"[" + b",".join([message] * 100_000) + b"]}",
-        "10^6 empty lists": b'{"x": [' + b"[]," * 10**6 + b"1]}",
+        "10^6 empty lists": start + b'[%b], "x": [' % message + b"[]," * 10**6 + b"1]}",
         "10^5 lists within each other": b"[" * _DEEP + b"]" * _DEEP,
         "10^5 objects within each other": b'{"a":' * _DEEP + b"1" + b"}" * _DEEP,
         "a content of 10^5 lists within each other": start

@@ -8,7 +8,7 @@ from owl3_jax.serving.errors import ApiError
 
 def test_a_request_has_its_share():
     budget = MediaBudget(bytes_each=100, bytes_all=1000)
-    with budget.account() as charge:
+    with budget.account("one") as charge:
         charge(60)
         charge(40)
         with pytest.raises(ApiError) as raised:
@@ -18,12 +18,27 @@ def test_a_request_has_its_share():
 
 
 def test_all_together_have_a_bound():
-    budget = MediaBudget(bytes_each=100, bytes_all=150)
-    with budget.account() as first, budget.account() as second:
-        first(90)
+    budget = MediaBudget(bytes_each=100, bytes_all=160)
+    with budget.account("one") as first, budget.account("two") as second, budget.account("three") as third:
+        first(80)
         second(60)
+        third(20)
         with pytest.raises(ApiError) as raised:
-            second(1)
+            second(20)
         assert raised.value.status == 429 and raised.value.headers == {"retry-after": "1"}
-    with budget.account() as charge:  # what they held is free
-        charge(100)
+    with budget.account("two") as charge:  # what they held is free
+        charge(80)
+
+
+def test_one_client_leaves_room_for_others():
+    budget = MediaBudget(bytes_each=640, bytes_all=1600)  # 10 bytes are few
+    with budget.account("one") as first, budget.account("one") as more, budget.account("two") as other:
+        first(600)
+        with pytest.raises(ApiError):
+            more(300)
+        other(600)
+    with budget.account("one") as first, budget.account("one") as more, budget.account("one") as few:
+        first(600)
+        more(200)
+        few(10)
+    assert budget.held == 0 and not budget.of_clients

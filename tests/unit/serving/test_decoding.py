@@ -23,6 +23,7 @@ from owl3_jax.processing.chat import escape_placeholders
 from owl3_jax.processing.images import UnreadableImage, load_image
 from owl3_jax.processing.processor import Processor
 from owl3_jax.serving.decode_request import pack
+from owl3_jax.serving.decoder_process import DecoderDiedError, DecoderProcess
 from owl3_jax.serving.decoding import DecodedPrompt, DecodeLimits, DecoderCounts, DecodeRefused, Decoders, DecoderStartError
 from tests.videos import write_video
 
@@ -451,6 +452,29 @@ def test_requests_without_media_do_not_wait_for_those_with_some(processor):
     asyncio.run(ask())
 
 
+def test_requests_without_media_leave_workers_to_those_with_some(processor):
+    texts = [{"role": "user", "content": "Hello"}]
+
+    async def ask() -> None:
+        async with decoding(1, LIMITS, text_workers=1) as (decoders, processes):
+            for process in processes:
+                process.suspend()
+            many = [asyncio.create_task(decoders.decode(texts, str(number))) for number in range(30)]
+            await until(lambda counts: (counts.in_use, counts.waiting) == (2, 28), decoders)  # nobody else wants them
+            answer = asyncio.create_task(decoders.decode(GOOD))
+            await until(lambda counts: counts.waiting == 29, decoders)
+            order = []
+            for task in (*many, answer):
+                task.add_done_callback(order.append)
+            for process in processes:
+                process.resume()
+            assert_same(await answer, processor, GOOD)
+            await asyncio.gather(*many)
+            assert order.index(answer) < 29  # not behind all of them
+
+    asyncio.run(ask())
+
+
 def test_a_client_with_many_requests_delays_its_own(processor):
     async def ask() -> None:
         async with decoding(1, LIMITS) as (decoders, processes):
@@ -463,6 +487,7 @@ def test_a_client_with_many_requests_delays_its_own(processor):
 
             many = [asyncio.create_task(answer("one")) for _ in range(5)]
             await until(lambda counts: counts.waiting == 4, decoders)
+            await asyncio.sleep(0.5)  # however much later the other comes
             other = asyncio.create_task(answer("two"))
             await until(lambda counts: counts.waiting == 5, decoders)
             processes[0].resume()
@@ -472,16 +497,32 @@ def test_a_client_with_many_requests_delays_its_own(processor):
     asyncio.run(ask())
 
 
-def test_a_request_without_media_is_not_to_blame_for_a_worker_that_is_killed():
+def test_a_request_without_media_is_not_to_blame_for_a_worker_that_is_killed(processor):
+    texts = [{"role": "user", "content": "Hello"}]
+
     async def ask() -> None:
         async with decoding(1, LIMITS) as (decoders, processes):
             processes[0].suspend()
-            answer = asyncio.create_task(decoders.decode([{"role": "user", "content": "Hello"}]))
+            answer = asyncio.create_task(decoders.decode(texts))
             await until(lambda counts: counts.in_use == 1, decoders)
             processes[0].kill()
+            assert_same(await answer, processor, texts)
+            assert decoders.counts().died == 1
+
+    asyncio.run(ask())
+
+
+def test_a_text_that_workers_die_of_is_given_up(monkeypatch):
+    def dies(process: DecoderProcess, request: object) -> DecodedPrompt:
+        raise DecoderDiedError("of it")
+
+    async def ask() -> None:
+        async with decoding(1, LIMITS) as (decoders, _):
+            monkeypatch.setattr(DecoderProcess, "decode", dies)
             with pytest.raises(DecodeRefused) as caught:
-                await answer
+                await decoders.decode([{"role": "user", "content": "Hello"}])
             assert caught.value.code == "decoder_unavailable"
+            await until(lambda counts: (counts.started, counts.died) == (3, 2), decoders)
 
     asyncio.run(ask())
 

@@ -143,6 +143,7 @@ def test_fields_of_what_there_is_not_may_ask_for_nothing(fields):
         {"length_penalty": 0.5},
         {"chat_template": "{{ messages }}"},
         {"add_generation_prompt": False},
+        {"continue_final_message": True},
         {"mm_processor_kwargs": {"max_pixels": 5}},
     ],
 )
@@ -270,6 +271,14 @@ def test_a_number_beyond_all_floats_is_refused():
     with pytest.raises(ApiError) as raised:
         parse_request(b'{"model": "m", "messages": [{"role": "user", "content": "a"}], "temperature": 1e999}', DEFAULTS)
     assert raised.value.param == "temperature"
+
+
+def test_an_answer_that_is_continued_may_be_asked_for_as_vllm_has_it():
+    messages = [*HELLO, {"role": "assistant", "content": "a"}]
+    assert parse(messages, add_generation_prompt=False, continue_final_message=True).ignored == ()
+    assert parse(HELLO, add_generation_prompt=True, continue_final_message=False).ignored == ()
+    assert refused(messages, add_generation_prompt=True).param == "add_generation_prompt"
+    assert refused(messages, continue_final_message=False).param == "continue_final_message"
 
 
 def test_an_assistant_s_tool_calls_are_refused():

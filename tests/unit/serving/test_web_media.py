@@ -139,7 +139,7 @@ def test_an_image_of_just_the_limit_comes(certificate):
 def test_a_fetch_ends_as_soon_as_its_request_holds_too_much(certificate):
     async def scenario() -> str:
         async with running({"/": endless}, certificate) as host, fetcher(host, certificate) as made:
-            with MediaBudget(bytes_each=50).account() as charge, pytest.raises(ApiError) as raised:
+            with MediaBudget(bytes_each=50).account("one") as charge, pytest.raises(ApiError) as raised:
                 await made.fetch(f"https://media.example:{host.port}/", "image", charge)
             return raised.value.code
 
