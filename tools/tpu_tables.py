@@ -49,7 +49,7 @@ WAYS: dict[tuple[int, str], dict[str, Way]] = {
     },
     (3, "7b"): {
         "v5e:16x16": Way("fsdp32", "minimal", 2),
-        "v6e:16x16": Way("fsdp32", "dots", 4),
+        "v6e:16x16": Way("fsdp32", "minimal", 1),
         "v5p:4x4x8": Way("fsdp16", "dots", 2),
         "v4:4x4x8": Way("fsdp32", "dots", 8),
         "tpu7x:4x4x8": Way("fsdp16", "dots", 2),
