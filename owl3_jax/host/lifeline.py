@@ -23,6 +23,7 @@ from owl3_jax.host.workers import kill_children
 LOST = 75  # EX_TEMPFAIL of sysexits.h: another attempt may succeed
 
 _EVERY = 1.0  # seconds between signs of life
+_LATE = 10.0  # seconds by which a busy machine may notice something later
 _GRACE = 5.0  # seconds in which a process may report an error of its own, after another one has
 _ALIVE, _GOODBYE, _LOST, _FAILED = b"alive", b"goodbye", b"lost", b"failed"
 
@@ -112,7 +113,7 @@ class Lifeline:
 
     def _wait_for_loss(self) -> None:
         """Waits as long as it may take until the loss of a process is noticed, after which this one ends."""
-        self._ended.wait(self._silence + 2 * _EVERY)
+        self._ended.wait(self._silence + _LATE)
 
     def _leave(self, word: bytes) -> None:
         atexit.unregister(self.close)
