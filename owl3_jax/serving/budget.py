@@ -1,14 +1,12 @@
-"""How many bytes of media requests hold at the same time, before these are decoded."""
+"""How many bytes requests hold at the same time: of their bodies, and of their media before these are decoded."""
 
 import contextlib
-import dataclasses
 from collections import Counter
 from collections.abc import Iterator
 from typing import Protocol, runtime_checkable
 
 from owl3_jax.serving.errors import ApiError, too_many
 
-_MIB = 2**20
 _SMALL = 64  # as many times smaller than the largest
 
 
@@ -24,14 +22,14 @@ def free_of_charge(size: int) -> None:
     """A `Charge` without a limit."""
 
 
-@dataclasses.dataclass
-class MediaBudget:
-    """Limits of the media of one request, and of all together: half of that for one client, and a reserve for small ones."""
+class Budget:
+    """Limits of the bytes of each request, and of all together: half of these for one client, and a reserve for small ones."""
 
-    bytes_each: int = 512 * _MIB
-    bytes_all: int = 2048 * _MIB
-    held: int = 0  # by all
-    of_clients: Counter[str] = dataclasses.field(default_factory=Counter)
+    def __init__(self, what: str, *, bytes_each: int, bytes_all: int) -> None:
+        """`what` a request holds, for messages."""
+        self._what, self._each, self._all = what, bytes_each, bytes_all
+        self._of_clients = Counter[str]()
+        self.held = 0  # bytes of all
 
     @contextlib.contextmanager
     def account(self, client: str) -> Iterator[Charge]:
@@ -42,20 +40,23 @@ class MediaBudget:
             nonlocal own
             own += size
             self._count(size, client)
-            if own > self.bytes_each:
-                message = f"the images and videos have more than the {self.bytes_each} bytes that this server takes"
-                raise ApiError(413, "request_too_large", message)
-            reserve = self.bytes_all // 8 if own <= self.bytes_each // _SMALL else 0
-            if self.held > self.bytes_all + reserve or self.of_clients[client] > self.bytes_all // 2 + reserve:
-                raise too_many("the server has no memory for these images and videos beside others", retry_after=1.0)
+            if own > self._each:
+                raise self.too_large()
+            reserve = self._all // 8 if own <= self._each // _SMALL else 0
+            if self.held > self._all + reserve or self._of_clients[client] > self._all // 2 + reserve:
+                raise too_many(f"the server has no memory for {self._what} beside those of other requests", retry_after=1.0)
 
         try:
             yield charge
         finally:
             self._count(-own, client)
 
+    def too_large(self) -> ApiError:
+        """What a request gets that holds more than any may."""
+        return ApiError(413, "request_too_large", f"this server takes {self._each} bytes of {self._what} and no more")
+
     def _count(self, size: int, client: str) -> None:
         self.held += size
-        self.of_clients[client] += size
-        if not self.of_clients[client]:
-            del self.of_clients[client]
+        self._of_clients[client] += size
+        if not self._of_clients[client]:
+            del self._of_clients[client]

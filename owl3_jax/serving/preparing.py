@@ -5,13 +5,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from owl3_jax.serving.budget import Charge, MediaBudget
+from owl3_jax.serving.budget import Budget, Charge
 from owl3_jax.serving.errors import ApiError, invalid
 from owl3_jax.serving.generation import View
 from owl3_jax.serving.parse import Media, MediaKind, Turn
 
 Medium = bytes | Path
 _Contents = Mapping[tuple[str, MediaKind], Medium]  # by URL, and what it leads to
+
+_MOST_BYTES = 2**29  # of one request's media, as they arrive
 
 _STATUS = {"decoder_unavailable": 503}  # of refusals that are not the client's fault, by code
 
@@ -65,7 +67,8 @@ class Preparer:
     def __init__(self, fetcher: Fetcher, decoders: Decoders, max_media: int, max_text_bytes: int | None = None) -> None:
         """`max_media`: most images, frames and videos that a request may name; `max_text_bytes`: of its texts, in UTF-8."""
         self._fetcher, self._decoders = fetcher, decoders
-        self._max_media, self._max_text_bytes, self._budget = max_media, max_text_bytes, MediaBudget()
+        self._max_media, self._max_text_bytes = max_media, max_text_bytes
+        self._budget = Budget("images and videos", bytes_each=_MOST_BYTES, bytes_all=4 * _MOST_BYTES)
 
     async def prepare(self, turns: Sequence[Turn], client: str) -> DecodedPrompt:
         """The prompt of a client's conversation. Raises ApiError; a cancelled call leaves nothing behind."""

@@ -1,13 +1,13 @@
-"""Media that requests hold before they are decoded have a bound, of each and together."""
+"""What requests hold has a bound, of each and together."""
 
 import pytest
 
-from owl3_jax.serving.budget import MediaBudget
+from owl3_jax.serving.budget import Budget
 from owl3_jax.serving.errors import ApiError
 
 
 def test_a_request_has_its_share():
-    budget = MediaBudget(bytes_each=100, bytes_all=1000)
+    budget = Budget("media", bytes_each=100, bytes_all=1000)
     with budget.account("one") as charge:
         charge(60)
         charge(40)
@@ -18,7 +18,7 @@ def test_a_request_has_its_share():
 
 
 def test_all_together_have_a_bound():
-    budget = MediaBudget(bytes_each=100, bytes_all=160)
+    budget = Budget("media", bytes_each=100, bytes_all=160)
     with budget.account("one") as first, budget.account("two") as second, budget.account("three") as third:
         first(80)
         second(60)
@@ -31,7 +31,7 @@ def test_all_together_have_a_bound():
 
 
 def test_one_client_leaves_room_for_others():
-    budget = MediaBudget(bytes_each=640, bytes_all=1600)  # 10 bytes are few
+    budget = Budget("media", bytes_each=640, bytes_all=1600)  # 10 bytes are few
     with budget.account("one") as first, budget.account("one") as more, budget.account("two") as other:
         first(600)
         with pytest.raises(ApiError):
@@ -41,4 +41,4 @@ def test_one_client_leaves_room_for_others():
         first(600)
         more(200)
         few(10)
-    assert budget.held == 0 and not budget.of_clients
+    assert budget.held == 0

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from owl3_jax.serving import web_media
-from owl3_jax.serving.budget import MediaBudget
+from owl3_jax.serving.budget import Budget
 from owl3_jax.serving.errors import ApiError
 from owl3_jax.serving.fetch import MediaFetcher
 from owl3_jax.serving.media_policy import MediaPolicy
@@ -139,7 +139,7 @@ def test_an_image_of_just_the_limit_comes(certificate):
 def test_a_fetch_ends_as_soon_as_its_request_holds_too_much(certificate):
     async def scenario() -> str:
         async with running({"/": endless}, certificate) as host, fetcher(host, certificate) as made:
-            with MediaBudget(bytes_each=50).account("one") as charge, pytest.raises(ApiError) as raised:
+            with Budget("media", bytes_each=50, bytes_all=1000).account("one") as charge, pytest.raises(ApiError) as raised:
                 await made.fetch(f"https://media.example:{host.port}/", "image", charge)
             return raised.value.code
 
