@@ -94,7 +94,8 @@ def live_server(log: Path, *flags: object, command: Sequence[object] = OWL3_SERV
     watch = _LogWatch(process.stderr, log)
     try:
         yield LiveServer(watch.url(), process.pid, log)
-        process.terminate()
+        if b'"event": "draining"' not in log.read_bytes():  # nobody has told it to end; a second signal would cut it off
+            process.terminate()
         if code := process.wait(_SECONDS_TO_END):
             raise RuntimeError(f"the server ended with {code}; its log is {log}")
     finally:
