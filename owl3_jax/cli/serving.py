@@ -69,7 +69,7 @@ async def _serve(
     owl: owl3_jax.Owl3Checkpoint,
     engine: ServingEngine,
 ) -> None:
-    gate = Gate(_most_answers(flags))
+    gate = Gate(settings.max_preparing)
     decoders = Decoders(
         find_checkpoint(flags.model.checkpoint),
         flags.decode_workers,

@@ -118,18 +118,17 @@ def _add_openai_endpoints(app: FastAPI, chat: Chat) -> None:
 
 def _add_probes(app: FastAPI, engine: ServingEngine, gate: Gate, metrics: Metrics) -> None:
     @app.get("/health", summary="200 as soon as the server runs")
+    @app.head("/health", include_in_schema=False)  # load balancers ask so
     async def health() -> Response:
         return JSONResponse({"status": "ok"})
 
     @app.get("/ready", summary="200 while requests are taken, else 503", responses=_FAILURES)
+    @app.head("/ready", include_in_schema=False)
     async def ready() -> Response:
         gate.require_open()
         if not engine.is_ready:
             raise unavailable("the model is not ready yet")
         return JSONResponse({"status": "ready"})
-
-    for path, probe in (("/health", health), ("/ready", ready)):
-        app.head(path, include_in_schema=False)(probe)  # load balancers ask so
 
     @app.get("/metrics", summary="Numbers for Prometheus")
     async def numbers() -> Response:

@@ -17,6 +17,7 @@ class Request(NamedTuple):
 
     messages: list[dict[str, object]]
     blobs: list[Blob]
+    media: int  # images, frames and videos that it names
 
 
 class _Packer:
@@ -71,8 +72,8 @@ class _Packer:
         return {"blob": self._numbers[id(value)]}
 
 
-def pack(messages: Sequence[Mapping[str, object]], limits: DecodeLimits) -> tuple[Request, int]:
-    """The request as it goes to a worker, and how many images, frames and videos it names.
+def pack(messages: Sequence[Mapping[str, object]], limits: DecodeLimits) -> Request:
+    """The request as it goes to a worker.
 
     Args:
         messages: `{"role", "content"}` each; other keys are left out. A content is a string, or a list of parts `{"type":
@@ -83,8 +84,8 @@ def pack(messages: Sequence[Mapping[str, object]], limits: DecodeLimits) -> tupl
     Raises DecodeRefused.
     """
     packer = _Packer(limits)
-    request = Request([packer.message(message, f"message {index}") for index, message in enumerate(messages)], packer.blobs)
-    return request, packer.images
+    packed = [packer.message(message, f"message {index}") for index, message in enumerate(messages)]
+    return Request(packed, packer.blobs, packer.images)
 
 
 def unpack(packed: object, blobs: Sequence[bytes]) -> object:

@@ -54,7 +54,6 @@ class DecoderCounts(NamedTuple):
 @dataclasses.dataclass(eq=False)
 class _Job:
     request: Request
-    media: int  # images, frames and videos that it names
     answer: asyncio.Future[DecodedPrompt]  # cancelled when nobody waits for it any more
     finish: float = 0.0  # in its queue's time
     was_tried: bool = False
@@ -151,10 +150,10 @@ class Decoders:
         """
         if self._pool.is_closing:
             raise DecodeRefused("decoder_unavailable", _STOPPING)
-        packed, media = pack(messages, self._limits)
-        job = _Job(packed, media, asyncio.get_running_loop().create_future())
-        queue, work = (self._with_media, float(media)) if media else (self._texts, 1.0)
-        queue.put(job, work, others=self._clients[client])
+        request = pack(messages, self._limits)
+        job = _Job(request, asyncio.get_running_loop().create_future())
+        queue = self._with_media if request.media else self._texts
+        queue.put(job, work=float(max(1, request.media)), others=self._clients[client])
         self._clients[client] += 1
         self._dispatch()
         try:
@@ -242,7 +241,7 @@ class Decoders:
         else:
             if not job.answer.done():  # otherwise it was killed
                 _log.warning("a decoder fails: %r", error)
-            if job.media:
+            if job.request.media:
                 job.refuse("decoder_died", "decoding ended before it was done; a file of the request may be damaged")
             elif job.was_tried:
                 job.refuse("decoder_unavailable", "the prompt could not be read; try again")

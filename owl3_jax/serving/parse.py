@@ -85,7 +85,6 @@ def parse_request(body: bytes | bytearray, defaults: Sampling) -> Wanted:
     except pydantic.ValidationError as error:
         raise _readable(error) from None
     _require_possible(request)
-    _require_our_ending(tree, request)
     sampling = _sampling(request, defaults)
     return Wanted(
         model=request.model,
@@ -152,18 +151,19 @@ _UNSUPPORTED: Mapping[str, Callable[[object], bool]] = {
 }
 
 
-_ENDINGS = ("continue_final_message", "add_generation_prompt")
-
-
 def _refuse_unsupported(tree: Mapping[str, object]) -> None:
     for name, asks_nothing in _UNSUPPORTED.items():
         if name in tree and not asks_nothing(tree[name]):
-            raise invalid(name, f"{name} is not supported by this server: leave it out", code="unsupported_parameter")
+            raise _unsupported(name, f"{name} is not supported by this server: leave it out")
+
+
+def _unsupported(name: str, message: str) -> ApiError:
+    return invalid(name, message, code="unsupported_parameter")
 
 
 def _ignored(tree: Mapping[str, object]) -> Iterator[str]:
     """Names for the log, if they look like names: anything else may be what nobody should log."""
-    unknown = (name for name in tree if name not in ChatRequest.model_fields and name not in (*_UNSUPPORTED, *_ENDINGS))
+    unknown = (name for name in tree if name not in ChatRequest.model_fields and name not in _UNSUPPORTED)
     for name, _ in zip(unknown, range(_MOST_IGNORED), strict=False):
         if name.isascii() and name.isidentifier() and len(name) <= _LONGEST_NAME:
             yield name
@@ -198,15 +198,11 @@ def _require_possible(request: ChatRequest) -> None:
         raise invalid("max_tokens", "max_tokens and max_completion_tokens are two names of one number: give one of them")
     if request.messages[-1].role in ("system", "developer"):
         raise invalid("messages", "the last message must be the user's, or one of the assistant's that the answer continues")
-
-
-def _require_our_ending(tree: Mapping[str, object], request: ChatRequest) -> None:
-    """An answer continues a last message of the assistant's. Raises ApiError for fields that ask for anything else."""
     continues = request.messages[-1].role == "assistant"
-    for name, is_so in zip(_ENDINGS, (continues, not continues), strict=True):
-        if tree.get(name) not in (None, is_so):
-            message = f"{name} is {str(is_so).lower()} for these messages: leave it out"
-            raise invalid(name, message, code="unsupported_parameter")
+    if request.continue_final_message not in (None, continues):
+        raise _unsupported("continue_final_message", "only a last message of the assistant's is continued, and always")
+    if request.add_generation_prompt not in (None, not continues):
+        raise _unsupported("add_generation_prompt", "only a last message of the assistant's goes without a prompt, and always")
 
 
 def _sampling(request: ChatRequest, defaults: Sampling) -> Sampling:

@@ -185,5 +185,7 @@ class ChatRequest(_Form):
     stop: _Stops | None = None  # texts that end an answer and are not part of it
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=TOP_LOGPROBS)] | None = None  # alternatives to each token
+    add_generation_prompt: bool | None = None  # whether the last message is not the assistant's: as it must be here
+    continue_final_message: bool | None = None  # whether it is
     priority: Annotated[int, Field(ge=0, le=1000)] | None = None  # larger: behind the others
     user: str | None = None  # taken, and without effect

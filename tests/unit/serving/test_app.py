@@ -567,16 +567,10 @@ def test_probes_may_ask_for_the_head_alone(server, path):
 
 
 def test_a_slow_body_ends_in_time():
-    with running_server(bodies=BodyLimits(seconds=0.1)) as server:
-        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=_PATIENCE)
-        connection.putrequest("POST", "/v1/chat/completions")
-        connection.putheader("Content-Type", "application/json")
-        connection.putheader("Content-Length", "1000")
-        connection.endheaders(b"{")
+    with running_server(bodies=BodyLimits(seconds=0.1)) as server, stalled(server, b"{") as connection:
         response = connection.getresponse()
         assert response.status == 408
         assert json.loads(response.read())["error"]["code"] == "request_timeout"
-        connection.close()
 
 
 @pytest.mark.parametrize("sent", [b"", b"POST /v1/chat", b"GET /health HTTP/1.1\r\nHost: x\r\n\r\nGET /heal"])

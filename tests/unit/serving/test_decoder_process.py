@@ -22,7 +22,7 @@ from owl3_jax.serving.decoder_process import DecoderDiedError, DecoderProcess, D
 
 LIMITS = DecodeLimits(max_images=3)
 SIZE, VOCABULARY = 5, 11
-REQUEST = Request([{"role": "user", "content": "Hi"}], [b"source"])
+REQUEST = Request([{"role": "user", "content": "Hi"}], [b"source"], 1)
 READY = {"image_size": SIZE, "vocab_size": VOCABULARY}
 
 

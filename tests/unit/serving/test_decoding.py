@@ -55,6 +55,7 @@ def asking(*parts: dict[str, object], text: str = "Which digit is red?") -> list
 
 
 GOOD = asking(image(encode(picture(0))))
+TEXT = [{"role": "user", "content": "Hello"}]
 
 
 def worker_processes() -> set[psutil.Process]:
@@ -433,19 +434,17 @@ def test_a_client_that_goes_does_not_cost_a_worker_that_is_soon_done(processor, 
 
 
 def test_requests_without_media_do_not_wait_for_those_with_some(processor):
-    texts = [{"role": "user", "content": "Hello"}]
-
     async def ask() -> None:
         async with decoding(1, LIMITS, text_workers=1) as (decoders, processes):
             for process in processes:
                 process.suspend()
             answers = [asyncio.create_task(decoders.decode(GOOD)) for _ in range(3)]
             await until(lambda counts: (counts.in_use, counts.waiting) == (1, 2), decoders)
-            answered = asyncio.create_task(decoders.decode(texts))
+            answered = asyncio.create_task(decoders.decode(TEXT))
             await until(lambda counts: (counts.in_use, counts.waiting) == (2, 2), decoders)
             for process in processes:
                 process.resume()
-            assert_same(await answered, processor, texts)
+            assert_same(await answered, processor, TEXT)
             for answer in answers:
                 assert_same(await answer, processor, GOOD)
 
@@ -453,13 +452,11 @@ def test_requests_without_media_do_not_wait_for_those_with_some(processor):
 
 
 def test_requests_without_media_leave_workers_to_those_with_some(processor):
-    texts = [{"role": "user", "content": "Hello"}]
-
     async def ask() -> None:
         async with decoding(1, LIMITS, text_workers=1) as (decoders, processes):
             for process in processes:
                 process.suspend()
-            many = [asyncio.create_task(decoders.decode(texts, str(number))) for number in range(30)]
+            many = [asyncio.create_task(decoders.decode(TEXT, str(number))) for number in range(30)]
             await until(lambda counts: (counts.in_use, counts.waiting) == (2, 28), decoders)  # nobody else wants them
             answer = asyncio.create_task(decoders.decode(GOOD))
             await until(lambda counts: counts.waiting == 29, decoders)
@@ -498,15 +495,13 @@ def test_a_client_with_many_requests_delays_its_own(processor):
 
 
 def test_a_request_without_media_is_not_to_blame_for_a_worker_that_is_killed(processor):
-    texts = [{"role": "user", "content": "Hello"}]
-
     async def ask() -> None:
         async with decoding(1, LIMITS) as (decoders, processes):
             processes[0].suspend()
-            answer = asyncio.create_task(decoders.decode(texts))
+            answer = asyncio.create_task(decoders.decode(TEXT))
             await until(lambda counts: counts.in_use == 1, decoders)
             processes[0].kill()
-            assert_same(await answer, processor, texts)
+            assert_same(await answer, processor, TEXT)
             assert decoders.counts().died == 1
 
     asyncio.run(ask())
@@ -520,7 +515,7 @@ def test_a_text_that_workers_die_of_is_given_up(monkeypatch):
         async with decoding(1, LIMITS) as (decoders, _):
             monkeypatch.setattr(DecoderProcess, "decode", dies)
             with pytest.raises(DecodeRefused) as caught:
-                await decoders.decode([{"role": "user", "content": "Hello"}])
+                await decoders.decode(TEXT)
             assert caught.value.code == "decoder_unavailable"
             await until(lambda counts: (counts.started, counts.died) == (3, 2), decoders)
 
@@ -533,7 +528,7 @@ def test_a_picture_that_is_shown_twice_is_decoded_once(shared, processor):
     prompt = shared.decode(messages)
     assert_same(prompt, processor, messages)
     assert prompt.views[2] is prompt.views[0] and prompt.views[5] is prompt.views[0]
-    assert len(pack(messages, LIMITS)[0].blobs) == 2
+    assert len(pack(messages, LIMITS).blobs) == 2
 
 
 def test_workers_are_replaced_after_many_requests(processor, monkeypatch):
